@@ -398,7 +398,6 @@ fn lost(error: &io::Error) -> Refusal {
     )
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "reads better at `map_err`")]
 fn internal(error: impl std::fmt::Display) -> Refusal {
     Refusal::new(ErrorCode::Internal, error.to_string(), "run `cmactl version` and report it")
 }

@@ -1,1 +1,8 @@
+//! What the scenarios of this project run against: a simulated upstream, and
+//! the harness around the programs under test.
+//!
+//! Nothing here knows how the daemon works inside. The rules the simulated
+//! upstream enforces are the upstream's own, so that a wrong idea in the daemon
+//! cannot hide in the thing that judges it.
 
+pub mod sim;

@@ -1,0 +1,221 @@
+//! What can be typed. Help texts are the doc comments here, one per command.
+
+use cma_proto::{
+    codec::Codec,
+    error::{ErrorCode, Refusal},
+};
+use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use std::{path::PathBuf, process::ExitCode};
+
+/// Asks and commands `cmad`, which serves the Codex CLI from many accounts.
+///
+/// An account is named by its index, e-mail, label, id, or a unique prefix of one of these.
+#[derive(Debug, Parser)]
+#[command(name = "cmactl", version, propagate_version = false, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags of every command.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Print JSON instead of text
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Fail instead of starting the daemon when it isn't running
+    #[arg(long, global = true)]
+    pub(crate) no_start: bool,
+    /// Use the pool in this folder instead of the one the environment names
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) root: Option<PathBuf>,
+    /// How messages are written on the socket
+    #[arg(long, global = true, hide = true, value_enum, default_value_t = Wire::Bincode)]
+    pub(crate) wire: Wire,
+}
+
+/// How messages are written on the socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Wire {
+    /// Compact; the default.
+    Bincode,
+    /// Readable with `socat`.
+    Json,
+}
+
+impl From<Wire> for Codec {
+    fn from(wire: Wire) -> Self {
+        match wire {
+            Wire::Bincode => Self::Bincode,
+            Wire::Json => Self::Json,
+        }
+    }
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show the daemon, the accounts, their windows and who serves next
+    Status,
+    /// List the accounts
+    List,
+    /// Pin one account: it serves every new request while it can
+    Switch {
+        /// Index, e-mail, label, id or a unique prefix
+        account: String,
+        /// Refuse unless the pool is still in this epoch (from `status --json`)
+        #[arg(long, value_name = "EPOCH")]
+        expected_epoch: Option<u64>,
+    },
+    /// Let the pool choose again
+    Unpin,
+    /// Read the login of an official `auth.json` into the pool
+    Import {
+        /// The file; `auth.json` in the Codex home folder when left out
+        #[arg(value_name = "AUTH_JSON")]
+        file: Option<PathBuf>,
+        /// A name for the account
+        #[arg(long)]
+        label: Option<String>,
+    },
+    /// Let an account serve again
+    Enable {
+        /// Index, e-mail, label, id or a unique prefix
+        account: String,
+    },
+    /// Keep an account from serving
+    Disable {
+        /// Index, e-mail, label, id or a unique prefix
+        account: String,
+    },
+    /// Name an account; an empty label takes the name away
+    Label {
+        /// Index, e-mail, label, id or a unique prefix
+        account: String,
+        /// The new name
+        label: String,
+    },
+    /// Take an account out of the pool; its login is kept in the root's `removed/` folder
+    Remove {
+        /// Index, e-mail, label, id or a unique prefix
+        account: String,
+        /// Don't ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Explain which account would serve now, or served a request, and why
+    Why {
+        /// A request's id, as `events` and `logs` show it
+        #[arg(long, value_name = "ID")]
+        request: Option<String>,
+    },
+    /// Print what happens in the pool, as it happens
+    Events,
+    /// Print the daemon's log; works while the daemon is down
+    Logs {
+        /// Go on with what is written from now on
+        #[arg(short, long)]
+        follow: bool,
+        /// How many lines from the end
+        #[arg(short = 'n', long, value_name = "N", default_value_t = 50)]
+        lines: usize,
+    },
+    /// Run, start, stop or restart the daemon, or ask whether it runs
+    #[command(subcommand)]
+    Daemon(Daemon),
+    /// Print the version of this program and of the running daemon
+    Version,
+    /// Print what starts a client against the daemon: variables, arguments, a key for 24 h
+    Launch(LaunchArgs),
+    /// Show the whole thing with three simulated accounts: nothing installed, no network
+    Demo(DemoArgs),
+}
+
+/// `cmactl daemon …`
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum Daemon {
+    /// Run the daemon in the foreground
+    Run,
+    /// Start the daemon in the background, unless it runs
+    Start,
+    /// Let running responses end, then stop the daemon
+    Stop {
+        /// Cut running responses
+        #[arg(long)]
+        now: bool,
+    },
+    /// Stop the daemon and start the one beside this program, with this shell's environment
+    Restart {
+        /// Cut running responses
+        #[arg(long)]
+        now: bool,
+    },
+    /// Say whether the daemon runs: exit code 0 if it does, 4 if not
+    Status,
+}
+
+/// `cmactl launch`
+#[derive(Debug, Args)]
+pub(crate) struct LaunchArgs {
+    /// Print the plan (starting the CLI is the `codex` shim's work)
+    #[arg(long, required = true)]
+    pub(crate) print: bool,
+    /// The CLI's version; the newest one known when left out
+    #[arg(long, value_name = "X.Y.Z", default_value = "")]
+    pub(crate) codex_version: String,
+    /// The CLI's profile
+    #[arg(long, value_name = "NAME")]
+    pub(crate) profile: Option<String>,
+}
+
+/// `cmactl demo`
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Who sends the requests
+    #[arg(long, value_enum, default_value_t = DemoClient::Auto)]
+    pub(crate) client: DemoClient,
+    /// Print lines instead of a picture
+    #[arg(long)]
+    pub(crate) plain: bool,
+}
+
+/// Who sends the demo's requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DemoClient {
+    /// The real `codex` if a fitting one is on `PATH`, else the built-in client
+    Auto,
+    /// The built-in client
+    Builtin,
+    /// The real `codex`
+    Codex,
+}
+
+/// Reads the command line; help, version and usage errors are dealt with here.
+pub(crate) fn parse() -> Result<Cli, ExitCode> {
+    Cli::try_parse().map_err(|error| {
+        let json = std::env::args_os().any(|arg| arg == "--json");
+        let talk = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+        // A closed stdout or stderr is no reason to fail differently.
+        if json && !talk {
+            drop(crate::render::Screen::new(true).refusal(&usage(&error)));
+        } else {
+            drop(error.print());
+        }
+        ExitCode::from(if error.use_stderr() { ErrorCode::BadRequest.exit_code() } else { 0 })
+    })
+}
+
+/// A usage error as a refusal: clap's first paragraph, without its `error: `.
+fn usage(error: &clap::Error) -> Refusal {
+    let text = error.render().to_string();
+    let said = text.split("\n\n").next().unwrap_or_default();
+    let said: Vec<&str> = said.split_whitespace().collect();
+    let said = said.join(" ");
+    let said = said.strip_prefix("error: ").unwrap_or(&said);
+    Refusal::new(ErrorCode::BadRequest, said, "run `cmactl --help`")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,140 @@
+//! What the commands do, one file per family.
+//!
+//! A command asks, hands the answer to `render`, and ends. None knows another; what they share is
+//! the way to the daemon, here.
+
+mod accounts;
+mod daemon;
+mod demo;
+mod events;
+mod launch;
+mod logs;
+mod status;
+mod version;
+mod why;
+
+use crate::{
+    cli::{Cli, Command},
+    error::Failure,
+    render::Screen,
+};
+use cma_proto::{
+    client::{Client, ConnectError},
+    codec::Codec,
+    endpoint::Root,
+    error::{ErrorCode, Refusal},
+    message::{AccountInfo, Request},
+};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+/// How this program calls itself in a hello.
+const PROGRAM: &str = "cmactl";
+
+/// Which daemon, and how to talk to it.
+#[derive(Debug, Clone)]
+struct Context {
+    root: Root,
+    codec: Codec,
+    start: bool,
+}
+
+impl Context {
+    /// The daemon, started if need be and allowed.
+    fn connect(&self) -> Result<Client, Refusal> {
+        if self.start {
+            return Client::connect_or_start(&self.root, PROGRAM, self.codec);
+        }
+        self.connect_running()?.ok_or_else(|| self.not_running())
+    }
+
+    /// The daemon if it runs.
+    fn connect_running(&self) -> Result<Option<Client>, Refusal> {
+        match Client::connect(&self.root, PROGRAM, self.codec) {
+            Ok(client) => Ok(Some(client)),
+            Err(ConnectError::NobodyThere) => Ok(None),
+            Err(ConnectError::Refused(refusal)) => Err(refusal),
+        }
+    }
+
+    fn not_running(&self) -> Refusal {
+        Refusal::new(
+            ErrorCode::Unreachable,
+            format!("no daemon is running for `{}`", self.root.path().display()),
+            "run `cmactl daemon start`",
+        )
+    }
+}
+
+/// Does what was typed.
+pub(crate) fn run(cli: Cli, screen: &mut Screen) -> Result<ExitCode, Failure> {
+    let command = match cli.command {
+        // The demo has a root of its own and must run where no home folder is known.
+        Command::Demo(args) => return demo::demo(&args, cli.global.wire.into(), screen),
+        command => command,
+    };
+    let context = Context {
+        root: root(cli.global.root.as_deref())?,
+        codec: cli.global.wire.into(),
+        start: !cli.global.no_start,
+    };
+    match command {
+        Command::Demo(_) => Ok(ExitCode::SUCCESS),
+        Command::Status => status::status(&context, screen),
+        Command::List => status::list(&context, screen),
+        Command::Switch { account, expected_epoch } => accounts::switch(
+            &context,
+            &Request::Switch { selector: account, expected_epoch },
+            screen,
+        ),
+        Command::Unpin => accounts::switch(&context, &Request::Unpin, screen),
+        Command::Import { file, label } => accounts::import(&context, file, label, screen),
+        Command::Enable { account } => accounts::set_enabled(&context, account, true, screen),
+        Command::Disable { account } => accounts::set_enabled(&context, account, false, screen),
+        Command::Label { account, label } => accounts::label(&context, account, label, screen),
+        Command::Remove { account, yes } => accounts::remove(&context, account, yes, screen),
+        Command::Why { request } => why::why(&context, request, screen),
+        Command::Events => events::events(&context, screen),
+        Command::Logs { follow, lines } => logs::logs(&context, lines, follow, screen),
+        Command::Daemon(command) => daemon::daemon(&context, command, screen),
+        Command::Version => version::version(&context, screen),
+        Command::Launch(args) => launch::launch(&context, &args, screen),
+    }
+}
+
+fn root(given: Option<&Path>) -> Result<Root, Refusal> {
+    given.map_or_else(Root::from_env, |path| absolute(path).map(|path| Root::at(&path)))
+}
+
+/// A path that means the same to the daemon, which stands in another folder.
+fn absolute(path: &Path) -> Result<PathBuf, Refusal> {
+    std::path::absolute(path).map_err(|error| {
+        Refusal::new(
+            ErrorCode::BadRequest,
+            format!("`{}` can't be made an absolute path: {error}", path.display()),
+            "name the whole path",
+        )
+    })
+}
+
+/// Ctrl-C ends a command that has no end of its own, and that is no failure.
+fn end_on_interrupt() {
+    // Where no handler can be installed, Ctrl-C still ends the program, only with another code.
+    drop(signal_hook::flag::register_conditional_shutdown(
+        signal_hook::consts::SIGINT,
+        0,
+        Arc::new(AtomicBool::new(true)),
+    ));
+}
+
+/// What its person calls an account.
+fn name_of(account: &AccountInfo) -> &str {
+    [&account.label, &account.email]
+        .into_iter()
+        .flatten()
+        .find(|name| !name.is_empty())
+        .unwrap_or(&account.id)
+}

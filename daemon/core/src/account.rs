@@ -1,0 +1,186 @@
+//! One account's life.
+//!
+//! Three facts that are independent of each other, each a small machine of its own: whether the
+//! person lets it serve (`enabled`), what its login can do ([`Login`]), and whether it rests
+//! ([`Cooldown`]). One flat enum would forget a rest when a token is renewed, or a renewal when the
+//! person disables the account. What a person sees ([`State`]) is derived from the three.
+
+use crate::{
+    cooldown::{Cause, Cooldown},
+    identity::AccountId,
+    quota::Quota,
+    time::{Due, Now, Wall},
+    token::Token,
+};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// What an account's login can do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Login {
+    /// The token may be used.
+    Good,
+    /// The token is being renewed. `refused` says whether upstream rejected the current one: then
+    /// it is not sent again meanwhile.
+    Renewing {
+        /// Upstream rejected the current token.
+        refused: bool,
+    },
+    /// Only the person can mend it, by signing in again.
+    Gone {
+        /// Why, for a person.
+        cause: Arc<str>,
+        /// Since when.
+        since: Wall,
+    },
+}
+
+/// One account of the pool.
+#[derive(Debug, Clone)]
+pub struct Account {
+    /// Who it is.
+    pub id: AccountId,
+    /// Position in the person's list.
+    pub order: u32,
+    /// Its workspace.
+    pub workspace: Arc<str>,
+    /// Its plan as the token says.
+    pub plan: Option<Arc<str>>,
+    /// What it is called: label, else e-mail, else id.
+    pub name: Arc<str>,
+    /// Whether the person lets it serve.
+    pub enabled: bool,
+    /// Whether its credential was made for the upstream in use.
+    pub at_home: bool,
+    /// What its login can do.
+    pub login: Login,
+    /// What is known of its token.
+    pub token: Token,
+    /// Its rest, if any.
+    pub cooldown: Option<Cooldown>,
+    /// What is known of its quota.
+    pub quota: Quota,
+    /// Requests it is serving.
+    pub in_flight: u32,
+    /// Requests it served.
+    pub served: u64,
+    /// Failures in a row that cooled it.
+    pub streak: u32,
+    /// Renewals in a row that failed for a passing reason, and when the next may start.
+    pub renewal: (u32, Option<Due>),
+    /// Until when a fault of the way there counts against it.
+    pub shaky: Option<Due>,
+    /// Models its plan doesn't include, and until when that is believed.
+    pub without: BTreeMap<Arc<str>, Due>,
+    /// Generation whose token was refused right after being renewed by a refusal.
+    pub refused_fresh: bool,
+}
+
+/// What a person sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// Can serve.
+    Ready,
+    /// Rests until then.
+    Cooling(Cause, Wall),
+    /// Its token is being renewed and the old one can't be used.
+    Refreshing,
+    /// The person has to sign in.
+    NeedsLogin(Arc<str>, Wall),
+    /// The person disabled it.
+    Disabled,
+    /// Its credential is for another upstream.
+    Elsewhere,
+}
+
+impl State {
+    /// One word, as in `--json`.
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Cooling(..) => "cooling",
+            Self::Refreshing => "refreshing",
+            Self::NeedsLogin(..) => "needs_login",
+            Self::Disabled => "disabled",
+            Self::Elsewhere => "elsewhere",
+        }
+    }
+
+    /// Why, for a person.
+    pub fn reason(&self) -> Option<String> {
+        match self {
+            Self::Ready => None,
+            Self::Cooling(cause, _) => Some(cause.text().to_owned()),
+            Self::Refreshing => Some("its token is being renewed".to_owned()),
+            Self::NeedsLogin(cause, _) => Some(cause.to_string()),
+            Self::Disabled => Some("disabled by you".to_owned()),
+            Self::Elsewhere => Some("imported for another upstream".to_owned()),
+        }
+    }
+
+    /// When it ends by itself.
+    pub const fn until(&self) -> Option<Wall> {
+        match self {
+            Self::Cooling(_, until) => Some(*until),
+            Self::Ready
+            | Self::Refreshing
+            | Self::NeedsLogin(..)
+            | Self::Disabled
+            | Self::Elsewhere => None,
+        }
+    }
+}
+
+impl Account {
+    /// What a person sees now.
+    pub fn state(&self, now: Now) -> State {
+        if !self.enabled {
+            return State::Disabled;
+        }
+        if !self.at_home {
+            return State::Elsewhere;
+        }
+        if let Login::Gone { cause, since } = &self.login {
+            return State::NeedsLogin(Arc::clone(cause), *since);
+        }
+        if let Some(rest) = self.rest(now) {
+            return State::Cooling(rest.cause.clone(), rest.due.shown(now));
+        }
+        if !self.sendable(now) {
+            if let (_streak, Some(due)) = self.renewal
+                && !due.reached(now)
+            {
+                return State::Cooling(Cause::RenewalFailed, due.shown(now));
+            }
+            return State::Refreshing;
+        }
+        State::Ready
+    }
+
+    /// The rest that still runs.
+    pub fn rest(&self, now: Now) -> Option<&Cooldown> {
+        self.cooldown.as_ref().filter(|rest| !rest.due.reached(now))
+    }
+
+    /// Whether the current token may be sent now.
+    pub fn sendable(&self, now: Now) -> bool {
+        match self.login {
+            Login::Good => self.token.usable(now),
+            Login::Renewing { refused } => !refused && self.token.usable(now),
+            Login::Gone { .. } => false,
+        }
+    }
+
+    /// Whether a renewal should start now.
+    pub fn wants_renewal(&self, now: Now) -> bool {
+        self.enabled
+            && self.at_home
+            && self.login == Login::Good
+            && (self.token.renewal_due(now) || !self.token.usable(now))
+            && self.renewal.1.is_none_or(|due| due.reached(now))
+    }
+
+    /// Whether a model is known not to be in its plan.
+    pub fn lacks(&self, model: Option<&str>, now: Now) -> bool {
+        model.and_then(|model| self.without.get(model)).is_some_and(|due| !due.reached(now))
+    }
+}

@@ -1,0 +1,230 @@
+//! Quota windows as data: how many, how long and how full is what upstream says, never assumed.
+//!
+//! A window is known by its limit id (`codex`, …) and its place (`primary`, `secondary`). What is
+//! learned later replaces what was learned earlier; older knowledge never does. A window whose
+//! reset has passed counts as empty.
+//!
+//! Where the shapes come from: response headers `x-<limit>-<place>-used-percent`, `-window-minutes`,
+//! `-reset-at`; the stream event `codex.rate_limits`; the usage endpoint's `rate_limit` objects.
+//! All observed with the official CLI 0.169.0.
+
+use crate::time::{Now, Wall};
+use http::HeaderMap;
+use serde_json::Value;
+use std::sync::Arc;
+
+/// The limit id of ordinary requests.
+pub const MAIN_LIMIT: &str = "codex";
+/// More windows than this in one answer are ignored: no upstream has them, garbage might.
+const MAX_WINDOWS: usize = 32;
+
+/// One quota window as upstream last reported it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Window {
+    /// Limit id.
+    pub limit: Arc<str>,
+    /// Which of the limit's windows.
+    pub place: Place,
+    /// 0 to 100, more when overdrawn.
+    pub used_percent: f64,
+    /// Its length.
+    pub minutes: Option<u64>,
+    /// When it empties.
+    pub resets: Option<Wall>,
+    /// When this was learned.
+    pub seen: Wall,
+}
+
+/// Which of a limit's windows: the short one or the long one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// Usually the shorter.
+    Primary,
+    /// Usually the longer.
+    Secondary,
+}
+
+impl Place {
+    /// The name upstream uses.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Primary => "primary",
+            Self::Secondary => "secondary",
+        }
+    }
+}
+
+impl Window {
+    /// Percent used at `now`: nothing once the reset has passed.
+    pub fn used_at(&self, now: Now) -> f64 {
+        if self.resets.is_some_and(|resets| resets <= now.wall) { 0.0 } else { self.used_percent }
+    }
+}
+
+/// All windows known of one account.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Quota {
+    windows: Vec<Window>,
+}
+
+impl Quota {
+    /// The windows, ordered by limit and place.
+    pub fn windows(&self) -> &[Window] {
+        &self.windows
+    }
+
+    /// Takes in what was just learned. Returns whether anything changed.
+    pub fn merge(&mut self, learned: &[Window]) -> bool {
+        let mut changed = false;
+        for window in learned.iter().take(MAX_WINDOWS) {
+            let key = (&*window.limit, window.place);
+            match self.windows.binary_search_by(|known| (&*known.limit, known.place).cmp(&key)) {
+                Ok(at) => {
+                    if let Some(known) = self.windows.get_mut(at)
+                        && known.seen <= window.seen
+                        && known != window
+                    {
+                        *known = window.clone();
+                        changed = true;
+                    }
+                },
+                Err(at) if self.windows.len() < MAX_WINDOWS => {
+                    self.windows.insert(at, window.clone());
+                    changed = true;
+                },
+                Err(_full) => {},
+            }
+        }
+        changed
+    }
+
+    /// Percent left in the fullest main window; 100 when nothing is known.
+    pub fn headroom(&self, now: Now) -> f64 {
+        self.main().map(|window| 100.0 - window.used_at(now)).fold(100.0, f64::min).max(0.0)
+    }
+
+    /// The main window that lasts longest and still runs: what is unused when it resets is lost.
+    pub fn longest(&self, now: Now) -> Option<&Window> {
+        self.main()
+            .filter(|window| window.resets.is_some_and(|resets| resets > now.wall))
+            .max_by_key(|window| (window.minutes, window.resets))
+    }
+
+    /// When the last of the main windows that are full at `now` resets.
+    pub fn full_until(&self, now: Now) -> Option<Wall> {
+        self.main()
+            .filter(|window| window.used_at(now) >= 100.0)
+            .filter_map(|window| window.resets)
+            .max()
+    }
+
+    fn main(&self) -> impl Iterator<Item = &Window> {
+        self.windows.iter().filter(|window| &*window.limit == MAIN_LIMIT)
+    }
+}
+
+/// Windows from response headers.
+pub fn from_headers(headers: &HeaderMap, seen: Wall) -> Vec<Window> {
+    let mut windows = Vec::new();
+    for (name, value) in headers {
+        let Some(rest) = name.as_str().strip_prefix("x-") else { continue };
+        let Some(family) = rest.strip_suffix("-used-percent") else { continue };
+        let (limit, place) = if let Some(limit) = family.strip_suffix("-primary") {
+            (limit, Place::Primary)
+        } else if let Some(limit) = family.strip_suffix("-secondary") {
+            (limit, Place::Secondary)
+        } else {
+            continue;
+        };
+        let Some(used_percent) = value.to_str().ok().and_then(percent) else { continue };
+        let number = |what: &str| {
+            headers
+                .get(format!("x-{limit}-{}-{what}", place.name()))
+                .and_then(|value| value.to_str().ok())
+                .and_then(|text| text.trim().parse::<u64>().ok())
+        };
+        let (minutes, resets) = (number("window-minutes"), number("reset-at").map(Wall::from_secs));
+        // An empty window with no other data says nothing: the CLI ignores it too.
+        if used_percent == 0.0 && minutes.is_none() && resets.is_none() {
+            continue;
+        }
+        windows.push(Window { limit: limit_id(limit), place, used_percent, minutes, resets, seen });
+        if windows.len() >= MAX_WINDOWS {
+            break;
+        }
+    }
+    windows
+}
+
+/// Windows from a `codex.rate_limits` stream event.
+pub fn from_event(event: &Value, seen: Wall) -> Vec<Window> {
+    let limit = ["metered_limit_name", "limit_name"]
+        .into_iter()
+        .find_map(|name| event.get(name).and_then(Value::as_str));
+    event.get("rate_limits").map(|limits| pair(limits, limit, seen, "")).unwrap_or_default()
+}
+
+/// Windows from an answer of the usage endpoint.
+pub fn from_usage(usage: &Value, seen: Wall) -> Vec<Window> {
+    let mut windows = usage
+        .get("rate_limit")
+        .map(|limits| pair(limits, None, seen, "_window"))
+        .unwrap_or_default();
+    let more = usage.get("additional_rate_limits").and_then(Value::as_array);
+    for extra in more.into_iter().flatten().take(MAX_WINDOWS) {
+        let name = extra.get("metered_feature").or_else(|| extra.get("limit_name"));
+        if let Some((name, limits)) = name.and_then(Value::as_str).zip(extra.get("rate_limit")) {
+            windows.extend(pair(limits, Some(name), seen, "_window"));
+        }
+    }
+    windows
+}
+
+/// The reset that a 429 body names, if any.
+pub fn reset_in_error(body: &Value, now: Wall) -> Option<Wall> {
+    let error = body.get("error")?;
+    let at = error.get("resets_at").and_then(Value::as_u64).map(Wall::from_secs);
+    let after = error
+        .get("resets_in_seconds")
+        .and_then(Value::as_u64)
+        .map(|s| now.plus(crate::time::Span::from_secs(s)));
+    at.or(after)
+}
+
+fn pair(limits: &Value, limit: Option<&str>, seen: Wall, suffix: &str) -> Vec<Window> {
+    [Place::Primary, Place::Secondary]
+        .into_iter()
+        .filter_map(|place| {
+            let window = limits.get(format!("{}{suffix}", place.name()))?;
+            let used_percent = window.get("used_percent").and_then(Value::as_f64).and_then(sane)?;
+            let seconds = window.get("limit_window_seconds").and_then(Value::as_u64);
+            Some(Window {
+                limit: limit_id(limit.unwrap_or(MAIN_LIMIT)),
+                place,
+                used_percent,
+                minutes: window
+                    .get("window_minutes")
+                    .and_then(Value::as_u64)
+                    .or_else(|| seconds.map(|seconds| seconds.div_ceil(60))),
+                resets: window.get("reset_at").and_then(Value::as_u64).map(Wall::from_secs),
+                seen,
+            })
+        })
+        .collect()
+}
+
+/// Header names write `-` where ids have `_`.
+fn limit_id(name: &str) -> Arc<str> {
+    name.chars().take(64).map(|c| if c == '-' { '_' } else { c }).collect::<String>().into()
+}
+
+fn percent(text: &str) -> Option<f64> {
+    text.trim().parse::<f64>().ok().and_then(sane)
+}
+
+fn sane(percent: f64) -> Option<f64> {
+    (percent.is_finite() && (0.0..=100_000.0).contains(&percent)).then_some(percent)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,209 @@
+//! What an upstream outcome means: for the request, and for the account that got it.
+//!
+//! Pure control flow. The proxy applies a verdict; it never interprets a status itself.
+//!
+//! The rules follow what the official CLI does with each shape (0.169.0, observed). It stops and
+//! speaks for itself on a 429 `usage_limit_reached` or `usage_not_included` and on a 400; it loops
+//! on 401, 403, 404, 5xx; it sleeps on any other 429 with `Retry-After`. So only shapes of the first
+//! kind, and what no other account would answer differently, are delivered while another account
+//! could still serve.
+
+use crate::{
+    cooldown::Cause,
+    quota,
+    time::{Span, Wall},
+};
+use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
+use serde_json::Value;
+
+/// How one attempt ended before its first byte was delivered.
+#[derive(Debug)]
+pub enum Outcome<'a> {
+    /// Upstream answered. For an error status `body` holds what could be read of it.
+    Head {
+        /// Status.
+        status: StatusCode,
+        /// Headers.
+        headers: &'a HeaderMap,
+        /// The body as JSON, when it was an error's and was JSON.
+        body: Option<&'a Value>,
+    },
+    /// Nothing was sent: no connection came about.
+    ConnectFailed,
+    /// The connection ended before a head came.
+    Cut,
+    /// No head within the time for it.
+    HeadTimeout,
+    /// What came is not HTTP.
+    Garbage,
+}
+
+/// What to do with the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// Give the client what upstream answered, whatever it is.
+    Deliver,
+    /// Try again on the same account, after its token was renewed if that is what it lacks.
+    RetrySame,
+    /// Try another account; the same one only when there is no other.
+    RetryOther,
+    /// The way there is broken for all accounts: wait a little, then try again.
+    Wait,
+}
+
+/// What it means for the account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mark {
+    /// It served, or the answer says nothing about it.
+    Fine,
+    /// It rests.
+    Cool(Cause),
+    /// Its plan doesn't include the model asked for; other models may be.
+    ModelNotIncluded,
+    /// Its token was refused: renew it once, then believe it.
+    Unauthorized,
+    /// The way there failed: a tie-breaker against it for some seconds.
+    Shaky,
+}
+
+/// Both, and the one line for `why`, the log and events.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// For the request.
+    pub act: Act,
+    /// For the account.
+    pub mark: Mark,
+    /// For a person.
+    pub reason: String,
+}
+
+/// Judges one attempt of a Responses request.
+pub fn classify(outcome: &Outcome<'_>, now: Wall) -> Verdict {
+    let verdict = |act, mark, reason: &str| Verdict { act, mark, reason: reason.to_owned() };
+    match outcome {
+        Outcome::ConnectFailed => verdict(Act::Wait, Mark::Fine, "could not connect"),
+        Outcome::Cut => verdict(Act::RetryOther, Mark::Shaky, "connection ended before an answer"),
+        Outcome::HeadTimeout => verdict(Act::RetryOther, Mark::Shaky, "no answer in time"),
+        Outcome::Garbage => verdict(Act::RetryOther, Mark::Shaky, "answer is not HTTP"),
+        Outcome::Head { status, headers, body } => head(*status, headers, *body, now),
+    }
+}
+
+fn head(status: StatusCode, headers: &HeaderMap, body: Option<&Value>, now: Wall) -> Verdict {
+    let (kind, code) = (error_field(body, "type"), error_field(body, "code"));
+    let named = |name: &str| kind == Some(name) || code == Some(name);
+    let verdict = |act, mark, reason: String| Verdict { act, mark, reason };
+    match status.as_u16() {
+        200..=399 => verdict(Act::Deliver, Mark::Fine, format!("status {status}")),
+        401 => verdict(Act::RetrySame, Mark::Unauthorized, "token refused (401)".to_owned()),
+        402 => verdict(
+            Act::RetryOther,
+            Mark::Cool(Cause::PaymentRequired),
+            "402 payment required".to_owned(),
+        ),
+        // A block page of the host's front door says nothing about the account.
+        403 if body.is_none() => {
+            verdict(Act::RetryOther, Mark::Shaky, "403 from the host's front door".to_owned())
+        },
+        403 => verdict(Act::RetryOther, Mark::Cool(Cause::Forbidden), "403 forbidden".to_owned()),
+        408 => verdict(Act::RetryOther, Mark::Shaky, "408 request timeout".to_owned()),
+        429 if named("usage_not_included") => verdict(
+            Act::RetryOther,
+            Mark::ModelNotIncluded,
+            "429 usage not included in the plan".to_owned(),
+        ),
+        429 if named("usage_limit_reached") || limit_header(headers) => {
+            let reset = body.and_then(|body| quota::reset_in_error(body, now));
+            verdict(
+                Act::RetryOther,
+                Mark::Cool(Cause::UsageLimit(reset)),
+                "429 usage limit reached".to_owned(),
+            )
+        },
+        429 => {
+            let wait = retry_after(headers);
+            verdict(
+                Act::RetryOther,
+                Mark::Cool(Cause::Throttled(wait)),
+                "429 too many requests".to_owned(),
+            )
+        },
+        500..=599 => verdict(Act::RetryOther, Mark::Shaky, format!("status {}", status.as_u16())),
+        _ => verdict(Act::Deliver, Mark::Fine, format!("status {}", status.as_u16())),
+    }
+}
+
+/// Whether the official CLI stops on this answer and says itself what is wrong.
+pub fn stops_the_cli(status: StatusCode, body: Option<&Value>) -> bool {
+    status == StatusCode::BAD_REQUEST
+        || (status == StatusCode::TOO_MANY_REQUESTS
+            && matches!(
+                error_field(body, "type"),
+                Some("usage_limit_reached" | "usage_not_included")
+            ))
+}
+
+/// Workspace limits come with a header instead of a body type the CLI knows.
+fn limit_header(headers: &HeaderMap) -> bool {
+    headers.contains_key("x-codex-rate-limit-reached-type")
+}
+
+fn error_field<'a>(body: Option<&'a Value>, name: &str) -> Option<&'a str> {
+    let body = body?;
+    body.get("error").and_then(|error| error.get(name)).or_else(|| body.get(name))?.as_str()
+}
+
+/// `Retry-After` in seconds; the date form is not used by this upstream.
+fn retry_after(headers: &HeaderMap) -> Option<Span> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
+    text.trim().parse::<u64>().ok().map(Span::from_secs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn judge(status: u16, headers: &[(&'static str, &str)], body: &Value) -> (Act, Mark) {
+        let headers: HeaderMap = headers
+            .iter()
+            .map(|(name, value)| (http::HeaderName::from_static(name), value.parse().unwrap()))
+            .collect();
+        let status = StatusCode::from_u16(status).unwrap();
+        let body = Some(body).filter(|body| !body.is_null());
+        let verdict = classify(&Outcome::Head { status, headers: &headers, body }, Wall::default());
+        (verdict.act, verdict.mark)
+    }
+
+    #[test]
+    fn limits_rest_the_account_and_another_serves() {
+        let limit = json!({"error": {"type": "usage_limit_reached", "resets_at": 9}});
+        let reset = Some(Wall::from_secs(9));
+        assert_eq!(
+            judge(429, &[], &limit),
+            (Act::RetryOther, Mark::Cool(Cause::UsageLimit(reset)))
+        );
+        let none = json!({"error": {"type": "usage_not_included"}});
+        assert_eq!(judge(429, &[], &none), (Act::RetryOther, Mark::ModelNotIncluded));
+        let wait = Mark::Cool(Cause::Throttled(Some(Span::from_secs(7))));
+        assert_eq!(judge(429, &[("retry-after", "7")], &json!({})), (Act::RetryOther, wait));
+        let owner = [("x-codex-rate-limit-reached-type", "workspace_owner_credits_depleted")];
+        let workspace = Mark::Cool(Cause::UsageLimit(None));
+        assert_eq!(judge(429, &owner, &Value::Null), (Act::RetryOther, workspace));
+    }
+
+    #[test]
+    fn host_faults_cool_nobody_and_client_faults_go_through() {
+        for status in [500, 502, 503, 408] {
+            assert_eq!(judge(status, &[], &Value::Null), (Act::RetryOther, Mark::Shaky));
+        }
+        assert_eq!(judge(403, &[], &Value::Null), (Act::RetryOther, Mark::Shaky));
+        assert_eq!(judge(403, &[], &json!({})).1, Mark::Cool(Cause::Forbidden));
+        for status in [200, 400, 404, 413, 422] {
+            assert_eq!(judge(status, &[], &Value::Null), (Act::Deliver, Mark::Fine));
+        }
+        assert_eq!(judge(401, &[], &Value::Null), (Act::RetrySame, Mark::Unauthorized));
+        let dead = classify(&Outcome::ConnectFailed, Wall::default());
+        assert_eq!((dead.act, dead.mark), (Act::Wait, Mark::Fine));
+    }
+}

@@ -1,0 +1,253 @@
+//! The simulated upstream: the issuer and the backend on one loopback port.
+//!
+//! It decides what a real upstream would answer to a request: whether a token
+//! is good, whether a window is spent, which events a turn consists of. It
+//! never helps the client along and never looks at what the daemon is. What a
+//! test may do besides is scripted through [`Sim`]: faults, expiries, quotas.
+//!
+//! Invariants: every request is recorded before it is answered; a refresh token
+//! is spent at most once (outside the grace); everything kept is bounded.
+//!
+//! One thread with its own current-thread runtime serves all connections, so a
+//! test needs no runtime, and the order of the record is the order of serving.
+
+mod backend;
+mod clock;
+mod config;
+mod control;
+pub mod drive;
+mod faults;
+mod issuer;
+mod jwt;
+mod quota;
+mod record;
+mod reply;
+mod server;
+mod side;
+mod sse;
+mod state;
+mod strict;
+mod tokens;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+pub use config::{AccountSpec, CLIENT_ID, DEFAULT_CANARY, SimConfig, Window};
+pub use faults::{Cut, Fault, Route};
+pub use record::{AccountStats, Outcome, Seen, Stats};
+
+use server::Command;
+use state::Shared;
+use tokens::Freshness;
+
+/// A running simulated upstream; dropping it stops it and cuts its connections.
+#[derive(Debug)]
+pub struct Sim {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Sim {
+    /// Binds, starts the serving thread and returns once connections are accepted.
+    pub fn start(config: SimConfig) -> io::Result<Self> {
+        let (shared, thread) = server::start(config)?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Where it listens (also while it does not: the port is kept).
+    pub fn addr(&self) -> SocketAddr {
+        self.shared.addr
+    }
+
+    /// `http://127.0.0.1:P`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.shared.addr)
+    }
+
+    /// What stands for `https://chatgpt.com/backend-api`.
+    pub fn backend(&self) -> String {
+        format!("{}/backend-api", self.url())
+    }
+
+    /// What stands for `https://auth.openai.com`.
+    pub fn issuer(&self) -> String {
+        self.url()
+    }
+
+    /// The string every token carries; it must appear in no output.
+    pub fn canary(&self) -> String {
+        self.shared.state.lock().config.canary.clone()
+    }
+
+    /// The names of the accounts, in order.
+    pub fn accounts(&self) -> Vec<String> {
+        self.shared.state.lock().accounts.iter().map(|a| a.spec.name.clone()).collect()
+    }
+
+    /// The address of an account.
+    #[track_caller]
+    pub fn email(&self, account: &str) -> String {
+        self.known(account, |state, no| {
+            state.account(no).map(|account| account.spec.email.clone()).unwrap_or_default()
+        })
+    }
+
+    /// Adds an account while running.
+    pub fn add_account(&self, spec: AccountSpec) {
+        self.shared.state.lock().add_account(spec);
+    }
+
+    /// A fresh login of `account` as an official `auth.json`.
+    ///
+    /// Each call is a login of its own: another family of tokens.
+    #[track_caller]
+    pub fn auth_json(&self, account: &str) -> String {
+        self.known(account, |state, no| state.login(no, Freshness::Fresh))
+    }
+
+    /// As [`Sim::auth_json`], but the access token's `exp` lies in the past.
+    #[track_caller]
+    pub fn auth_json_expired(&self, account: &str) -> String {
+        self.known(account, |state, no| state.login(no, Freshness::Expired))
+    }
+
+    /// From now on the access tokens issued so far are answered 401
+    /// `token_expired`, whatever their `exp` says. Refreshing works.
+    #[track_caller]
+    pub fn expire_access(&self, account: &str) {
+        self.known(account, |state, no| state.tokens.expire_access(no));
+    }
+
+    /// The access tokens issued so far are answered 401 `token_invalidated`.
+    /// Refreshing works.
+    #[track_caller]
+    pub fn revoke_access(&self, account: &str) {
+        self.known(account, |state, no| state.tokens.revoke_access(no));
+    }
+
+    /// Every login of `account` is over: access tokens are answered 401 and
+    /// refreshing `refresh_token_invalidated`.
+    #[track_caller]
+    pub fn revoke_family(&self, account: &str) {
+        self.known(account, state::State::revoke_families);
+    }
+
+    /// The refresh tokens issued so far are answered `refresh_token_expired`.
+    #[track_caller]
+    pub fn expire_refresh(&self, account: &str) {
+        self.known(account, |state, no| state.tokens.expire_refresh(no));
+    }
+
+    /// Scripts a fault: for one account or any, `times` times or for ever.
+    /// Of several that fit a request the one scripted first applies.
+    #[track_caller]
+    pub fn fault(&self, account: Option<&str>, route: Route, fault: Fault, times: Option<u32>) {
+        if let Some(name) = account {
+            self.known(name, |_, _| ());
+        }
+        self.shared.state.lock().faults.script(account, route, fault, times);
+    }
+
+    /// Forgets all scripted faults.
+    pub fn clear_faults(&self) {
+        self.shared.state.lock().faults.clear();
+    }
+
+    /// Sets how much of the two windows is used, in percent.
+    #[track_caller]
+    pub fn set_used(&self, account: &str, primary: f64, secondary: f64) {
+        self.known(account, |state, no| state.set_used(no, primary, secondary));
+    }
+
+    /// Sets when the two windows reset, counted from now.
+    #[track_caller]
+    pub fn set_reset_in(&self, account: &str, primary: Duration, secondary: Duration) {
+        self.known(account, |state, no| state.set_reset_in(no, primary, secondary));
+    }
+
+    /// Sets for how long a just-spent refresh token still gets its successor.
+    pub fn set_grace(&self, grace: Duration) {
+        self.shared.state.lock().config.grace = grace;
+    }
+
+    /// Sets what is answered; `{account}` stands for the account's name.
+    pub fn set_reply_text(&self, text: &str) {
+        text.clone_into(&mut self.shared.state.lock().config.reply_text);
+    }
+
+    /// Sets the time between two events of a reply.
+    pub fn set_event_gap(&self, gap: Duration) {
+        self.shared.state.lock().config.event_gap = gap;
+    }
+
+    /// Scripts one tool call: the first session that offers a command tool and
+    /// has no tool output yet is told to run `command`, then gets the text.
+    ///
+    /// Only that session: a CLI that the tool starts has a session of its own
+    /// and gets the text, else it would run the tool again without end.
+    pub fn script_tool_call(&self, command: &str) {
+        self.shared.state.lock().script_tool_call(command);
+    }
+
+    /// Refuses connections and cuts the open ones; the port stays reserved.
+    pub fn stop_listening(&self) -> io::Result<()> {
+        self.shared.commands.ask(Command::Pause)
+    }
+
+    /// Listens again on the same port.
+    pub fn resume_listening(&self) -> io::Result<()> {
+        self.shared.commands.ask(Command::Resume)
+    }
+
+    /// The requests so far, oldest first (bounded: the oldest are dropped).
+    pub fn seen(&self) -> Vec<Seen> {
+        self.shared.state.lock().record.seen()
+    }
+
+    /// Which rules of the upstream were broken, in words, oldest first.
+    pub fn violations(&self) -> Vec<String> {
+        self.shared.state.lock().record.violations()
+    }
+
+    /// What was counted.
+    pub fn stats(&self) -> Stats {
+        self.shared.state.lock().record.stats()
+    }
+
+    #[track_caller]
+    fn known<T>(
+        &self,
+        account: &str,
+        act: impl FnOnce(&mut state::State, state::AccountNo) -> T,
+    ) -> T {
+        let mut state = self.shared.state.lock();
+        let Some(no) = state.find(account) else {
+            drop(state);
+            unknown_account(account);
+        };
+        act(&mut state, no)
+    }
+}
+
+impl Drop for Sim {
+    fn drop(&mut self) {
+        self.shared.commands.stop();
+        if let Some(thread) = self.thread.take() {
+            // A panic of the serving thread has been printed; nothing to add.
+            thread.join().ok();
+        }
+    }
+}
+
+#[track_caller]
+#[expect(clippy::panic, reason = "naming an account that is not there is a mistake in the test")]
+fn unknown_account(account: &str) -> ! {
+    panic!("the simulated upstream has no account `{account}`")
+}

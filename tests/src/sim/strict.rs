@@ -1,0 +1,160 @@
+//! The rules a request must keep: which headers may arrive, whose account they
+//! may name, and what must never leave the client's machine.
+//!
+//! A broken rule is noted and never changes the answer by itself. A note names
+//! the request and the header but never a value, as values are tokens.
+//!
+//! The lists are the headers the official CLI was seen to send; a proxy that
+//! adds its own is recognisable by them.
+
+use http::HeaderMap;
+
+use super::wire::{Call, text};
+
+/// Headers of a turn, besides those with an allowed prefix.
+const TURN_HEADERS: [&str; 17] = [
+    "authorization",
+    "chatgpt-account-id",
+    "originator",
+    "user-agent",
+    "version",
+    "session-id",
+    "thread-id",
+    "x-client-request-id",
+    "x-oai-attestation",
+    "content-encoding",
+    "content-type",
+    "content-length",
+    "transfer-encoding",
+    "accept",
+    "host",
+    "openai-organization",
+    "openai-project",
+];
+
+/// Prefixes of headers of a turn.
+const TURN_PREFIXES: [&str; 2] = ["x-codex-", "x-openai-"];
+
+/// What tells on any route that something stands in between.
+const PROXY_HEADERS: [&str; 8] = [
+    "via",
+    "forwarded",
+    "cookie",
+    "x-real-ip",
+    "proxy-authorization",
+    "proxy-connection",
+    "keep-alive",
+    "te",
+];
+
+/// Prefixes of the same.
+const PROXY_PREFIXES: [&str; 2] = ["x-forwarded-", "x-cma-"];
+
+/// Headers that make sense once only.
+const ONCE: [&str; 7] = [
+    "authorization",
+    "chatgpt-account-id",
+    "content-encoding",
+    "content-type",
+    "host",
+    "session-id",
+    "thread-id",
+];
+
+/// Notes what is wrong with any request to the issuer or the backend.
+pub(super) fn check_any(call: &Call) {
+    let headers = &call.head.headers;
+    for name in headers.keys().map(http::HeaderName::as_str) {
+        let telling = PROXY_HEADERS.contains(&name)
+            || PROXY_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+        if telling {
+            call.breach(&format!("header `{name}` tells of a proxy"));
+        }
+    }
+    for name in ONCE {
+        if headers.get_all(name).iter().count() > 1 {
+            call.breach(&format!("header `{name}` sent more than once"));
+        }
+    }
+    let port = call.shared.addr.port();
+    let hosts = [call.shared.addr.to_string(), format!("localhost:{port}")];
+    if !text(headers, "host").is_some_and(|host| hosts.iter().any(|ours| ours == host)) {
+        call.breach("header `host` does not name this upstream");
+    }
+    check_leaks(call, headers);
+}
+
+/// Notes what is wrong with the headers of a turn.
+pub(super) fn check_turn(call: &Call) {
+    let headers = &call.head.headers;
+    for name in headers.keys().map(http::HeaderName::as_str) {
+        let proxied = PROXY_HEADERS.contains(&name)
+            || PROXY_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+        let known = TURN_HEADERS.contains(&name)
+            || TURN_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+        if !known && !proxied {
+            call.breach(&format!("header `{name}` is none the CLI sends with a turn"));
+        }
+    }
+}
+
+fn check_leaks(call: &Call, headers: &HeaderMap) {
+    let (marks, canary) = {
+        let state = call.shared.state.lock();
+        (state.config.client_key_marks.clone(), state.config.canary.clone())
+    };
+    let target = call.head.uri.to_string();
+    for mark in marks.iter().filter(|mark| !mark.is_empty()) {
+        for (name, value) in headers {
+            if contains(value.as_bytes(), mark) {
+                call.breach(&format!("leaked client key in header `{name}`"));
+            }
+        }
+        if contains(target.as_bytes(), mark) {
+            call.breach("leaked client key in the target");
+        }
+        if contains(&call.body.bytes, mark) {
+            call.breach("leaked client key in the body");
+        }
+    }
+    if canary.is_empty() {
+        return;
+    }
+    for (name, value) in headers {
+        if name != "authorization" && contains(value.as_bytes(), &canary) {
+            call.breach(&format!("a token in header `{name}`"));
+        }
+    }
+    if contains(target.as_bytes(), &canary) {
+        call.breach("a token in the target");
+    }
+    let to_issuer = call.head.uri.path().starts_with("/oauth/");
+    if !to_issuer && contains(&call.body.bytes, &canary) {
+        call.breach("a token in the body");
+    }
+}
+
+/// By whole windows; bodies are a few hundred kilobytes and this is a test.
+fn contains(text: &[u8], word: &str) -> bool {
+    let word = word.as_bytes();
+    let Some(first) = word.first() else { return false };
+    let mut rest = text;
+    while let Some(at) = rest.iter().position(|byte| byte == first) {
+        let Some(found) = rest.get(at..) else { return false };
+        if found.starts_with(word) {
+            return true;
+        }
+        rest = found.get(1..).unwrap_or_default();
+    }
+    false
+}
+
+impl Call {
+    /// Notes a broken rule of this request.
+    pub(super) fn breach(&self, what: &str) {
+        let (method, path) = (&self.head.method, self.head.uri.path());
+        let number = self.open.number;
+        let words = format!("{method} {path}: {what} (request {number})");
+        self.shared.state.lock().record.breach(words);
+    }
+}
