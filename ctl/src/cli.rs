@@ -1,10 +1,10 @@
 //! What can be typed. Help texts are the doc comments here, one per command.
 
+use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use cma_proto::{
     codec::Codec,
     error::{ErrorCode, Refusal},
 };
-use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use std::{path::PathBuf, process::ExitCode};
 
 /// Asks and commands `cmad`, which serves the Codex CLI from many accounts.

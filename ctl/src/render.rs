@@ -12,15 +12,27 @@ use anstream::{AutoStream, ColorChoice};
 use cma_proto::error::Refusal;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use owo_colors::{OwoColorize as _, Style};
+use owo_colors::Style;
 use serde::Serialize;
 use std::{
-    fmt::Write as _,
+    fmt::{self, Write as _},
     io::{self, BufRead as _, IsTerminal as _, Write as _},
     time::{Duration, Instant},
 };
 
 pub(crate) mod time;
+
+/// Appends formatted text to a string.
+macro_rules! put {
+    ($text:expr, $($arg:tt)*) => { $crate::render::append(&mut $text, format_args!($($arg)*)) };
+}
+pub(crate) use put;
+
+/// What [`put`] does. Writing to a string can't fail.
+pub(crate) fn append(text: &mut String, arguments: fmt::Arguments<'_>) {
+    let done = text.write_fmt(arguments);
+    debug_assert!(done.is_ok());
+}
 
 /// Version of the JSON output. A field may be added; taking one away or changing one raises it.
 pub(crate) const SCHEMA: u32 = 1;
@@ -56,7 +68,7 @@ impl Tone {
         }
     }
 
-    fn style(self) -> Style {
+    fn looks(self) -> Style {
         match self {
             Self::Good => Style::new().green(),
             Self::Warn => Style::new().yellow(),
@@ -94,13 +106,11 @@ pub(crate) fn plain(text: &str) -> String {
 fn coloured(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 64);
     for c in text.chars() {
-        // Writing to a string can't fail.
-        let done = match Tone::ALL.iter().find(|tone| tone.mark() == c) {
-            Some(tone) => write!(out, "{}", tone.style().prefix_formatter()),
-            None if c == END => write!(out, "{}", Style::new().bold().suffix_formatter()),
-            None => out.write_char(c),
-        };
-        debug_assert!(done.is_ok());
+        match Tone::ALL.iter().find(|tone| tone.mark() == c) {
+            Some(tone) => put!(out, "{}", tone.looks().prefix_formatter()),
+            None if c == END => put!(out, "{}", Style::new().bold().suffix_formatter()),
+            None => out.push(c),
+        }
     }
     out
 }
@@ -211,7 +221,7 @@ impl Screen {
 
     /// Text on stdout that knows no tones.
     pub(crate) fn raw(&mut self, text: &str) -> Result<(), Failure> {
-        let mut out = self.out.lock();
+        let out = &mut self.out;
         out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Failure::Output)
     }
 
@@ -224,7 +234,7 @@ impl Screen {
     /// Talk: one line on stderr, led by a word that says what it is.
     pub(crate) fn say(&mut self, tone: Tone, word: &str, text: &str) -> Result<(), Failure> {
         let line = format!("{} {text}\n", tone.paint(format!("{word}:")));
-        self.err.lock().write_all(coloured(&line).as_bytes()).map_err(Failure::Output)
+        self.err.write_all(coloured(&line).as_bytes()).map_err(Failure::Output)
     }
 
     /// Notes of an answer; in JSON they are part of it.
@@ -239,7 +249,7 @@ impl Screen {
     pub(crate) fn refusal(&mut self, refusal: &Refusal) -> Result<(), Failure> {
         if self.json {
             let line = json_line(&Refused { error: refusal })?;
-            return self.err.lock().write_all(line.as_bytes()).map_err(Failure::Output);
+            return self.err.write_all(line.as_bytes()).map_err(Failure::Output);
         }
         self.say(Tone::Bad, "error", &clean(&refusal.message))?;
         match refusal.hint.as_str() {
@@ -255,7 +265,7 @@ impl Screen {
 
     /// Asks a person; anything but a yes is a no.
     pub(crate) fn ask(&mut self, question: &str) -> Result<bool, Failure> {
-        let mut err = self.err.lock();
+        let err = &mut self.err;
         write!(err, "{question} [y/N] ").and_then(|()| err.flush()).map_err(Failure::Output)?;
         let mut answer = String::new();
         io::stdin().lock().read_line(&mut answer).map_err(Failure::Output)?;
@@ -291,7 +301,7 @@ impl Picture {
         // picture's first line and clear from there.
         let mut text = "\x1b[?25l\x1b[?7l".to_owned();
         if self.lines > 0 {
-            text += &format!("\x1b[{}F", self.lines);
+            put!(text, "\x1b[{}F", self.lines);
         }
         text += "\x1b[J";
         text += &paint(above);

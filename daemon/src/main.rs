@@ -1,1 +1,167 @@
-fn main() {}
+//! `cmad`: parse, run, exit code.
+//!
+//! `run` serves in the foreground and prints one line when it is ready; `start` does the same
+//! detached and ends with that line; both are what `cmactl daemon` uses.
+
+mod actor;
+mod app;
+mod clock;
+mod config;
+mod dirs;
+mod fault;
+mod ipc;
+mod launch;
+mod lifecycle;
+mod proxy;
+mod renewal;
+mod roster;
+mod store;
+mod sys;
+mod telemetry;
+mod upstream;
+mod vault;
+
+use cma_proto::{
+    client::{Client, StartLine},
+    codec::Codec,
+    endpoint::Root,
+    error::{ErrorCode, Refusal},
+};
+use fault::Fault;
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    process::{Command, ExitCode, Stdio},
+    sync::Arc,
+};
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    let command = args.next().unwrap_or_default();
+    let flag = args.next();
+    let ended = match (command.to_str(), flag.as_ref().and_then(|flag| flag.to_str())) {
+        (Some("run"), None) => run(false),
+        (Some("run"), Some("--detached")) => run(true),
+        (Some("start"), None) => return start(),
+        (Some("--version" | "-V"), None) => {
+            say(&format!("cmad {}", cma_proto::VERSION));
+            return ExitCode::SUCCESS;
+        },
+        _ => Err(Fault::new(
+            ErrorCode::BadRequest,
+            "cmad knows `run`, `start` and `--version`",
+            "run `cmactl daemon start`",
+        )),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            lifecycle::answer(&StartLine::Failed(fault.refusal.clone()));
+            complain(&fault.refusal);
+            ExitCode::from(fault.code().exit_code())
+        },
+    }
+}
+
+fn run(detached: bool) -> Result<(), Fault> {
+    if detached {
+        #[cfg(unix)]
+        // Fails only for a process that already leads its session, which is as good.
+        drop(rustix::process::setsid());
+    }
+    let root = Root::from_env().map_err(|refusal| Fault { refusal })?;
+    dirs::prepare(&root)?;
+    // The path is canonical only now that it exists.
+    let root = Root::at(root.path());
+    let held = lifecycle::hold(&root)?;
+    let config = config::Config::load(&root, |name| std::env::var(name).ok())?;
+    let log = telemetry::start(&root, config.log)?;
+    sys::raise_file_limit();
+    let workers = std::env::var("CMA_WORKERS").ok().and_then(|n| n.parse::<usize>().ok());
+    let mut builder = match workers {
+        Some(n) if n > 1 => {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.worker_threads(n);
+            builder
+        },
+        // One thread: no wake-up crosses cores on a request's way, and that is what a loopback hop
+        // consists of. Disk work runs on threads of its own. Measured: docs/performance.md.
+        _ => tokio::runtime::Builder::new_current_thread(),
+    };
+    let runtime = builder
+        .enable_all()
+        .max_blocking_threads(4)
+        .thread_keep_alive(std::time::Duration::from_secs(2))
+        .build()
+        .map_err(|error| Fault::internal(format!("no runtime: {error}")))?;
+    runtime.block_on(async {
+        let built = app::build(root.clone(), config)?;
+        lifecycle::watch_signals(Arc::clone(&built.app))?;
+        let at = built
+            .address()
+            .map_err(|error| Fault::internal(format!("own address unknown: {error}")))?;
+        tracing::info!(url = built.app.url, version = cma_proto::VERSION, %at, "listening");
+        lifecycle::answer(&StartLine::Ready { pid: std::process::id(), url: built.app.url.clone() });
+        built.run().await;
+        Ok::<_, Fault>(())
+    })?;
+    // Connections that were cut and idle ones go with the runtime.
+    runtime.shutdown_background();
+    ipc::unlink(&root);
+    tracing::info!("stopped");
+    drop(log);
+    drop(held);
+    Ok(())
+}
+
+/// Starts a detached daemon unless one is there, and passes its line on.
+fn start() -> ExitCode {
+    let line = start_line().unwrap_or_else(|fault| StartLine::Failed(fault.refusal));
+    lifecycle::answer(&line);
+    match line {
+        StartLine::Ready { .. } => ExitCode::SUCCESS,
+        StartLine::Failed(refusal) => ExitCode::from(refusal.code.exit_code()),
+    }
+}
+
+fn start_line() -> Result<StartLine, Fault> {
+    let root = Root::from_env().map_err(|refusal| Fault { refusal })?;
+    dirs::prepare(&root)?;
+    let root = Root::at(root.path());
+    let _start = lifecycle::hold_start(&root)?;
+    if let Ok(client) = Client::connect(&root, "cmad start", Codec::Bincode) {
+        return Ok(StartLine::Ready { pid: client.daemon_pid, url: String::new() });
+    }
+    let own = std::env::current_exe()
+        .map_err(|error| Fault::internal(format!("own path unknown: {error}")))?;
+    let mut child = Command::new(own)
+        .args(["run", "--detached"])
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|error| Fault::internal(format!("can't start cmad: {error}")))?;
+    let stdout = child.stdout.take().ok_or_else(|| Fault::internal("no pipe to cmad"))?;
+    let mut line = String::new();
+    drop(BufReader::new(stdout).read_line(&mut line));
+    serde_json::from_str(&line).map_err(|_nothing| {
+        Fault::new(
+            ErrorCode::Unreachable,
+            "the daemon ended without a word",
+            "run `cmactl daemon run` to see what it says",
+        )
+    })
+}
+
+fn complain(refusal: &Refusal) {
+    let mut stderr = std::io::stderr().lock();
+    // Nobody may be reading.
+    drop(writeln!(stderr, "cmad: {}", refusal.message));
+    if !refusal.hint.is_empty() {
+        drop(writeln!(stderr, "  {}", refusal.hint));
+    }
+}
+
+fn say(text: &str) {
+    drop(writeln!(std::io::stdout().lock(), "{text}"));
+}

@@ -4,7 +4,7 @@ use super::Context;
 use crate::{
     cli::LaunchArgs,
     error::{Failure, unexpected},
-    render::Screen,
+    render::{Screen, put},
 };
 use cma_proto::{
     endpoint::codex_home,
@@ -12,7 +12,7 @@ use cma_proto::{
     message::{Launch, LaunchPlan, LaunchRequest, Reply, Request},
 };
 use serde::Serialize;
-use std::{collections::BTreeMap, fmt::Write as _, process::ExitCode};
+use std::{collections::BTreeMap, process::ExitCode};
 
 #[derive(Debug, Serialize)]
 struct Printed<'a> {
@@ -87,8 +87,7 @@ fn printed(plan: &LaunchPlan) -> Printed<'_> {
 fn shell(plan: &LaunchPlan) -> String {
     let mut text = String::new();
     for (name, value) in &plan.env {
-        // Writing to a string can't fail.
-        drop(writeln!(text, "export {name}={}", quote(value)));
+        put!(text, "export {name}={}\n", quote(value));
     }
     text += "codex";
     for arg in &plan.args {

@@ -3,14 +3,14 @@
 use super::{Context, name_of};
 use crate::{
     error::{Failure, unexpected},
-    render::{Column, Screen, Tone, bar, clean, pressure, table, time},
+    render::{Column, Screen, Tone, bar, clean, pressure, put, table, time},
 };
 use cma_proto::{
     VERSION,
     message::{AccountInfo, Reply, Request, Setting, Status, WindowInfo},
 };
 use serde::Serialize;
-use std::{fmt::Write as _, process::ExitCode};
+use std::process::ExitCode;
 
 /// Variables that decide how a daemon is started and that a client can compare.
 const COMPARED: [&str; 4] =
@@ -89,8 +89,7 @@ fn differences(
 ) -> Vec<Difference> {
     let compare = |name: &'static str| {
         let theirs = daemon.iter().find(|setting| setting.name == name);
-        let theirs =
-            theirs.map(|setting| setting.value.clone()).filter(|value| !value.is_empty());
+        let theirs = theirs.map(|setting| setting.value.clone()).filter(|value| !value.is_empty());
         let ours = client(name).filter(|value| !value.is_empty());
         (theirs != ours).then(|| Difference { name: name.to_owned(), daemon: theirs, client: ours })
     };
@@ -116,8 +115,7 @@ impl std::fmt::Display for Difference {
 fn picture(status: &Status, now: u64) -> String {
     let mut text = String::new();
     for (word, line) in header(status, now) {
-        // Writing to a string can't fail.
-        drop(writeln!(text, "{} {line}", Tone::Dim.paint(format!("{word:<9}"))));
+        put!(text, "{} {line}\n", Tone::Dim.paint(format!("{word:<9}")));
     }
     text.push('\n');
     if status.accounts.is_empty() {
@@ -126,7 +124,7 @@ fn picture(status: &Status, now: u64) -> String {
         text += &accounts(&status.accounts, status.next.as_deref(), now);
     }
     for note in &status.notes {
-        drop(writeln!(text, "{} {}", Tone::Warn.paint("note:"), clean(note)));
+        put!(text, "{} {}\n", Tone::Warn.paint("note:"), clean(note));
     }
     text
 }
@@ -156,7 +154,7 @@ fn header(status: &Status, now: u64) -> Vec<(&'static str, String)> {
         [(proxy.failed, "failed"), (proxy.retried, "retried"), (proxy.refused, "refused")]
     {
         if count > 0 {
-            drop(write!(counts, " · {count} {word}"));
+            put!(counts, " · {count} {word}");
         }
     }
     lines.push(("proxy", counts));
@@ -168,10 +166,15 @@ fn header(status: &Status, now: u64) -> Vec<(&'static str, String)> {
     if let Some(pin) = &status.pin {
         let since = time::relative(pin.since, now);
         let held = format!("{} (since {since})", name(&pin.account));
-        lines.push(("pinned", match &pin.yielded {
-            Some(why) => format!("{held} · {}", Tone::Warn.paint(format!("yields: {}", clean(why)))),
-            None => held,
-        }));
+        lines.push((
+            "pinned",
+            match &pin.yielded {
+                Some(why) => {
+                    format!("{held} · {}", Tone::Warn.paint(format!("yields: {}", clean(why))))
+                },
+                None => held,
+            },
+        ));
     }
     match (&status.next, status.accounts.is_empty()) {
         (Some(next), _) => lines.push(("next", Tone::Strong.paint(name(next)))),
@@ -187,10 +190,9 @@ fn accounts(accounts: &[AccountInfo], next: Option<&str>, now: u64) -> String {
         Column::Left(" "),
         Column::Right("#"),
         Column::Left("account"),
-        Column::Left("plan"),
         Column::Left("state"),
-        Column::Left("windows"),
-        Column::Right("running"),
+        Column::Left("windows: used, resets in"),
+        Column::Right("now"),
         Column::Right("served"),
     ];
     let row = |account: &AccountInfo| {
@@ -199,7 +201,6 @@ fn accounts(accounts: &[AccountInfo], next: Option<&str>, now: u64) -> String {
             if marked { Tone::Strong.paint("→") } else { String::new() },
             account.index.to_string(),
             naming(account),
-            clean(account.plan.as_deref().unwrap_or("?")),
             state(account, now),
             windows(&account.windows, now),
             account.in_flight.to_string(),
@@ -235,14 +236,15 @@ fn rows(accounts: &[AccountInfo]) -> String {
     table(&columns, accounts.iter().map(row).collect())
 }
 
-/// Its name, and under it what else it is called.
+/// Its name, and under it what else is known of it.
 fn naming(account: &AccountInfo) -> String {
     let name = clean(name_of(account));
-    match (&account.label, &account.email) {
-        (Some(label), Some(email)) if !label.is_empty() => {
-            format!("{name}\n{}", Tone::Dim.paint(clean(email)))
-        },
-        _ => name,
+    let email = account.email.as_deref().map(clean).filter(|email| *email != name);
+    let plan = account.plan.as_deref().map(clean);
+    let more: Vec<String> = email.into_iter().chain(plan).collect();
+    match more.as_slice() {
+        [] => name,
+        more => format!("{name}\n{}", Tone::Dim.paint(more.join(" · "))),
     }
 }
 
@@ -259,11 +261,11 @@ fn tone_of(account: &AccountInfo) -> Tone {
 fn state(account: &AccountInfo, now: u64) -> String {
     let mut text = tone_of(account).paint(clean(&account.state));
     if let Some(until) = account.until.filter(|until| *until > now) {
-        text += &format!(" for {}", time::span(until - now));
+        put!(text, " ({})", time::span(until - now));
     }
     if let Some(reason) = &account.reason {
         text += "\n";
-        text += &Tone::Dim.paint(wrap(&clean(reason), 30));
+        text += &Tone::Dim.paint(wrap(&clean(reason), 22));
     }
     text
 }
@@ -295,7 +297,7 @@ fn windows(windows: &[WindowInfo], now: u64) -> String {
     lines.join("\n")
 }
 
-/// `5 h  ████████░░  80 %  resets in 1 h 5 min`
+/// `5 h   ██████░░  80 %  1 h 5 min`
 fn window(window: &WindowInfo, now: u64) -> String {
     let length = window.minutes.map_or_else(|| clean(&window.name), |it| time::span(it * 60));
     let called = match window.limit.as_str() {
@@ -304,10 +306,10 @@ fn window(window: &WindowInfo, now: u64) -> String {
     };
     let (percent, resets) = match window.resets_at {
         Some(at) if at <= now => (0.0, format!("reset {}", time::relative(at, now))),
-        Some(at) => (window.used_percent, format!("resets {}", time::relative(at, now))),
+        Some(at) => (window.used_percent, time::span(at - now)),
         None => (window.used_percent, String::new()),
     };
-    let bar = pressure(percent).paint(bar(percent, 10));
+    let bar = pressure(percent).paint(bar(percent, 8));
     format!("{called} {bar} {percent:>3.0} %  {}", Tone::Dim.paint(resets))
 }
 

@@ -4,12 +4,12 @@ use super::Context;
 use crate::{
     error::{Failure, unexpected},
     render::{
-        Column, Screen, Tone, clean, table,
+        Column, Screen, Tone, clean, put, table,
         time::{self, Clock},
     },
 };
 use cma_proto::message::{Candidate, Reply, Request, Why};
-use std::{fmt::Write as _, process::ExitCode};
+use std::process::ExitCode;
 
 pub(super) fn why(
     context: &Context,
@@ -31,20 +31,17 @@ fn explained(why: &Why, now: u64, clock: &Clock) -> String {
         Tone::Strong.paint(clean(named.map_or(id, |candidate| &candidate.name)))
     });
     let by = clean(&why.decided_by);
-    // Writing to a string can't fail.
-    drop(match (&why.request, chosen) {
-        (None, Some(chosen)) => writeln!(text, "A request now would go to {chosen}: {by}"),
-        (None, None) => writeln!(text, "A request now would be refused: {by}"),
-        (Some(request), chosen) => writeln!(
-            text,
-            "Request {} went to {} ({}): {by}",
-            clean(request),
-            chosen.unwrap_or_else(|| Tone::Bad.paint("no account")),
-            clock.date(why.at),
-        ),
-    });
+    match (&why.request, chosen) {
+        (None, Some(chosen)) => put!(text, "A request now would go to {chosen}: {by}\n"),
+        (None, None) => put!(text, "A request now would be refused: {by}\n"),
+        (Some(request), chosen) => {
+            let request = clean(request);
+            let chosen = chosen.unwrap_or_else(|| Tone::Bad.paint("no account"));
+            put!(text, "Request {request} went to {chosen} ({}): {by}\n", clock.date(why.at));
+        },
+    }
     if let Some(at) = why.retry_at {
-        drop(writeln!(text, "It can be tried again {}.", time::relative(at, now)));
+        put!(text, "It can be tried again {}.\n", time::relative(at, now));
     }
     text.push('\n');
     text += &candidates(&why.candidates);
@@ -52,7 +49,7 @@ fn explained(why: &Why, now: u64, clock: &Clock) -> String {
         text += "\nAttempts:\n";
     }
     for (n, attempt) in why.attempts.iter().enumerate() {
-        drop(writeln!(text, "  {}. {}", n + 1, clean(attempt)));
+        put!(text, "  {}. {}\n", n + 1, clean(attempt));
     }
     text
 }

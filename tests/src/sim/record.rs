@@ -60,7 +60,7 @@ impl Seen {
 pub enum Outcome {
     /// Still being served.
     Open,
-    /// Answered with a whole body.
+    /// Answered with a whole body, or a stream that says the turn failed.
     Answered,
     /// Answered with a stream up to its last event.
     Completed,

@@ -147,6 +147,8 @@ fn event(name: &str, mut data: Value) -> Bytes {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     Whole,
+    /// Whole, but not to `response.completed`.
+    Unfinished,
     Cut(Cut),
     Hang,
 }
@@ -191,6 +193,7 @@ impl Stream {
                     *wait = *pause;
                 }
             },
+            Some(Fault::SseFailed { .. } | Fault::Incomplete { .. }) => end = End::Unfinished,
             _ => {},
         }
         Self { pieces, end, wait: None, line, open, _busy: busy }
@@ -214,6 +217,10 @@ impl Stream {
             End::Hang => return Poll::Pending,
             End::Whole => {
                 self.open.settle(None, Outcome::Completed);
+                return Poll::Ready(None);
+            },
+            End::Unfinished => {
+                self.open.settle(None, Outcome::Answered);
                 return Poll::Ready(None);
             },
             End::Cut(Cut::CleanEnd) => {

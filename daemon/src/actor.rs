@@ -1,0 +1,323 @@
+//! The one owner of the pool.
+//!
+//! A single task holds [`Pool`] and takes inputs one after another, so production sees the same kind
+//! of sequence that the core's tests do. It awaits nothing but its two inboxes and one timer:
+//! control (people, config) goes before work (requests), so a burst of requests can't starve a
+//! switch. Effects leave at once: replies by one-shot channels, renewals as tracked tasks, changes
+//! to whoever listens.
+//!
+//! The work inbox is unbounded on purpose: it holds at most one select and one release for each
+//! client connection, and those are bounded at the gate. That makes a release infallible and
+//! wait-free, so a lease can't leak, not even from a `Drop`.
+
+use crate::{
+    app::Tasks,
+    clock::{self, Clock},
+    renewal::Renewer,
+};
+use cma_core::{
+    identity::AccountId,
+    pool::{Effect, Grant, Input, LeaseId, Pool, Refused, Release, RenewalFailure, Ticket, Topic},
+    quota::Window,
+    select::Need,
+    time::{Now, Wall},
+    token::Generation,
+    verdict::Mark,
+};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+/// Commands waiting; each is a person's, so few.
+const CONTROL_INBOX: usize = 64;
+/// Changes a slow listener may be behind before it gets a snapshot instead.
+const CHANGES: usize = 256;
+
+type Look = Box<dyn FnOnce(&Pool, Now) + Send>;
+
+enum Control {
+    Input(Input, oneshot::Sender<u64>),
+    Look(Look),
+    /// No renewals from here on; answered when it holds.
+    StopRenewing(oneshot::Sender<()>),
+}
+
+enum Work {
+    Select(Need, oneshot::Sender<Grant>),
+    Input(Input),
+    Renewed(AccountId, Generation, Result<(Generation, Option<u64>), RenewalFailure>),
+}
+
+/// Talks to the actor. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Handle {
+    control: mpsc::Sender<Control>,
+    work: mpsc::UnboundedSender<Work>,
+    changes: broadcast::Sender<Change>,
+}
+
+/// A change of the pool.
+#[derive(Debug, Clone)]
+pub(crate) struct Change {
+    pub(crate) epoch: u64,
+    pub(crate) topic: Topic,
+}
+
+/// The actor is gone: the daemon is stopping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the daemon is stopping")]
+pub(crate) struct Gone;
+
+/// One request's hold on one account. Dropping it unfinished releases it as abandoned.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    pub(crate) account: AccountId,
+    pub(crate) generation: Generation,
+    id: Option<LeaseId>,
+    work: mpsc::UnboundedSender<Work>,
+}
+
+impl Lease {
+    /// Gives the account back with what was learned, in one message: it cools before anybody else
+    /// can choose it.
+    pub(crate) fn finish(mut self, release: Release) {
+        self.give_back(release);
+    }
+
+    /// Tells what an answer means while the lease goes on.
+    pub(crate) fn learn(&self, mark: Mark) {
+        let input = Input::Learn(self.account.clone(), mark);
+        let _stopping = self.work.send(Work::Input(input));
+    }
+
+    /// Tells the quota an answer carried.
+    pub(crate) fn quota_seen(&self, windows: Vec<Window>) {
+        if !windows.is_empty() {
+            let input = Input::QuotaSeen(self.account.clone(), windows);
+            let _stopping = self.work.send(Work::Input(input));
+        }
+    }
+
+    fn give_back(&mut self, release: Release) {
+        if let Some(id) = self.id.take() {
+            let _stopping = self.work.send(Work::Input(Input::Release(id, release)));
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.give_back(Release { mark: Mark::Fine, served: false, model: None });
+    }
+}
+
+impl Handle {
+    /// Asks for an account. Waits while a token is renewed, else answers at once.
+    ///
+    /// Cancellation-safe: a grant that nobody takes is released by the actor.
+    pub(crate) async fn select(&self, need: Need) -> Result<Result<Lease, Refused>, Gone> {
+        let (reply, grant) = oneshot::channel();
+        self.work.send(Work::Select(need, reply)).map_err(|_closed| Gone)?;
+        match grant.await.map_err(|_closed| Gone)? {
+            Grant::Lease { lease, account, generation } => {
+                Ok(Ok(Lease { account, generation, id: Some(lease), work: self.work.clone() }))
+            },
+            Grant::Refused(refused) => Ok(Err(refused)),
+        }
+    }
+
+    /// Tells something about an account outside a lease.
+    pub(crate) fn tell(&self, input: Input) {
+        let _stopping = self.work.send(Work::Input(input));
+    }
+
+    /// Gives an input ahead of all requests; returns the epoch after it.
+    pub(crate) async fn command(&self, input: Input) -> Result<u64, Gone> {
+        let (reply, done) = oneshot::channel();
+        self.control.send(Control::Input(input, reply)).await.map_err(|_closed| Gone)?;
+        done.await.map_err(|_closed| Gone)
+    }
+
+    /// Looks at the pool, ahead of all requests.
+    pub(crate) async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Pool, Now) -> T + Send + 'static,
+    ) -> Result<T, Gone> {
+        let (reply, seen) = oneshot::channel();
+        let look: Look = Box::new(move |pool, now| {
+            // The asker may have gone meanwhile.
+            let _asker_gone = reply.send(look(pool, now));
+        });
+        self.control.send(Control::Look(look)).await.map_err(|_closed| Gone)?;
+        seen.await.map_err(|_closed| Gone)
+    }
+
+    /// Starts no renewal from here on. Those under way are tracked tasks and are awaited elsewhere.
+    pub(crate) async fn stop_renewing(&self) {
+        let (reply, done) = oneshot::channel();
+        if self.control.send(Control::StopRenewing(reply)).await.is_ok() {
+            let _actor_gone = done.await;
+        }
+    }
+
+    /// Changes from now on.
+    pub(crate) fn changes(&self) -> broadcast::Receiver<Change> {
+        self.changes.subscribe()
+    }
+}
+
+/// The actor before it runs.
+pub(crate) struct Actor {
+    pool: Pool,
+    clock: Clock,
+    control: mpsc::Receiver<Control>,
+    work: mpsc::UnboundedReceiver<Work>,
+    handle: Handle,
+    renewer: Arc<Renewer>,
+    tasks: Tasks,
+    waiting: BTreeMap<Ticket, oneshot::Sender<Grant>>,
+    next_ticket: u64,
+    renewing: bool,
+}
+
+impl Actor {
+    /// An actor over an empty pool, and the handle to it.
+    pub(crate) fn new(seed: u64, renewer: Arc<Renewer>, tasks: Tasks) -> (Self, Handle) {
+        let (control_in, control) = mpsc::channel(CONTROL_INBOX);
+        let (work_in, work) = mpsc::unbounded_channel();
+        let (changes, _nobody_yet) = broadcast::channel(CHANGES);
+        let handle = Handle { control: control_in, work: work_in, changes };
+        let actor = Self {
+            pool: Pool::new(seed),
+            clock: Clock::start(),
+            control,
+            work,
+            handle: handle.clone(),
+            renewer,
+            tasks,
+            waiting: BTreeMap::new(),
+            next_ticket: 1,
+            renewing: true,
+        };
+        (actor, handle)
+    }
+
+    /// Takes inputs in before the loop runs.
+    pub(crate) fn prime(&mut self, inputs: impl IntoIterator<Item = Input>) {
+        let now = self.clock.now();
+        for input in inputs {
+            self.pool.handle(now, input);
+        }
+    }
+
+    /// Runs until `stop` resolves.
+    pub(crate) async fn run(mut self, stop: impl Future<Output = ()>) {
+        let mut stop = std::pin::pin!(stop);
+        self.apply(self.clock.now());
+        loop {
+            let wake = self.pool.next_wake(self.clock.now()).map(|span| Duration::from_millis(span.millis()));
+            let timer = async {
+                match wake {
+                    // A long timer is cut: the wall clock may jump while it runs (sleep, NTP).
+                    Some(wake) => tokio::time::sleep(wake.min(Duration::from_secs(600))).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = &mut stop => return,
+                Some(control) = self.control.recv() => self.control(control),
+                Some(work) = self.work.recv() => self.work(work),
+                () = timer => {
+                    let now = self.clock.now();
+                    self.pool.handle(now, Input::Tick);
+                    self.apply(now);
+                },
+            }
+        }
+    }
+
+    fn control(&mut self, control: Control) {
+        let now = self.clock.now();
+        match control {
+            Control::Input(input, done) => {
+                self.pool.handle(now, input);
+                self.apply(now);
+                let _asker_gone = done.send(self.pool.epoch());
+            },
+            Control::Look(look) => look(&self.pool, now),
+            Control::StopRenewing(done) => {
+                self.renewing = false;
+                let _asker_gone = done.send(());
+            },
+        }
+    }
+
+    fn work(&mut self, work: Work) {
+        let now = self.clock.now();
+        let input = match work {
+            Work::Select(need, reply) => {
+                let ticket = Ticket(self.next_ticket);
+                self.next_ticket += 1;
+                self.waiting.insert(ticket, reply);
+                Input::Select(ticket, need)
+            },
+            Work::Input(input) => input,
+            Work::Renewed(id, _from, Ok((generation, expires))) => {
+                Input::Renewed(id, generation, expires.map(Wall::from_secs))
+            },
+            Work::Renewed(id, from, Err(failure)) => Input::RenewalFailed(id, from, failure),
+        };
+        self.pool.handle(now, input);
+        self.apply(now);
+    }
+
+    fn apply(&mut self, now: Now) {
+        while let Some(effect) = self.pool.poll_effect() {
+            match effect {
+                Effect::Reply(ticket, grant) => self.reply(now, ticket, grant),
+                Effect::Renew(id, generation) => self.renew(id, generation),
+                Effect::Changed(topic) => {
+                    if self.handle.changes.receiver_count() > 0 {
+                        let change = Change { epoch: self.pool.epoch(), topic };
+                        let _nobody_listens = self.handle.changes.send(change);
+                    }
+                },
+                Effect::Note(text) => tracing::warn!(text, "pool"),
+            }
+        }
+    }
+
+    fn reply(&mut self, now: Now, ticket: Ticket, grant: Grant) {
+        let Some(reply) = self.waiting.remove(&ticket) else { return };
+        // Whoever asked is gone: nobody will give the account back but us.
+        if let Err(Grant::Lease { lease, .. }) = reply.send(grant) {
+            let release = Release { mark: Mark::Fine, served: false, model: None };
+            self.pool.handle(now, Input::Release(lease, release));
+        }
+    }
+
+    fn renew(&self, id: AccountId, generation: Generation) {
+        let work = self.handle.work.clone();
+        if !self.renewing {
+            let stopping = RenewalFailure::Transient("the daemon is stopping".into());
+            let _stopping = work.send(Work::Renewed(id, generation, Err(stopping)));
+            return;
+        }
+        let renewer = Arc::clone(&self.renewer);
+        self.tasks.spawn("renewal", async move {
+            let outcome = renewer.renew(id.clone(), generation).await;
+            let outcome = outcome.map(|fresh| (fresh.generation, fresh.expires_at));
+            let _stopping = work.send(Work::Renewed(id, generation, outcome));
+        });
+    }
+}
+
+/// A seed for the pool's chance, different at each start.
+pub(crate) fn seed() -> u64 {
+    let mut bytes = [0; 8];
+    match getrandom::fill(&mut bytes) {
+        Ok(()) => u64::from_ne_bytes(bytes),
+        // Only the spread of renewals depends on it.
+        Err(_no_randomness) => clock::wall().millis(),
+    }
+}

@@ -1,0 +1,290 @@
+//! Settings: defaults, then `config.toml`, then the environment; everything checked before anything
+//! starts, every fault named at once.
+//!
+//! Where tokens go is special. A repository's environment file must not be able to send them
+//! elsewhere, so from the environment only loopback hosts count; any other host has to stand in the
+//! root's own `config.toml`, and plain http is for loopback alone.
+
+use crate::fault::Fault;
+use cma_proto::{endpoint::Root, error::ErrorCode, message::Setting};
+use http::Uri;
+use serde::Deserialize;
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+/// Variables the daemon reads, apart from those that name the root. `status` shows those set.
+pub(crate) const VARIABLES: [&str; 5] = [
+    "CMA_LISTEN",
+    "CMA_UPSTREAM_BACKEND",
+    "CMA_UPSTREAM_ISSUER",
+    "CMA_HEAD_TIMEOUT",
+    "CMA_LOG",
+];
+
+const BACKEND: &str = "https://chatgpt.com/backend-api";
+const ISSUER: &str = "https://auth.openai.com";
+
+/// All settings, valid.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    /// Loopback address of the proxy; port 0 picks one once per root.
+    pub(crate) listen: SocketAddr,
+    /// Where requests go, without a slash at the end.
+    pub(crate) backend: Endpoint,
+    /// Where credentials are renewed.
+    pub(crate) issuer: Endpoint,
+    /// How long an attempt waits for the head of an answer.
+    pub(crate) head_timeout: Duration,
+    /// How long a stop lets running responses end.
+    pub(crate) drain_timeout: Duration,
+    /// `error`, `warn`, `info`, `debug` or `trace`.
+    pub(crate) log: tracing::Level,
+    /// The variables that were set.
+    pub(crate) environment: Vec<Setting>,
+}
+
+/// A base address, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    /// As written, without a slash at the end.
+    pub(crate) base: String,
+    /// Whether it is spoken to over TLS.
+    pub(crate) tls: bool,
+    /// Host as it stands in a URL.
+    pub(crate) host: String,
+    /// Port, the scheme's own when none is written.
+    pub(crate) port: u16,
+    /// `host[:port]` for the Host header.
+    pub(crate) authority: String,
+    /// Path before every route, without a slash at the end.
+    pub(crate) path: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    listen: Option<String>,
+    head_timeout: Option<String>,
+    drain_timeout: Option<String>,
+    log: Option<String>,
+    upstream: FileUpstream,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileUpstream {
+    backend: Option<String>,
+    issuer: Option<String>,
+}
+
+impl Config {
+    /// Reads the root's `config.toml` and the variables that `var` gives.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Config`] with every fault found, one a line.
+    pub(crate) fn load(root: &Root, var: impl Fn(&str) -> Option<String>) -> Result<Self, Fault> {
+        let path = root.config_file();
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(error) => {
+                return Err(Fault::new(
+                    ErrorCode::Config,
+                    format!("can't read `{}`: {error}", path.display()),
+                    "check its owner and mode",
+                ));
+            },
+        };
+        let file: File = toml::from_str(&text).map_err(|error| {
+            let line = error.span().map_or(1, |span| {
+                1 + text.get(..span.start).unwrap_or_default().matches('\n').count()
+            });
+            Fault::new(
+                ErrorCode::Config,
+                format!("`{}` line {line}: {}", path.display(), error.message()),
+                format!("mend line {line} of that file"),
+            )
+        })?;
+        Self::resolve(&file, var)
+    }
+
+    fn resolve(file: &File, var: impl Fn(&str) -> Option<String>) -> Result<Self, Fault> {
+        let var = |name: &str| var(name).filter(|value| !value.is_empty());
+        let mut faults = Vec::new();
+        let mut keep = |result: Result<(), String>| {
+            if let Err(fault) = result {
+                faults.push(fault);
+            }
+        };
+        let pick = |name: &str, written: &Option<String>| match var(name) {
+            Some(value) => Some((format!("`{name}`"), value)),
+            None => written.clone().map(|value| ("`config.toml`".to_owned(), value)),
+        };
+        let mut config = Self {
+            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
+            backend: endpoint(BACKEND).map_err(Fault::internal)?,
+            issuer: endpoint(ISSUER).map_err(Fault::internal)?,
+            head_timeout: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(600),
+            log: tracing::Level::INFO,
+            environment: VARIABLES
+                .iter()
+                .filter_map(|&name| {
+                    Some(Setting { name: name.to_owned(), value: var(name)? })
+                })
+                .collect(),
+        };
+        if let Some((whence, value)) = pick("CMA_LISTEN", &file.listen) {
+            keep(listen(&value).map(|at| config.listen = at).map_err(|why| format!("{whence}: {why}")));
+        }
+        if let Some((whence, value)) = pick("CMA_HEAD_TIMEOUT", &file.head_timeout) {
+            keep(duration(&value).map(|d| config.head_timeout = d).map_err(|why| format!("{whence}: head_timeout {why}")));
+        }
+        if let Some(value) = &file.drain_timeout {
+            keep(duration(value).map(|d| config.drain_timeout = d).map_err(|why| format!("`config.toml`: drain_timeout {why}")));
+        }
+        if let Some((whence, value)) = pick("CMA_LOG", &file.log) {
+            keep(value.parse().map(|level| config.log = level).map_err(|_unknown| {
+                format!("{whence}: log level `{value}` is none of error, warn, info, debug, trace")
+            }));
+        }
+        for (name, written, slot) in [
+            ("CMA_UPSTREAM_BACKEND", &file.upstream.backend, &mut config.backend),
+            ("CMA_UPSTREAM_ISSUER", &file.upstream.issuer, &mut config.issuer),
+        ] {
+            let from_env = var(name).is_some();
+            if let Some((whence, value)) = pick(name, written) {
+                keep(upstream(&value, from_env).map(|at| *slot = at).map_err(|why| format!("{whence}: {why}")));
+            }
+        }
+        if faults.is_empty() {
+            return Ok(config);
+        }
+        Err(Fault::new(
+            ErrorCode::Config,
+            faults.join("; "),
+            "mend the setting named, then run the command again",
+        ))
+    }
+}
+
+fn listen(value: &str) -> Result<SocketAddr, String> {
+    let at: SocketAddr = value
+        .parse()
+        .map_err(|_not_one| format!("`{value}` is not an address like 127.0.0.1:8459"))?;
+    if at.ip().is_loopback() {
+        Ok(at)
+    } else {
+        Err(format!("`{value}` is not a loopback address; the proxy never listens elsewhere"))
+    }
+}
+
+/// `30s`, `500ms`, `5m` or a number of seconds.
+fn duration(value: &str) -> Result<Duration, String> {
+    let text = value.trim();
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = text.get(digits.len()..).unwrap_or_default();
+    let number: f64 = digits.trim().parse().map_err(|_nan| format!("`{value}` is no duration"))?;
+    let scale = match unit {
+        "ms" => 0.001,
+        "s" | "" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(format!("`{value}` has an unknown unit; use ms, s, m or h")),
+    };
+    let seconds = number * scale;
+    if (0.001..=86_400.0).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err(format!("`{value}` is not between 1 ms and a day"))
+    }
+}
+
+fn upstream(value: &str, from_env: bool) -> Result<Endpoint, String> {
+    let at = endpoint(value)?;
+    let loopback = is_loopback(&at.host);
+    if !at.tls && !loopback {
+        return Err(format!("`{value}` is plain http to a host that is not loopback"));
+    }
+    if from_env && !loopback {
+        return Err(format!(
+            "`{value}` is not a loopback host; another host must stand in the root's `config.toml`"
+        ));
+    }
+    Ok(at)
+}
+
+fn is_loopback(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+fn endpoint(value: &str) -> Result<Endpoint, String> {
+    let bad = || format!("`{value}` is not an http(s) address");
+    let uri: Uri = value.parse().map_err(|_invalid| bad())?;
+    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+        return Err(bad());
+    };
+    let tls = match scheme {
+        "https" => true,
+        "http" => false,
+        _ => return Err(bad()),
+    };
+    if authority.as_str().contains('@') || uri.query().is_some() {
+        return Err(format!("`{value}` must not have a user or a query"));
+    }
+    let path = uri.path().trim_end_matches('/').to_owned();
+    Ok(Endpoint {
+        base: format!("{scheme}://{authority}{path}"),
+        tls,
+        host: authority.host().to_owned(),
+        port: authority.port_u16().unwrap_or(if tls { 443 } else { 80 }),
+        authority: authority.as_str().to_owned(),
+        path,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, env: &[(&str, &str)]) -> Result<Config, Fault> {
+        let file: File = toml::from_str(text).unwrap();
+        Config::resolve(&file, |name| {
+            env.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn defaults_are_the_official_hosts_and_loopback() {
+        let config = load("", &[]).unwrap();
+        assert_eq!(config.backend.base, BACKEND);
+        assert_eq!((config.backend.port, config.backend.path.as_str()), (443, "/backend-api"));
+        assert!(config.listen.ip().is_loopback() && config.environment.is_empty());
+    }
+
+    #[test]
+    fn the_environment_can_only_point_at_loopback() {
+        let ok = load("", &[("CMA_UPSTREAM_BACKEND", "http://127.0.0.1:9/backend-api/")]).unwrap();
+        assert_eq!(ok.backend.base, "http://127.0.0.1:9/backend-api");
+        for bad in ["https://evil.test", "http://evil.test", "http://127.0.0.1.evil.test", "file:///x"] {
+            let fault = load("", &[("CMA_UPSTREAM_ISSUER", bad)]).unwrap_err();
+            assert_eq!(fault.code(), ErrorCode::Config, "{bad}");
+        }
+        assert!(load("[upstream]\nbackend = 'https://proxy.corp.test/b'", &[]).is_ok());
+        assert!(load("[upstream]\nbackend = 'http://proxy.corp.test/b'", &[]).is_err());
+    }
+
+    #[test]
+    fn all_faults_are_named_at_once_and_durations_have_units() {
+        let fault = load("listen = '0.0.0.0:1'\nhead_timeout = 'soon'", &[]).unwrap_err();
+        assert!(fault.refusal.message.contains("0.0.0.0:1"), "{fault}");
+        assert!(fault.refusal.message.contains("soon"), "{fault}");
+        let config = load("", &[("CMA_HEAD_TIMEOUT", "1500ms")]).unwrap();
+        assert_eq!(config.head_timeout, Duration::from_millis(1500));
+        assert_eq!(load("head_timeout = '2'", &[]).unwrap().head_timeout, Duration::from_secs(2));
+        assert!(load("", &[("CMA_HEAD_TIMEOUT", "0")]).is_err());
+    }
+}

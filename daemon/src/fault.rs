@@ -1,0 +1,42 @@
+//! What went wrong, for whom, and what they should type next.
+//!
+//! A [`Fault`] is a refusal as clients see it ([`Refusal`]: code, message, hint) plus a detail that
+//! only the log gets. Modules raise it where they know the reason; nobody guesses one later.
+
+use cma_proto::error::{ErrorCode, Refusal};
+use std::{io, path::Path};
+
+/// A reportable failure.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", refusal.message)]
+pub(crate) struct Fault {
+    /// What may be shown to anybody who may ask.
+    pub(crate) refusal: Refusal,
+}
+
+impl Fault {
+    /// A fault with its next command (empty for none).
+    pub(crate) fn new(code: ErrorCode, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { refusal: Refusal::new(code, message, hint) }
+    }
+
+    /// A file that could not be read or written.
+    pub(crate) fn file(path: &Path, doing: &str, error: &io::Error) -> Self {
+        let hint = match error.kind() {
+            io::ErrorKind::PermissionDenied => "check its owner and mode",
+            io::ErrorKind::StorageFull => "free some disk space, then try again",
+            _ => "look at that path, then try again",
+        };
+        Self::new(ErrorCode::Store, format!("can't {doing} `{}`: {error}", path.display()), hint)
+    }
+
+    /// A fault of ours.
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::Internal, message, "run `cmactl logs` and report it")
+    }
+
+    /// Its code.
+    pub(crate) const fn code(&self) -> ErrorCode {
+        self.refusal.code
+    }
+}

@@ -1,0 +1,223 @@
+//! What each request does: disk first, then memory, then the answer.
+
+use super::convert::{self, stopping};
+use crate::{
+    app::{App, Phase},
+    fault::Fault,
+    launch,
+    roster::{self, Roster},
+    store::record::Record,
+};
+use cma_core::{identity::AccountId, pool::Input, select::Need};
+use cma_proto::{
+    error::ErrorCode,
+    message::{Changed, LaunchRequest, Reply, Request, Switched, Why},
+};
+use std::{path::PathBuf, sync::{Arc, atomic::Ordering}};
+
+/// Answers one request. `pid` is the peer's, as the kernel says.
+pub(crate) async fn handle(app: &Arc<App>, request: Request, pid: Option<u32>) -> Result<Reply, Fault> {
+    let looking = matches!(request, Request::Status | Request::Why { .. } | Request::Shutdown { .. });
+    if !looking && app.phases.now() >= Phase::Draining {
+        return Err(stopping(crate::actor::Gone));
+    }
+    match request {
+        // A subscription is a stream, which the session serves itself.
+        Request::Status | Request::Subscribe => {
+            Ok(Reply::Status(Box::new(convert::status(app).await?)))
+        },
+        Request::Import { path, label } => import(app, path.into(), label).await,
+        Request::Switch { selector, expected_epoch } => switch(app, &selector, expected_epoch).await,
+        Request::Unpin => unpin(app).await,
+        Request::SetEnabled { selector, enabled } => {
+            change(app, &selector, move |roster, id| roster.edit(id, |record| record.enabled = enabled)).await
+        },
+        Request::SetLabel { selector, label } => {
+            change(app, &selector, move |roster, id| roster.set_label(id, &label)).await
+        },
+        Request::Remove { selector } => remove(app, &selector).await,
+        Request::Why { request } => why(app, request).await,
+        Request::Launch(request) => plan(app, request, pid).await,
+        Request::Shutdown { now } => {
+            let active = app.proxy.traces.counters.active.load(Ordering::Relaxed);
+            if now { app.stop.cut() } else { app.stop.drain() }
+            Ok(Reply::ShuttingDown { active })
+        },
+    }
+}
+
+async fn import(app: &Arc<App>, path: PathBuf, label: Option<String>) -> Result<Reply, Fault> {
+    if !path.is_absolute() {
+        return Err(Fault::new(
+            ErrorCode::BadRequest,
+            format!("`{}` is not an absolute path", path.display()),
+            "name the file by its full path",
+        ));
+    }
+    let (imported, record) =
+        blocking(app, move |roster| roster.import(&path, label.as_deref())).await?;
+    upsert(app, &record).await?;
+    tracing::info!(account = imported.id, created = imported.created, "login imported");
+    Ok(Reply::Imported(vec![imported]))
+}
+
+async fn switch(app: &Arc<App>, selector: &str, expected: Option<u64>) -> Result<Reply, Fault> {
+    let record = app.roster.select(selector)?;
+    let id = AccountId::from_written(&record.id);
+    let (epoch, from) = pin_now(app).await?;
+    if let Some(expected) = expected.filter(|expected| *expected != epoch) {
+        return Err(Fault::new(
+            ErrorCode::Negative,
+            format!("the pool is in epoch {epoch}, not {expected}"),
+            "look at `cmactl status` and decide again",
+        ));
+    }
+    let pinned = id.clone();
+    blocking(app, move |roster| roster.save_pin(Some((&pinned, crate::clock::unix())))).await?;
+    let epoch = app.actor.command(Input::Pin(Some(id))).await.map_err(stopping)?;
+    let yields = app.actor.look(|pool, now| pool.pin_yields(now)).await.map_err(stopping)?;
+    let notes = yields
+        .map(|why| format!("it can't serve now ({why}); others do until it can"))
+        .into_iter()
+        .collect();
+    Ok(Reply::Switched(Switched {
+        from,
+        to: Some(record.id.clone()),
+        name: Some(roster::name(&record).to_owned()),
+        epoch,
+        notes,
+    }))
+}
+
+async fn unpin(app: &Arc<App>) -> Result<Reply, Fault> {
+    let (_epoch, from) = pin_now(app).await?;
+    blocking(app, |roster| roster.save_pin(None)).await?;
+    let epoch = app.actor.command(Input::Pin(None)).await.map_err(stopping)?;
+    let notes = from.is_none().then(|| "nothing was pinned".to_owned()).into_iter().collect();
+    Ok(Reply::Switched(Switched { from, to: None, name: None, epoch, notes }))
+}
+
+async fn pin_now(app: &App) -> Result<(u64, Option<String>), Fault> {
+    app.actor
+        .look(|pool, _now| (pool.epoch(), pool.pin().map(|(id, _since)| id.to_string())))
+        .await
+        .map_err(stopping)
+}
+
+async fn change(
+    app: &Arc<App>,
+    selector: &str,
+    edit: impl FnOnce(&Roster, &AccountId) -> Result<Arc<Record>, Fault> + Send + 'static,
+) -> Result<Reply, Fault> {
+    let id = AccountId::from_written(&app.roster.select(selector)?.id);
+    let record = blocking(app, move |roster| edit(roster, &id)).await?;
+    let epoch = upsert(app, &record).await?;
+    Ok(Reply::Changed(Changed {
+        account: record.id.clone(),
+        name: roster::name(&record).to_owned(),
+        epoch,
+        notes: Vec::new(),
+    }))
+}
+
+async fn remove(app: &Arc<App>, selector: &str) -> Result<Reply, Fault> {
+    let record = app.roster.select(selector)?;
+    let id = AccountId::from_written(&record.id);
+    let pinned = pin_now(app).await?.1.is_some_and(|pin| pin == record.id);
+    let gone = id.clone();
+    let kept = blocking(app, move |roster| {
+        if pinned {
+            roster.save_pin(None)?;
+        }
+        roster.remove(&gone)
+    })
+    .await?;
+    let epoch = app.actor.command(Input::Remove(id)).await.map_err(stopping)?;
+    Ok(Reply::Changed(Changed {
+        account: record.id.clone(),
+        name: roster::name(&record).to_owned(),
+        epoch,
+        notes: vec![format!("its login is kept in `{}` and was not revoked", kept.display())],
+    }))
+}
+
+async fn upsert(app: &App, record: &Record) -> Result<u64, Fault> {
+    app.actor.command(Input::Upsert(app.roster.seed(record))).await.map_err(stopping)
+}
+
+async fn why(app: &App, request: Option<String>) -> Result<Reply, Fault> {
+    let (need, trace) = match request {
+        None => (Need::default(), None),
+        Some(id) => {
+            let trace = app.proxy.traces.find(&id).ok_or_else(|| {
+                Fault::new(
+                    ErrorCode::NotFound,
+                    format!("request `{id}` is not among the last ones"),
+                    "run `cmactl events` to see the ids of requests",
+                )
+            })?;
+            (Need::default(), Some(trace))
+        },
+    };
+    let why = match trace {
+        Some(trace) => {
+            let (candidates, _first, decided_by) = convert::candidates(&trace.candidates);
+            Why {
+                request: Some(trace.id.to_string()),
+                at: trace.at,
+                chosen: trace.account.as_ref().map(ToString::to_string),
+                decided_by,
+                retry_at: None,
+                candidates,
+                attempts: trace.attempts.clone(),
+            }
+        },
+        None => {
+            let all = app.actor.look(move |pool, now| pool.explain(&need, now)).await.map_err(stopping)?;
+            let (candidates, chosen, decided_by) = convert::candidates(&all);
+            let retry_at = match chosen {
+                Some(_) => None,
+                None => all
+                    .iter()
+                    .filter_map(|candidate| candidate.excluded.as_ref()?.until)
+                    .min()
+                    .map(cma_core::time::Wall::secs),
+            };
+            Why {
+                request: None,
+                at: crate::clock::unix(),
+                chosen,
+                decided_by,
+                retry_at,
+                candidates,
+                attempts: Vec::new(),
+            }
+        },
+    };
+    Ok(Reply::Why(Box::new(why)))
+}
+
+async fn plan(app: &Arc<App>, request: LaunchRequest, pid: Option<u32>) -> Result<Reply, Fault> {
+    let app = Arc::clone(app);
+    let launch = off_the_loop(move || {
+        launch::plan(&request, pid, &app.url, &app.proxy.keys, &app.roster)
+    })
+    .await?;
+    Ok(Reply::Launch(Box::new(launch)))
+}
+
+async fn blocking<T: Send + 'static>(
+    app: &App,
+    work: impl FnOnce(&Roster) -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
+    let roster = Arc::clone(&app.roster);
+    off_the_loop(move || work(&roster)).await
+}
+
+async fn off_the_loop<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|_panicked| Err(Fault::internal("a disk task panicked")))
+}

@@ -1,0 +1,293 @@
+//! How a CLI is started so that it talks to the daemon, or why it isn't.
+//!
+//! The plan edits nothing and shadows nothing: the built-in provider stays (so history, `resume`,
+//! the model list and remote compaction stay whole), two base addresses are given for this process
+//! only, and the key goes by the environment. What a person or their organisation configured wins
+//! over us: another provider, own addresses, an API login. A forced workspace limits the launch to
+//! accounts in it; a CLI that found itself in another would log out and delete the person's login
+//! (observed, 0.169.0), so when in doubt the answer is "plain".
+
+use crate::{
+    fault::Fault,
+    proxy::keys::Keys,
+    roster::Roster,
+};
+use cma_proto::message::{Launch, LaunchPlan, LaunchRequest};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use toml::{Table, Value};
+
+/// The first version known to take its login from the environment (0.128 ignores it).
+const TAKES_KEY: Version = (0, 149, 0);
+/// The first version with `--no-daemon` (0.155 doesn't know it).
+const HAS_NO_DAEMON: Version = (0, 156, 0);
+/// A configuration file larger than this is none.
+const MAX_FILE: u64 = 1024 * 1024;
+
+type Version = (u32, u32, u32);
+
+/// Answers a launch. Reads the CLI's configuration files; call it off the event loop.
+///
+/// # Errors
+/// [`cma_proto::error::ErrorCode::Internal`] when no key can be made.
+pub(crate) fn plan(
+    request: &LaunchRequest,
+    pid: Option<u32>,
+    base: &str,
+    keys: &Keys,
+    roster: &Roster,
+) -> Result<Launch, Fault> {
+    let aside = |reason: &str, tell| Ok(Launch::Aside { reason: reason.to_owned(), tell });
+    let version = version(&request.codex_version);
+    if !request.printed || version.is_some() {
+        match version {
+            None => return aside("this codex doesn't tell its version", true),
+            Some(version) if version < TAKES_KEY => {
+                let (major, minor, patch) = TAKES_KEY;
+                return aside(
+                    &format!(
+                        "codex {} can't take its login from the environment; {major}.{minor}.{patch} can",
+                        request.codex_version
+                    ),
+                    true,
+                );
+            },
+            Some(_) => {},
+        }
+    }
+    let workspaces = match wishes(request) {
+        Ok(workspaces) => workspaces,
+        Err(reason) => return aside(&reason, false),
+    };
+    let pool = roster.all();
+    if pool.is_empty() {
+        return aside("the pool is empty; `cmactl import` adds the login of `codex login`", true);
+    }
+    if !workspaces.is_empty()
+        && !pool.iter().any(|record| workspaces.iter().any(|allowed| **allowed == *record.workspace))
+    {
+        return aside("no account of the pool is in the workspace that codex is bound to", true);
+    }
+    // A printed key is for any program of this person; a launch's dies with its process.
+    let (key, launch) = keys.mint(pid.filter(|_| !request.printed), workspaces)?;
+    let no_proxy = no_proxy(&request.no_proxy);
+    let mut args = vec![
+        "-c".to_owned(),
+        format!("openai_base_url=\"{base}/codex\""),
+        "-c".to_owned(),
+        format!("chatgpt_base_url=\"{base}/backend-api\""),
+        // Commands that the CLI runs inherit its environment; the key is not for them.
+        "-c".to_owned(),
+        "shell_environment_policy.set.CODEX_ACCESS_TOKEN=\"\"".to_owned(),
+        "-c".to_owned(),
+        "shell_environment_policy.set.CODEX_AUTHAPI_BASE_URL=\"\"".to_owned(),
+    ];
+    if request.interactive && version.is_some_and(|version| version >= HAS_NO_DAEMON) {
+        args.push("--no-daemon".to_owned());
+    }
+    Ok(Launch::Through(LaunchPlan {
+        env: vec![
+            ("CODEX_ACCESS_TOKEN".to_owned(), key.clone()),
+            ("CODEX_AUTHAPI_BASE_URL".to_owned(), format!("{base}/api/accounts")),
+            ("NO_PROXY".to_owned(), no_proxy.clone()),
+            ("no_proxy".to_owned(), no_proxy),
+        ],
+        args,
+        base_url: format!("{base}/codex"),
+        client_key: key,
+        key_expires_at: launch.expires_at,
+        session: launch.name(),
+    }))
+}
+
+/// `MAJOR.MINOR.PATCH`, with whatever follows a `-` or `+` ignored.
+fn version(text: &str) -> Option<Version> {
+    let numbers = text.split(['-', '+']).next()?;
+    let mut parts = numbers.split('.').map(str::parse);
+    match (parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some(Ok(major)), Some(Ok(minor)), Some(Ok(patch)), None) => Some((major, minor, patch)),
+        _ => None,
+    }
+}
+
+/// The caller's exceptions and loopback, each once.
+fn no_proxy(theirs: &str) -> String {
+    let mut all: Vec<&str> = Vec::new();
+    for entry in theirs.split(',').chain(["127.0.0.1", "localhost", "::1"]) {
+        let entry = entry.trim();
+        if !entry.is_empty() && !all.contains(&entry) {
+            all.push(entry);
+        }
+    }
+    all.join(",")
+}
+
+/// What the CLI's configuration layers want: the workspaces it is bound to, or why we stand aside.
+fn wishes(request: &LaunchRequest) -> Result<Arc<[Arc<str>]>, String> {
+    let mut provider: Option<String> = None;
+    let mut bound: Option<Vec<Arc<str>>> = None;
+    for layer in layers(request)? {
+        if let Some(id) = layer.get("model_provider").and_then(Value::as_str) {
+            provider = Some(id.to_owned());
+        }
+        for name in ["openai_base_url", "chatgpt_base_url"] {
+            if layer.contains_key(name) {
+                return Err(format!("`{name}` is configured"));
+            }
+        }
+        if layer.get("forced_login_method").and_then(Value::as_str) == Some("api") {
+            return Err("`forced_login_method` is `api`".to_owned());
+        }
+        if let Some(value) = layer.get("forced_chatgpt_workspace_id") {
+            let allowed = names(value);
+            // Every layer's restriction has to hold, whichever the CLI ends up with.
+            bound = Some(match bound {
+                None => allowed,
+                Some(known) => known.into_iter().filter(|one| allowed.contains(one)).collect(),
+            });
+        }
+    }
+    if let Some(other) = provider.filter(|id| id != "openai") {
+        return Err(format!("the configured provider is `{other}`"));
+    }
+    match bound {
+        Some(none) if none.is_empty() => Err("no workspace is allowed".to_owned()),
+        bound => Ok(bound.unwrap_or_default().into()),
+    }
+}
+
+fn names(value: &Value) -> Vec<Arc<str>> {
+    match value {
+        Value::String(one) => vec![one.trim().into()],
+        Value::Array(all) => all.iter().filter_map(Value::as_str).map(|one| one.trim().into()).collect(),
+        Value::Integer(_) | Value::Float(_) | Value::Boolean(_) | Value::Datetime(_) | Value::Table(_) => {
+            Vec::new()
+        },
+    }
+}
+
+/// The CLI's layers, weakest first. One that can't be read as TOML is the CLI's own to complain of.
+fn layers(request: &LaunchRequest) -> Result<Vec<Table>, String> {
+    let home = Path::new(&request.codex_home);
+    let mut files = vec![PathBuf::from("/etc/codex/config.toml"), home.join("config.toml")];
+    let mut projects: Vec<_> = Path::new(&request.cwd)
+        .ancestors()
+        .map(|folder| folder.join(".codex"))
+        .filter(|folder| folder != home)
+        .map(|folder| folder.join("config.toml"))
+        .collect();
+    projects.reverse();
+    files.extend(projects);
+    if let Some(profile) = &request.profile {
+        files.push(home.join(format!("{profile}.config.toml")));
+    }
+    let mut layers = Vec::new();
+    for file in files {
+        layers.extend(read(&file)?);
+    }
+    for text in &request.overrides {
+        layers.extend(one(text));
+    }
+    for file in [
+        PathBuf::from("/etc/codex/managed_config.toml"),
+        PathBuf::from("/etc/codex/requirements.toml"),
+        home.join("managed_config.toml"),
+    ] {
+        layers.extend(read(&file)?);
+    }
+    Ok(layers)
+}
+
+fn read(path: &Path) -> Result<Option<Table>, String> {
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.is_file() && meta.len() <= MAX_FILE => {},
+        Ok(_) | Err(_) => return Ok(None),
+    }
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let broken = |_error| format!("`{}` is not valid TOML", path.display());
+    text.parse::<Table>().map(Some).map_err(broken)
+}
+
+/// A `-c key=value` as a layer of its own: the value is TOML, else a plain string.
+fn one(text: &str) -> Option<Table> {
+    let (key, value) = text.split_once('=')?;
+    let key = key.trim();
+    if key.is_empty() || key.contains('.') {
+        return None;
+    }
+    let parsed = format!("x = {}", value.trim())
+        .parse::<Table>()
+        .ok()
+        .and_then(|mut table| table.remove("x"))
+        .unwrap_or_else(|| Value::String(value.trim().trim_matches(['"', '\'']).to_owned()));
+    Some(Table::from_iter([(key.to_owned(), parsed)]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(home: &Path) -> LaunchRequest {
+        LaunchRequest {
+            printed: false,
+            codex_version: "0.169.0".to_owned(),
+            codex_home: home.display().to_string(),
+            cwd: home.join("work").display().to_string(),
+            overrides: Vec::new(),
+            profile: None,
+            interactive: false,
+            no_proxy: String::new(),
+        }
+    }
+
+    fn with(config: &str, change: impl FnOnce(&mut LaunchRequest)) -> Result<Vec<String>, String> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.toml"), config).unwrap();
+        let mut request = request(dir.path());
+        change(&mut request);
+        wishes(&request).map(|all| all.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn what_a_person_configured_wins() {
+        assert_eq!(with("", |_| {}), Ok(vec![]));
+        for config in [
+            "model_provider = 'azure'",
+            "openai_base_url = 'http://x'",
+            "chatgpt_base_url = 'http://x'",
+            "forced_login_method = 'api'",
+            "not toml at all",
+        ] {
+            assert!(with(config, |_| {}).is_err(), "{config}");
+        }
+        let over = |text: &str| {
+            let text = text.to_owned();
+            with("model_provider = 'azure'", move |request| request.overrides = vec![text])
+        };
+        assert!(over("model_provider=openai").is_ok());
+        assert!(over("model_provider=\"openai\"").is_ok());
+        assert!(over("model=x").is_err());
+        assert!(with("", |request| request.overrides = vec!["forced_login_method=api".to_owned()]).is_err());
+    }
+
+    #[test]
+    fn every_layer_s_workspace_has_to_hold() {
+        let both = |request: &mut LaunchRequest| {
+            request.overrides = vec!["forced_chatgpt_workspace_id=[\"b\", \"c\"]".to_owned()];
+        };
+        assert_eq!(with("forced_chatgpt_workspace_id = 'a'", |_| {}), Ok(vec!["a".to_owned()]));
+        assert_eq!(with("forced_chatgpt_workspace_id = ['a', 'b']", both), Ok(vec!["b".to_owned()]));
+        assert!(with("forced_chatgpt_workspace_id = 'a'", both).is_err());
+    }
+
+    #[test]
+    fn versions_and_exceptions_are_read_as_people_write_them() {
+        assert_eq!(version("0.170.0-alpha.3"), Some((0, 170, 0)));
+        assert_eq!(version(""), None);
+        assert_eq!(version("0.169"), None);
+        assert!(version("0.149.0") >= Some(TAKES_KEY));
+        assert_eq!(no_proxy("corp.test, 127.0.0.1,corp.test"), "corp.test,127.0.0.1,localhost,::1");
+    }
+}

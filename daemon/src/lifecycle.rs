@@ -1,0 +1,156 @@
+//! Starting once, answering when ready, and stopping when told.
+//!
+//! One daemon for a root: an advisory lock held for life. The start is an answer: whoever starts us
+//! reads one line, ready or the typed reason. Signals have one owner, a thread that turns them into
+//! the same stop that `cmactl daemon stop` asks for; a second one cuts running turns.
+
+use crate::{app::App, config::Config, fault::Fault, roster::Roster, sys};
+use cma_proto::{client::StartLine, endpoint::Root, error::ErrorCode};
+use std::{
+    fs::{File, TryLockError},
+    io::{self, Read as _, Seek as _, Write as _},
+    net::SocketAddr,
+    sync::Arc,
+};
+use tokio::net::{TcpListener, TcpSocket};
+
+/// Connections waiting to be accepted: a thousand streams arriving at once must not be refused.
+const BACKLOG: u32 = 1024;
+
+/// The lock of a root, held for life.
+#[derive(Debug)]
+pub(crate) struct Held {
+    _file: File,
+}
+
+/// Takes the root's lock.
+///
+/// # Errors
+/// [`ErrorCode::Negative`] when another daemon has it.
+pub(crate) fn hold(root: &Root) -> Result<Held, Fault> {
+    let path = root.daemon_lock();
+    let mut file = open_lock(&path).map_err(|error| Fault::file(&path, "open", &error))?;
+    match file.try_lock() {
+        Ok(()) => {},
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            drop(file.read_to_string(&mut pid));
+            return Err(Fault::new(
+                ErrorCode::Negative,
+                format!("a daemon already runs for `{}` (pid {})", root.path().display(), pid.trim()),
+                "run `cmactl daemon status`, or `cmactl daemon restart` to replace it",
+            ));
+        },
+        Err(TryLockError::Error(error)) => return Err(Fault::file(&path, "lock", &error)),
+    }
+    let write = || -> io::Result<()> {
+        file.set_len(0)?;
+        file.rewind()?;
+        writeln!(&file, "{}", std::process::id())
+    };
+    let mut write = write;
+    write().map_err(|error| Fault::file(&path, "write", &error))?;
+    Ok(Held { _file: file })
+}
+
+/// Waits for the root's start lock: whoever starts a daemon holds it until that one has answered.
+pub(crate) fn hold_start(root: &Root) -> Result<Held, Fault> {
+    let path = root.start_lock();
+    let file = open_lock(&path).map_err(|error| Fault::file(&path, "open", &error))?;
+    file.lock().map_err(|error| Fault::file(&path, "lock", &error))?;
+    Ok(Held { _file: file })
+}
+
+fn open_lock(path: &std::path::Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.create(true).truncate(false).read(true).write(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)
+}
+
+/// Binds the proxy's port. Port 0 is picked once for a root and stored, so that a CLI that is
+/// running when the daemon dies finds the next one there.
+///
+/// # Errors
+/// [`ErrorCode::Config`] naming the holder of a port that is taken. The port never moves silently.
+pub(crate) fn bind(config: &Config, roster: &Roster) -> Result<TcpListener, Fault> {
+    let stored = roster.state().port;
+    let picked = config.listen.port() == 0;
+    let at = match stored {
+        Some(port) if picked => SocketAddr::new(config.listen.ip(), port),
+        _ => config.listen,
+    };
+    let listener = listen(at).map_err(|error| taken(at, picked, &error))?;
+    if picked && stored.is_none() {
+        let port = listener.local_addr().map(|at| at.port());
+        let port = port.map_err(|error| Fault::internal(format!("own port unknown: {error}")))?;
+        roster.save_port(port)?;
+    }
+    Ok(listener)
+}
+
+fn listen(at: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if at.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // On Unix this only lets a port be bound again right after its last owner died; two listeners
+    // on one port stay impossible. On Windows it would allow just that, so it stays off there.
+    #[cfg(unix)]
+    socket.set_reuseaddr(true)?;
+    socket.bind(at)?;
+    socket.listen(BACKLOG)
+}
+
+fn taken(at: SocketAddr, picked: bool, error: &io::Error) -> Fault {
+    if error.kind() != io::ErrorKind::AddrInUse {
+        return Fault::new(
+            ErrorCode::Config,
+            format!("can't listen on {at}: {error}"),
+            "set another `listen` in config.toml, or `CMA_LISTEN`",
+        );
+    }
+    let holder = sys::port_holder(at.port()).unwrap_or_else(|| "another program".to_owned());
+    let hint = if picked {
+        "end that program, or set `listen` in the root's config.toml; running CLIs keep looking at \
+         the old port"
+    } else {
+        "end that program, or choose another port"
+    };
+    Fault::new(ErrorCode::Config, format!("port {} is taken by {holder}", at.port()), hint)
+}
+
+/// Turns signals into stops, on a thread of its own.
+#[cfg(unix)]
+pub(crate) fn watch_signals(app: Arc<App>) -> Result<(), Fault> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let failed = |error: io::Error| Fault::internal(format!("signals can't be watched: {error}"));
+    let mut signals =
+        signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(failed)?;
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .stack_size(64 * 1024)
+        .spawn(move || {
+            let mut asked = false;
+            for signal in &mut signals {
+                tracing::info!(signal, "signal");
+                if asked { app.stop.cut() } else { app.stop.drain() }
+                asked = true;
+            }
+        })
+        .map(drop)
+        .map_err(failed)
+}
+
+/// Windows services and consoles have their own ways; a console's Ctrl-C ends the process, which
+/// the store survives by design.
+#[cfg(windows)]
+pub(crate) fn watch_signals(_app: Arc<App>) -> Result<(), Fault> {
+    Ok(())
+}
+
+/// Writes the one line that whoever started us waits for.
+pub(crate) fn answer(line: &StartLine) {
+    let text = serde_json::to_string(line).unwrap_or_default();
+    let mut stdout = io::stdout().lock();
+    // Nobody may be reading; that is not our failure.
+    drop(writeln!(stdout, "{text}").and_then(|()| stdout.flush()));
+}

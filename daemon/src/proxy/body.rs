@@ -1,0 +1,245 @@
+//! A request's body on its way up: forwarded while it is read, kept for a replay, undecoded.
+//!
+//! The client's body is read once. What was read is kept up to a limit, so that a second attempt
+//! starts with the kept part and goes on reading where the first stopped. Over the limit it streams
+//! on and loses its failover. A superseded attempt gets nothing more: two attempts never read the
+//! same client.
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use parking_lot::Mutex;
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+};
+use tokio::time::Instant;
+
+/// Kept of one request for a replay.
+pub(crate) const REPLAY_LIMIT: usize = 16 * 1024 * 1024;
+/// Kept of all requests together.
+const REPLAY_TOTAL: usize = 128 * 1024 * 1024;
+/// A larger request is refused: no context window is that long.
+pub(crate) const BODY_LIMIT: u64 = 256 * 1024 * 1024;
+
+static KEPT: AtomicUsize = AtomicUsize::new(0);
+
+/// What is sent upstream.
+#[derive(Debug)]
+pub(crate) enum UpBody {
+    /// A Responses request.
+    Replay(Replay),
+    /// A small request of the auxiliary routes, read whole; empty for most.
+    Whole(Bytes),
+}
+
+/// Why a body ended early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    /// The client's connection broke.
+    #[error("the client's body ended early")]
+    Client,
+    /// The client sent more than [`BODY_LIMIT`].
+    #[error("the body is too large")]
+    TooLarge,
+    /// Another attempt took over.
+    #[error("superseded by another attempt")]
+    Superseded,
+}
+
+/// The client's body, shared by the attempts of one request.
+#[derive(Debug, Clone)]
+pub(crate) struct Source(Arc<Mutex<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    incoming: Option<Incoming>,
+    hint: SizeHint,
+    kept: Vec<Bytes>,
+    kept_len: usize,
+    read: u64,
+    /// More came than may be kept.
+    overflow: bool,
+    failed: Option<bool>,
+    done_at: Option<Instant>,
+    attempt: u32,
+}
+
+/// One attempt's reading of it.
+#[derive(Debug)]
+pub(crate) struct Replay {
+    source: Arc<Mutex<Inner>>,
+    next: usize,
+    attempt: u32,
+}
+
+impl Source {
+    pub(crate) fn new(incoming: Incoming) -> Self {
+        let hint = incoming.size_hint();
+        let ended = incoming.is_end_stream();
+        Self(Arc::new(Mutex::new(Inner {
+            incoming: (!ended).then_some(incoming),
+            hint,
+            kept: Vec::new(),
+            kept_len: 0,
+            read: 0,
+            overflow: false,
+            failed: None,
+            done_at: ended.then(Instant::now),
+            attempt: 0,
+        })))
+    }
+
+    /// A body for the next attempt; the one before gets nothing more. `None` when too much went by
+    /// to be sent again.
+    pub(crate) fn attempt(&self) -> Option<Replay> {
+        let mut inner = self.0.lock();
+        if inner.overflow || inner.failed.is_some() {
+            return None;
+        }
+        inner.attempt += 1;
+        Some(Replay { source: Arc::clone(&self.0), next: 0, attempt: inner.attempt })
+    }
+
+    /// When the client's body was read to its end.
+    pub(crate) fn done_at(&self) -> Option<Instant> {
+        self.0.lock().done_at
+    }
+
+    /// Whether the client sent more than is allowed.
+    pub(crate) fn too_large(&self) -> bool {
+        self.0.lock().failed == Some(true)
+    }
+
+    /// Whether the client itself broke off.
+    pub(crate) fn client_failed(&self) -> bool {
+        self.0.lock().failed.is_some()
+    }
+}
+
+impl Inner {
+    fn keep(&mut self, data: &Bytes) {
+        if self.overflow {
+            return;
+        }
+        let total = KEPT.fetch_add(data.len(), Ordering::Relaxed) + data.len();
+        self.kept_len += data.len();
+        if self.kept_len > REPLAY_LIMIT || total > REPLAY_TOTAL {
+            self.overflow = true;
+            self.forget();
+        } else {
+            self.kept.push(data.clone());
+        }
+    }
+
+    fn forget(&mut self) {
+        KEPT.fetch_sub(self.kept_len, Ordering::Relaxed);
+        self.kept_len = 0;
+        self.kept = Vec::new();
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.forget();
+    }
+}
+
+impl Body for Replay {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        let mut inner = this.source.lock();
+        if inner.attempt != this.attempt {
+            return Poll::Ready(Some(Err(BodyError::Superseded)));
+        }
+        if let Some(data) = inner.kept.get(this.next) {
+            this.next += 1;
+            return Poll::Ready(Some(Ok(Frame::data(data.clone()))));
+        }
+        loop {
+            let Some(incoming) = inner.incoming.as_mut() else { return Poll::Ready(None) };
+            match Pin::new(incoming).poll_frame(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(None) => {
+                    inner.incoming = None;
+                    inner.done_at = Some(Instant::now());
+                    return Poll::Ready(None);
+                },
+                Poll::Ready(Some(Err(_broken))) => {
+                    inner.incoming = None;
+                    inner.failed = Some(false);
+                    return Poll::Ready(Some(Err(BodyError::Client)));
+                },
+                Poll::Ready(Some(Ok(frame))) => {
+                    // Trailers have no meaning here and are dropped.
+                    let Ok(data) = frame.into_data() else { continue };
+                    inner.read += data.len() as u64;
+                    if inner.read > BODY_LIMIT {
+                        inner.incoming = None;
+                        inner.failed = Some(true);
+                        return Poll::Ready(Some(Err(BodyError::TooLarge)));
+                    }
+                    if inner.incoming.as_ref().is_some_and(Body::is_end_stream) {
+                        inner.incoming = None;
+                        inner.done_at = Some(Instant::now());
+                    }
+                    inner.keep(&data);
+                    this.next += 1;
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                },
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let inner = self.source.lock();
+        inner.incoming.is_none()
+            && inner.failed.is_none()
+            && inner.attempt == self.attempt
+            && self.next >= inner.kept.len()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if self.next == 0 { self.source.lock().hint.clone() } else { SizeHint::default() }
+    }
+}
+
+impl Body for UpBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Replay(replay) => Pin::new(replay).poll_frame(context),
+            Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Replay(replay) => replay.is_end_stream(),
+            Self::Whole(bytes) => bytes.is_empty(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Replay(replay) => replay.size_hint(),
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! The loopback proxy: gate → route → select → send → judge → deliver, each a plain function.
+//!
+//! Bare hyper, no framework between us and the bytes. Nothing on a request's way touches a file or
+//! a database; everything that wants to be remembered is told after the first byte has left.
+
+pub(crate) mod aux;
+pub(crate) mod body;
+mod gate;
+mod headers;
+pub(crate) mod keys;
+mod relay;
+mod respond;
+pub(crate) mod sniff;
+pub(crate) mod trace;
+mod turn;
+
+use crate::{
+    actor::Handle,
+    app::{Phase, Phases, Tasks},
+    config::Config,
+    roster::Roster,
+    upstream::Upstream,
+    vault::Vault,
+};
+use cma_proto::error::ErrorCode;
+use gate::Route;
+use http::{HeaderValue, Request, StatusCode, Uri, header};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use keys::Keys;
+use relay::Answer;
+use std::{
+    convert::Infallible,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+use trace::Traces;
+
+/// Client connections at once. More wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 4096;
+/// A head larger than this is refused with 431.
+const MAX_HEAD: usize = 64 * 1024;
+const MAX_HEADERS: usize = 128;
+/// A head that takes longer is no CLI.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What the pipeline works with.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    pub(crate) config: Arc<Config>,
+    pub(crate) actor: Handle,
+    pub(crate) roster: Arc<Roster>,
+    pub(crate) vault: Arc<Vault>,
+    pub(crate) upstream: Arc<Upstream>,
+    pub(crate) keys: Keys,
+    pub(crate) traces: Traces,
+    pub(crate) phases: Phases,
+    pub(crate) port: u16,
+    pub(crate) host: HeaderValue,
+}
+
+impl Proxy {
+    /// Where upstream has what the client asked for: Responses live under `<backend>/codex`, the
+    /// rest under `<backend>`.
+    fn upstream_uri(&self, uri: &Uri) -> Uri {
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        let path = path.strip_prefix("/backend-api").unwrap_or(path);
+        let joined = format!("{}{path}", self.upstream.endpoint.path);
+        // Both halves are valid paths, so their join is one.
+        Uri::try_from(joined).unwrap_or_default()
+    }
+}
+
+/// Accepts until `phases` says that the listener may close.
+pub(crate) async fn serve(proxy: Arc<Proxy>, listener: TcpListener, tasks: Tasks) {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            biased;
+            () = proxy.phases.reached(Phase::Flushing) => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _peer)) => {
+                let proxy = Arc::clone(&proxy);
+                tasks.spawn("connection", async move {
+                    connection(proxy, stream).await;
+                    drop(permit);
+                });
+            },
+            Err(error) => {
+                // Out of files or the peer went: neither is cured by trying faster.
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            },
+        }
+    }
+}
+
+async fn connection(proxy: Arc<Proxy>, stream: TcpStream) {
+    if stream.set_nodelay(true).is_err() {
+        return;
+    }
+    proxy.traces.counters.connections.fetch_add(1, Ordering::Relaxed);
+    let service = {
+        let proxy = Arc::clone(&proxy);
+        service_fn(move |request| {
+            let proxy = Arc::clone(&proxy);
+            async move { Ok::<_, Infallible>(handle(proxy, request).await) }
+        })
+    };
+    let mut connection = std::pin::pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_buf_size(MAX_HEAD)
+            .max_headers(MAX_HEADERS)
+            .serve_connection(TokioIo::new(stream), service)
+    );
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = proxy.phases.reached(Phase::Draining) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        },
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "connection ended");
+    }
+    proxy.traces.counters.connections.fetch_sub(1, Ordering::Relaxed);
+}
+
+async fn handle(proxy: Arc<Proxy>, request: Request<Incoming>) -> Answer {
+    let headers = request.headers();
+    let refuse = |refusal: gate::Refusal| {
+        proxy.traces.counters.refused.fetch_add(1, Ordering::Relaxed);
+        respond::error(refusal.status, ErrorCode::Denied, refusal.message)
+    };
+    if let Err(refusal) = gate::origin(headers, proxy.port) {
+        return refuse(refusal);
+    }
+    let route = gate::route(request.method(), request.uri().path(), headers);
+    if route == Route::Mcp {
+        return respond::not_here();
+    }
+    let launch = match gate::key(headers, &proxy.keys) {
+        Ok(launch) => launch,
+        Err(refusal) => return refuse(refusal),
+    };
+    match route {
+        Route::Whoami => aux::whoami(&proxy, &launch),
+        Route::AccountsCheck => aux::accounts_check(&proxy, &launch),
+        _ if proxy.phases.now() >= Phase::Draining => respond::draining(),
+        Route::Responses => turn::serve(proxy, &launch, request).await,
+        Route::Upgrade => upgrade_required(),
+        Route::Models => aux::models(proxy, &launch, request).await,
+        Route::Usage => aux::usage(proxy, &launch, request).await,
+        Route::Bundle => aux::bundle(proxy, &launch, request).await,
+        Route::Aux => aux::pass(proxy, &launch, request).await,
+        Route::Mcp | Route::Unknown => {
+            proxy.traces.counters.refused.fetch_add(1, Ordering::Relaxed);
+            respond::not_here()
+        },
+    }
+}
+
+/// On a 426 the CLI goes over to HTTP for its session, without a word to the person.
+fn upgrade_required() -> Answer {
+    let mut answer = respond::error(
+        StatusCode::UPGRADE_REQUIRED,
+        ErrorCode::BadRequest,
+        "WebSocket is not offered; use HTTP",
+    );
+    answer.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("HTTP/1.1"));
+    answer
+}

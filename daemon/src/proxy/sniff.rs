@@ -1,0 +1,193 @@
+//! Reads along in a stream of server-sent events: usage, limits, how it ended.
+//!
+//! What the client gets never depends on it. Only lines that can matter are kept, up to a bound; a
+//! delta costs one search for its line end. The same events come out for every way of splitting the
+//! same bytes.
+
+use cma_core::{quota, time::Wall};
+use serde_json::Value;
+
+/// A line longer than this isn't kept: completed events carry the whole answer, megabytes at worst.
+const MAX_LINE: usize = 4 * 1024 * 1024;
+/// By this many bytes an event has told its type: upstream writes it first.
+const TELLS_BY: usize = 96;
+
+/// What a stream said.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct Said {
+    /// Tokens, from the final event.
+    pub(crate) usage: Option<Usage>,
+    /// Windows, from limit events.
+    pub(crate) windows: Vec<quota::Window>,
+    /// The final event.
+    pub(crate) end: Option<End>,
+}
+
+/// Tokens of one response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Usage {
+    pub(crate) input: u64,
+    pub(crate) cached: u64,
+    pub(crate) output: u64,
+}
+
+/// How a stream ended by its own word.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum End {
+    Completed,
+    Incomplete,
+    /// With the error's code.
+    Failed(String),
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Sniffer {
+    line: Vec<u8>,
+    skipping: bool,
+    seen: Wall,
+    said: Said,
+}
+
+impl Sniffer {
+    pub(crate) fn new(seen: Wall) -> Self {
+        Self { line: Vec::new(), skipping: false, seen, said: Said::default() }
+    }
+
+    /// Takes the next bytes in.
+    pub(crate) fn feed(&mut self, mut bytes: &[u8]) {
+        while let Some(end) = memchr::memchr(b'\n', bytes) {
+            let (line, rest) = bytes.split_at(end);
+            bytes = rest.get(1..).unwrap_or_default();
+            if self.skipping {
+                self.skipping = false;
+            } else if self.line.is_empty() {
+                self.whole_line(line);
+            } else {
+                let mut kept = std::mem::take(&mut self.line);
+                if kept.len() + line.len() <= MAX_LINE {
+                    kept.extend_from_slice(line);
+                    self.whole_line(&kept);
+                }
+                kept.clear();
+                self.line = kept;
+            }
+        }
+        if self.skipping || bytes.is_empty() {
+            return;
+        }
+        self.line.extend_from_slice(bytes);
+        let told = self.line.len() >= TELLS_BY;
+        if self.line.len() > MAX_LINE || (told && !matters(&self.line)) {
+            self.line.clear();
+            self.skipping = true;
+        }
+    }
+
+    /// What the stream said so far.
+    pub(crate) fn said(&mut self) -> Said {
+        self.line = Vec::new();
+        std::mem::take(&mut self.said)
+    }
+
+    fn whole_line(&mut self, line: &[u8]) {
+        if !matters(line) {
+            return;
+        }
+        let Some(data) = line.strip_prefix(b"data:") else { return };
+        let Ok(event) = serde_json::from_slice::<Value>(data) else { return };
+        match event.get("type").and_then(Value::as_str) {
+            Some("response.completed") => {
+                self.said.usage = usage(&event);
+                self.said.end = Some(End::Completed);
+            },
+            Some("response.incomplete") => {
+                self.said.usage = usage(&event);
+                self.said.end = Some(End::Incomplete);
+            },
+            Some("response.failed") => {
+                let code = event.pointer("/response/error/code").and_then(Value::as_str);
+                let code: String = code.unwrap_or("unknown").chars().take(64).collect();
+                self.said.end = Some(End::Failed(code));
+            },
+            Some("codex.rate_limits") => {
+                self.said.windows.extend(quota::from_event(&event, self.seen));
+                self.said.windows.truncate(64);
+            },
+            Some(_) | None => {},
+        }
+    }
+}
+
+fn matters(line: &[u8]) -> bool {
+    let head = line.get(..line.len().min(TELLS_BY)).unwrap_or_default();
+    head.starts_with(b"data:")
+        && [
+            &b"response.completed"[..],
+            b"response.incomplete",
+            b"response.failed",
+            b"codex.rate_limits",
+        ]
+        .iter()
+        .any(|kind| memchr::memmem::find(head, kind).is_some())
+}
+
+fn usage(event: &Value) -> Option<Usage> {
+    let usage = event.pointer("/response/usage")?;
+    let number = |path: &str| usage.pointer(path).and_then(Value::as_u64).unwrap_or_default();
+    Some(Usage {
+        input: number("/input_tokens"),
+        cached: number("/input_tokens_details/cached_tokens"),
+        output: number("/output_tokens"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const STREAM: &str = concat!(
+        "event: response.created\ndata: {\"type\":\"response.created\",\"response\":{\"id\":\"r\"}}\n\n",
+        "data: {\"type\":\"response.output_text.delta\",\"delta\":\"",
+        "a long delta that says response.completed only after the first ninety-six bytes of the line\"}\n\n",
+        "data: {\"type\":\"codex.rate_limits\",\"rate_limits\":{\"primary\":{\"used_percent\":7}}}\r\n\r\n",
+        "event: response.completed\ndata: {\"type\":\"response.completed\",\"response\":{\"usage\":",
+        "{\"input_tokens\":10,\"input_tokens_details\":{\"cached_tokens\":4},\"output_tokens\":5}}}\n\n",
+    );
+
+    fn said(parts: &[&[u8]]) -> Said {
+        let mut sniffer = Sniffer::new(Wall::from_secs(1));
+        for part in parts {
+            sniffer.feed(part);
+        }
+        sniffer.said()
+    }
+
+    #[test]
+    fn usage_limits_and_end_are_read() {
+        let said = said(&[STREAM.as_bytes()]);
+        assert_eq!(said.usage, Some(Usage { input: 10, cached: 4, output: 5 }));
+        assert_eq!((said.end, said.windows.len()), (Some(End::Completed), 1));
+    }
+
+    proptest! {
+        #[test]
+        fn every_split_says_the_same(cuts in proptest::collection::vec(0..STREAM.len(), 0..12)) {
+            let mut cuts = cuts;
+            cuts.sort_unstable();
+            let (mut parts, mut from) = (Vec::new(), 0);
+            for cut in cuts.into_iter().chain([STREAM.len()]) {
+                parts.push(&STREAM.as_bytes()[from..cut]);
+                from = cut;
+            }
+            prop_assert_eq!(said(&parts), said(&[STREAM.as_bytes()]));
+        }
+
+        #[test]
+        fn any_bytes_do_no_harm(parts in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..50), 0..20)) {
+            let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+            drop(said(&parts));
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What happened to a request, in memory: counters, the last few hundred traces, and news of each
+//! for whoever listens. Written after the fact, never on a request's way.
+
+use super::sniff::Usage;
+use crate::clock;
+use cma_core::{identity::AccountId, select::Candidate};
+use parking_lot::Mutex;
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+};
+use tokio::{sync::broadcast, time::Instant};
+
+/// Traces kept for `why`.
+const KEPT: usize = 512;
+/// News a slow listener may be behind.
+const NEWS: usize = 256;
+
+/// Numbers since the start.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) active: AtomicU32,
+    pub(crate) connections: AtomicU32,
+    pub(crate) served: AtomicU64,
+    pub(crate) failed: AtomicU64,
+    pub(crate) retried: AtomicU64,
+    pub(crate) refused: AtomicU64,
+}
+
+/// One request from its head to its end.
+#[derive(Debug, Clone)]
+pub(crate) struct Trace {
+    pub(crate) id: Arc<str>,
+    pub(crate) at: u64,
+    pub(crate) started: Instant,
+    pub(crate) session: Option<Arc<str>>,
+    pub(crate) model: Option<Arc<str>>,
+    pub(crate) account: Option<AccountId>,
+    pub(crate) candidates: Vec<Candidate>,
+    pub(crate) attempts: Vec<String>,
+    pub(crate) tried: u32,
+    pub(crate) status: u16,
+    pub(crate) outcome: &'static str,
+    pub(crate) first_byte_ms: Option<u64>,
+    pub(crate) total_ms: u64,
+    pub(crate) usage: Option<Usage>,
+}
+
+/// News of a request, while it runs and at its end.
+#[derive(Debug, Clone)]
+pub(crate) enum News {
+    Retry { request: Arc<str>, account: AccountId, reason: Arc<str> },
+    Served(Arc<Trace>),
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Traces {
+    pub(crate) counters: Counters,
+    prefix: u16,
+    next: AtomicU64,
+    kept: Mutex<VecDeque<Arc<Trace>>>,
+    news: broadcast::Sender<News>,
+}
+
+impl Traces {
+    pub(crate) fn new(prefix: u16) -> Self {
+        let (news, _nobody_yet) = broadcast::channel(NEWS);
+        Self {
+            counters: Counters::default(),
+            prefix,
+            next: AtomicU64::new(1),
+            kept: Mutex::new(VecDeque::new()),
+            news,
+        }
+    }
+
+    /// A new trace with an id of its own.
+    pub(crate) fn begin(&self, session: Option<Arc<str>>, model: Option<Arc<str>>) -> Trace {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        Trace {
+            id: format!("r{:04x}-{number}", self.prefix).into(),
+            at: clock::unix(),
+            started: Instant::now(),
+            session,
+            model,
+            account: None,
+            candidates: Vec::new(),
+            attempts: Vec::new(),
+            tried: 0,
+            status: 0,
+            outcome: "abandoned",
+            first_byte_ms: None,
+            total_ms: 0,
+            usage: None,
+        }
+    }
+
+    /// Keeps a finished trace and tells of it.
+    pub(crate) fn end(&self, mut trace: Trace) {
+        trace.total_ms = millis(&trace.started);
+        let complete = trace.outcome == "complete";
+        let counter = if complete { &self.counters.served } else { &self.counters.failed };
+        counter.fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(
+            request = &*trace.id,
+            account = trace.account.as_ref().map(AccountId::as_str),
+            status = trace.status,
+            outcome = trace.outcome,
+            attempts = trace.tried,
+            total_ms = trace.total_ms,
+            "served"
+        );
+        let trace = Arc::new(trace);
+        if self.news.receiver_count() > 0 {
+            let _nobody_listens = self.news.send(News::Served(Arc::clone(&trace)));
+        }
+        let mut kept = self.kept.lock();
+        if kept.len() >= KEPT {
+            kept.pop_front();
+        }
+        kept.push_back(trace);
+    }
+
+    /// Counts a retry and tells of it.
+    pub(crate) fn retry(&self, trace: &mut Trace, account: &AccountId, reason: &str) {
+        self.counters.retried.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(request = &*trace.id, account = %account, reason, "attempt failed");
+        trace.attempts.push(format!("{account}: {reason}"));
+        if self.news.receiver_count() > 0 {
+            let _nobody_listens = self.news.send(News::Retry {
+                request: Arc::clone(&trace.id),
+                account: account.clone(),
+                reason: reason.into(),
+            });
+        }
+    }
+
+    /// A kept trace; the newest for an empty id.
+    pub(crate) fn find(&self, id: &str) -> Option<Arc<Trace>> {
+        let kept = self.kept.lock();
+        if id.is_empty() || id == "last" {
+            return kept.back().cloned();
+        }
+        kept.iter().rev().find(|trace| &*trace.id == id).cloned()
+    }
+
+    /// News from now on.
+    pub(crate) fn news(&self) -> broadcast::Receiver<News> {
+        self.news.subscribe()
+    }
+}
+
+/// Milliseconds since then.
+pub(crate) fn millis(since: &Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,428 @@
+//! One turn: select an account, send, judge, deliver or go on.
+//!
+//! Failover happens only before the first byte is delivered, only while the body can be sent again,
+//! and within two budgets: attempts and time. What an outcome means is the core's verdict; this file
+//! applies it. When nothing is left, the client gets an answer on which it stops and speaks for
+//! itself (`respond`), never one on which it loops.
+
+use super::{
+    Proxy,
+    body::{BODY_LIMIT, Source, UpBody},
+    headers,
+    keys::Launch,
+    relay::{Accounts, Answer, Out, Relay},
+    respond,
+    sniff::Sniffer,
+    trace::{Trace, millis},
+};
+use crate::{actor::Lease, clock, upstream::{Connection, Failure}};
+use bytes::{Bytes, BytesMut};
+use cma_core::{
+    identity::AccountId,
+    pool::{Refused, Release},
+    quota,
+    select::Need,
+    verdict::{self, Act, Mark, Outcome, Verdict},
+};
+use cma_proto::error::ErrorCode;
+use http::{HeaderMap, Request, Response, StatusCode, header, request, response};
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use serde_json::Value;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// Upstream attempts of one request, whatever happens. The CLI's own retries multiply nothing,
+/// since it stops on the final answer.
+const MAX_ATTEMPTS: u32 = 8;
+/// No new attempt begins after this time: a person has given up by then.
+const BUDGET: Duration = Duration::from_secs(120);
+/// Longest wait for an account that comes back by itself (a throttle of seconds).
+const MAX_WAIT: Duration = Duration::from_secs(8);
+/// First pause after a fault that all accounts share; doubles each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(150);
+/// Read of an error's body: enough to judge it.
+const MAX_ERROR: usize = 64 * 1024;
+/// An error's body that doesn't come is judged without it.
+const ERROR_TIMEOUT: Duration = Duration::from_secs(5);
+/// Header values taken as names are bounded.
+const MAX_NAME: usize = 256;
+
+/// A turn in progress.
+struct Turn {
+    proxy: Arc<Proxy>,
+    parts: request::Parts,
+    source: Source,
+    need: Need,
+    trace: Trace,
+    /// The account to renew and try once more after a 401.
+    renewed: Option<AccountId>,
+    pauses: u32,
+    /// The last error that upstream answered, whole.
+    last: Option<(response::Parts, Bytes, Option<Value>)>,
+    last_reason: String,
+}
+
+/// What one attempt leads to.
+enum Step {
+    Deliver(Answer),
+    Again,
+}
+
+/// Serves a Responses request.
+pub(crate) async fn serve(proxy: Arc<Proxy>, launch: &Launch, request: Request<Incoming>) -> Answer {
+    let (mut parts, incoming) = request.into_parts();
+    if incoming.size_hint().lower() > BODY_LIMIT {
+        return respond::error(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            ErrorCode::TooLarge,
+            "the request is larger than any model takes",
+        );
+    }
+    let session = name(&parts.headers, "session-id");
+    let model = parts
+        .headers
+        .get("x-codex-routing-hint")
+        .and_then(|value| value.to_str().ok())
+        .and_then(|hint| hint.split(';').find_map(|part| part.trim().strip_prefix("model=")))
+        .filter(|model| model.len() <= MAX_NAME)
+        .map(Arc::from);
+    parts.headers = headers::upwards(parts.headers, &proxy.host);
+    let need = Need {
+        session: session.clone(),
+        model: model.clone(),
+        workspaces: Arc::clone(&launch.workspaces),
+        ..Need::default()
+    };
+    let trace = proxy.traces.begin(session, model);
+    let source = Source::new(incoming);
+    let turn = Turn {
+        proxy,
+        parts,
+        source,
+        need,
+        trace,
+        renewed: None,
+        pauses: 0,
+        last: None,
+        last_reason: String::new(),
+    };
+    turn.run().await
+}
+
+impl Turn {
+    async fn run(mut self) -> Answer {
+        loop {
+            if self.trace.tried >= MAX_ATTEMPTS || self.trace.started.elapsed() > BUDGET {
+                return self.give_up(None);
+            }
+            let lease = match self.proxy.actor.select(self.need.clone()).await {
+                Err(_gone) => return respond::draining(),
+                Ok(Ok(lease)) => lease,
+                Ok(Err(refused)) => {
+                    if self.waited(&refused).await {
+                        continue;
+                    }
+                    return self.give_up(Some(&refused));
+                },
+            };
+            match self.attempt(lease).await {
+                Step::Deliver(answer) => return answer,
+                Step::Again if self.source.client_failed() => return self.client_failed(),
+                Step::Again => {},
+            }
+        }
+    }
+
+    /// Whether it is worth waiting for an account, after having waited: one that comes back in
+    /// moments, or the next round over accounts that only had the host's faults.
+    async fn waited(&mut self, refused: &Refused) -> bool {
+        let tried_only = !self.need.exclude.is_empty() || self.need.only.is_some();
+        let soon = refused
+            .retry_at
+            .map(|at| Duration::from_millis(at.since(clock::wall()).millis()))
+            .filter(|wait| *wait <= MAX_WAIT.saturating_sub(self.trace.started.elapsed()));
+        let eligible = refused.reasons.iter().any(|(_name, reason)| reason == TRIED);
+        if tried_only && eligible && !self.stops_here() {
+            self.need.exclude.clear();
+            self.need.only = None;
+            self.pause().await;
+            return true;
+        }
+        match soon {
+            Some(wait) => {
+                self.need.exclude.clear();
+                self.need.only = None;
+                tokio::time::sleep(wait + Duration::from_millis(20)).await;
+                true
+            },
+            None => false,
+        }
+    }
+
+    async fn attempt(&mut self, lease: Lease) -> Step {
+        let account = lease.account.clone();
+        let Some(pass) = self.proxy.vault.pass(&account, lease.generation) else {
+            // It left the pool between the choice and now.
+            self.need.exclude.push(account);
+            return Step::Again;
+        };
+        let Some(body) = self.source.attempt() else { return Step::Deliver(self.give_up_on(lease)) };
+        self.trace.tried += 1;
+        let request = self.request(&pass, UpBody::Replay(body));
+        let mut repeats = 0;
+        let outcome = {
+            let (turn, source) = (&*self, &self.source);
+            let again = || source.attempt().map(|body| {
+                repeats += 1;
+                turn.request(&pass, UpBody::Replay(body))
+            });
+            let send = turn.proxy.upstream.send(&account, request, again);
+            turn.head_in_time(send).await
+        };
+        self.trace.tried += repeats;
+        match outcome {
+            Ok((response, connection)) => self.answered(lease, response, connection).await,
+            Err(failure) => {
+                if self.source.client_failed() {
+                    return Step::Again;
+                }
+                let verdict = verdict::classify(&failure.outcome(), clock::wall());
+                let reason = match failure {
+                    Missed::Failed(Failure::Connect(why)) => format!("{}: {why}", verdict.reason),
+                    _ => verdict.reason.clone(),
+                };
+                self.apply(lease, &Verdict { reason, ..verdict }).await
+            },
+        }
+    }
+
+    async fn answered(&mut self, lease: Lease, response: Response<Incoming>, connection: Connection) -> Step {
+        lease.quota_seen(quota::from_headers(response.headers(), clock::wall()));
+        let status = response.status();
+        if status.is_success() {
+            let verdict_free = Verdict { act: Act::Deliver, mark: Mark::Fine, reason: String::new() };
+            return Step::Deliver(self.deliver(lease, response, connection, &verdict_free));
+        }
+        // What is delivered whatever it says is not read first.
+        let blind = verdict::classify(
+            &Outcome::Head { status, headers: response.headers(), body: None },
+            clock::wall(),
+        );
+        if blind.act == Act::Deliver {
+            return Step::Deliver(self.deliver(lease, response, connection, &blind));
+        }
+        let (parts, body) = response.into_parts();
+        let (bytes, whole) = read_error(body).await;
+        if whole {
+            self.proxy.upstream.give_back(connection);
+        }
+        let json: Option<Value> = serde_json::from_slice(&bytes).ok();
+        let outcome = Outcome::Head { status, headers: &parts.headers, body: json.as_ref() };
+        let verdict = verdict::classify(&outcome, clock::wall());
+        self.last = Some((parts, bytes, json));
+        self.apply(lease, &verdict).await
+    }
+
+    /// Gives the account back with what was learned, and prepares the next attempt.
+    async fn apply(&mut self, lease: Lease, verdict: &Verdict) -> Step {
+        let account = lease.account.clone();
+        self.proxy.traces.retry(&mut self.trace, &account, &verdict.reason);
+        self.last_reason.clone_from(&verdict.reason);
+        lease.finish(Release {
+            mark: verdict.mark.clone(),
+            served: false,
+            model: self.need.model.clone(),
+        });
+        match verdict.act {
+            Act::RetrySame if self.renewed.as_ref() != Some(&account) => {
+                // The next select on this account waits for its renewal.
+                self.renewed = Some(account.clone());
+                self.need.only = Some(account);
+            },
+            Act::RetrySame | Act::RetryOther | Act::Deliver => {
+                self.need.only = None;
+                self.need.exclude.push(account);
+            },
+            Act::Wait => self.pause().await,
+        }
+        Step::Again
+    }
+
+    async fn pause(&mut self) {
+        tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(self.pauses.min(5))).await;
+        self.pauses += 1;
+    }
+
+    fn deliver(
+        &mut self,
+        lease: Lease,
+        response: Response<Incoming>,
+        connection: Connection,
+        verdict: &Verdict,
+    ) -> Answer {
+        let (mut parts, body) = response.into_parts();
+        headers::downwards(&mut parts.headers);
+        self.trace.account = Some(lease.account.clone());
+        self.trace.status = parts.status.as_u16();
+        self.trace.first_byte_ms = Some(millis(&self.trace.started));
+        if !verdict.reason.is_empty() {
+            self.trace.attempts.push(format!("{}: {}", lease.account, verdict.reason));
+        }
+        self.proxy.traces.counters.active.fetch_add(1, Ordering::Relaxed);
+        let stream = parts
+            .headers
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+        let sniffer = stream.then(|| Sniffer::new(clock::wall()));
+        let end = Accounts {
+            proxy: Arc::clone(&self.proxy),
+            lease,
+            connection: Some(connection),
+            trace: self.trace.clone(),
+        };
+        Response::from_parts(parts, Out::Relay(Box::new(Relay::new(body, sniffer, end))))
+    }
+
+    /// Waits for a head; the time for it runs from when the client's body has been read, so that a
+    /// slow upload is not a silent host.
+    async fn head_in_time(
+        &self,
+        send: impl Future<Output = Result<(Response<Incoming>, Connection), Failure>>,
+    ) -> Result<(Response<Incoming>, Connection), Missed> {
+        let limit = self.proxy.config.head_timeout;
+        let begun = Instant::now();
+        let mut send = std::pin::pin!(send);
+        let mut wake = begun + limit;
+        loop {
+            match tokio::time::timeout_at(wake, &mut send).await {
+                Ok(sent) => return sent.map_err(Missed::Failed),
+                Err(_elapsed) => {
+                    let from = self.source.done_at().map(|done| done.max(begun));
+                    let due = from.map_or_else(|| Instant::now() + limit, |from| from + limit);
+                    if due <= Instant::now() {
+                        return Err(Missed::TimedOut);
+                    }
+                    wake = due;
+                },
+            }
+        }
+    }
+
+    fn request(&self, pass: &crate::vault::Pass, body: UpBody) -> Request<UpBody> {
+        let mut request = Request::new(body);
+        *request.method_mut() = self.parts.method.clone();
+        *request.uri_mut() = self.proxy.upstream_uri(&self.parts.uri);
+        *request.headers_mut() = self.parts.headers.clone();
+        headers::sign(request.headers_mut(), pass);
+        request
+    }
+
+    /// Whether upstream's last answer is already one on which the CLI stops by itself.
+    fn stops_here(&self) -> bool {
+        self.last
+            .as_ref()
+            .is_some_and(|(parts, _bytes, json)| verdict::stops_the_cli(parts.status, json.as_ref()))
+    }
+
+    fn give_up_on(&mut self, lease: Lease) -> Answer {
+        drop(lease);
+        self.give_up(None)
+    }
+
+    /// The final word.
+    fn give_up(&mut self, refused: Option<&Refused>) -> Answer {
+        let answer = match refused {
+            Some(refused) if refused.retry_at.is_some() && refused.quota => respond::refused(refused),
+            _ if self.stops_here() => self.last_answer(),
+            Some(refused) if self.trace.tried == 0 => respond::refused(refused),
+            _ => respond::stop(
+                ErrorCode::Upstream,
+                &format!(
+                    "cma: {} failed in {} attempts, the last one: {}. Run `cmactl why --request {}` for all of them.",
+                    self.proxy.upstream.endpoint.authority,
+                    self.trace.tried,
+                    self.last_reason,
+                    self.trace.id
+                ),
+            ),
+        };
+        self.closed(answer.status(), "failed");
+        answer
+    }
+
+    fn last_answer(&mut self) -> Answer {
+        let Some((mut parts, bytes, _json)) = self.last.take() else { return respond::not_here() };
+        headers::downwards(&mut parts.headers);
+        parts.headers.remove(header::CONTENT_LENGTH);
+        Response::from_parts(parts, Out::Whole(bytes))
+    }
+
+    fn client_failed(&mut self) -> Answer {
+        let answer = if self.source.too_large() {
+            respond::error(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                ErrorCode::TooLarge,
+                "the request is larger than any model takes",
+            )
+        } else {
+            respond::error(StatusCode::BAD_REQUEST, ErrorCode::BadRequest, "the body ended early")
+        };
+        self.closed(answer.status(), "abandoned");
+        answer
+    }
+
+    fn closed(&mut self, status: StatusCode, outcome: &'static str) {
+        self.trace.status = status.as_u16();
+        self.trace.outcome = outcome;
+        self.proxy.traces.end(self.trace.clone());
+    }
+}
+
+/// How the core words that an account was tried before.
+const TRIED: &str = "already tried for this request";
+
+/// Why no head came.
+enum Missed {
+    Failed(Failure),
+    TimedOut,
+}
+
+impl Missed {
+    const fn outcome(&self) -> Outcome<'static> {
+        match self {
+            Self::Failed(Failure::Connect(_)) => Outcome::ConnectFailed,
+            Self::Failed(Failure::Garbage) => Outcome::Garbage,
+            Self::Failed(Failure::Cut | Failure::ClientBody) => Outcome::Cut,
+            Self::TimedOut => Outcome::HeadTimeout,
+        }
+    }
+}
+
+fn name(headers: &HeaderMap, header: &str) -> Option<Arc<str>> {
+    let value = headers.get(header)?.to_str().ok()?;
+    (!value.is_empty() && value.len() <= MAX_NAME).then(|| value.into())
+}
+
+/// Reads an error's body within bounds; also tells whether that was all of it.
+async fn read_error(mut body: Incoming) -> (Bytes, bool) {
+    let mut bytes = BytesMut::new();
+    let read = async {
+        while let Some(frame) = body.frame().await {
+            let Ok(frame) = frame else { return false };
+            if let Some(data) = frame.data_ref() {
+                if bytes.len() + data.len() > MAX_ERROR {
+                    return false;
+                }
+                bytes.extend_from_slice(data);
+            }
+        }
+        true
+    };
+    let whole = tokio::time::timeout(ERROR_TIMEOUT, read).await.unwrap_or(false);
+    (bytes.freeze(), whole)
+}

@@ -1,0 +1,377 @@
+//! Renewing a credential: a single-use refresh token is sent once.
+//!
+//! Single flight is by construction: the pool asks for one renewal per account and generation, and
+//! the actor starts one task for each asking. The task is never cancelled; a stop waits for it.
+//! Order of events: note durable → request → answer → credential durable → known to anybody.
+//!
+//! What the issuer may answer (observed with the official CLI 0.169.0): tokens; a permanent refusal
+//! (any 401, 400 `invalid_grant`, or the codes below at any status); anything else passes. When the
+//! request was sent and no answer came, nobody can know whether the token is spent. The same token
+//! is then sent once more, because an issuer may grant a short grace; a refusal of that one means
+//! the first was processed and its answer lost, and only the person can mend that.
+
+use crate::{
+    clock,
+    config::Config,
+    fault::Fault,
+    roster::{Renewed, Roster},
+    store::{import, record::{RenewalNote, Tokens}},
+    vault::Vault,
+};
+use cma_core::{identity::{AccountId, Claims}, pool::RenewalFailure, token::Generation};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::{Deserialize, Serialize};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+/// The official CLI's public client id: the login was made with it.
+const CLIENT_ID: &str = "app_EMoamEEZ73f0CkXaXp7hrann";
+/// Refusals that are final at any status.
+const PERMANENT: [&str; 3] =
+    ["refresh_token_expired", "refresh_token_reused", "refresh_token_invalidated"];
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause before the one repetition of a request that got no answer.
+const REPEAT_AFTER: Duration = Duration::from_millis(500);
+/// How often one token is sent at most: twice in one life of the daemon, and again after a crash in
+/// the middle, since a crash says nothing about the issuer.
+const MAX_SENT: u32 = 6;
+/// An answer is a few kilobytes.
+const MAX_ANSWER: usize = 256 * 1024;
+/// Cause of a login whose last renewal got no answer.
+const UNKNOWN: &str = "refresh outcome unknown";
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Renewer {
+    roster: Arc<Roster>,
+    vault: Arc<Vault>,
+    config: Arc<Config>,
+    client: OnceLock<reqwest::Client>,
+}
+
+/// A credential made durable.
+#[derive(Debug)]
+pub(crate) struct Fresh {
+    pub(crate) generation: Generation,
+    pub(crate) expires_at: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Ask<'a> {
+    client_id: &'static str,
+    grant_type: &'static str,
+    refresh_token: &'a str,
+    refresh_reason: &'static str,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    id_token: Option<SecretString>,
+    access_token: Option<SecretString>,
+    refresh_token: Option<SecretString>,
+}
+
+/// How one request to the issuer ended.
+enum Sent {
+    Answered(Box<Answer>),
+    Refused(String),
+    /// The issuer answered that it can't now; the token is not spent.
+    NotNow(String),
+    /// Nothing was sent.
+    NotSent(String),
+    /// It was sent and no answer came.
+    Unknown(String),
+}
+
+impl Renewer {
+    pub(crate) const fn new(roster: Arc<Roster>, vault: Arc<Vault>, config: Arc<Config>) -> Self {
+        Self { roster, vault, config, client: OnceLock::new() }
+    }
+
+    /// Renews the credential of that generation and makes the new one durable.
+    ///
+    /// Not cancellation-safe: run it in a task of its own that is awaited at a stop.
+    pub(crate) async fn renew(
+        self: Arc<Self>,
+        id: AccountId,
+        generation: Generation,
+    ) -> Result<Fresh, RenewalFailure> {
+        let outcome = Arc::clone(&self).attempt(&id, generation).await;
+        match &outcome {
+            Ok(fresh) => {
+                tracing::info!(account = %id, generation = fresh.generation.0, "credential renewed");
+            },
+            Err(RenewalFailure::Transient(why)) => {
+                tracing::warn!(account = %id, generation = generation.0, why = &**why, "renewal failed for now");
+            },
+            Err(RenewalFailure::Permanent(why)) => {
+                tracing::error!(account = %id, generation = generation.0, why = &**why, "login is gone");
+            },
+        }
+        outcome
+    }
+
+    async fn attempt(self: Arc<Self>, id: &AccountId, generation: Generation) -> Result<Fresh, RenewalFailure> {
+        let Some(token) = self.vault.refresh_token(id, generation) else {
+            return self.gone(id, generation, "it has no refresh token", clock::unix()).await;
+        };
+        let mut repeated = false;
+        loop {
+            let before = self.read_note(id, generation).await?;
+            let note = RenewalNote {
+                generation: generation.0,
+                sent_at: before.as_ref().map_or_else(clock::unix, |note| note.sent_at),
+                attempts: before.as_ref().map_or(1, |note| note.attempts.saturating_add(1)),
+            };
+            if note.attempts > MAX_SENT {
+                return self.gone(id, generation, UNKNOWN, note.sent_at).await;
+            }
+            self.write_note(id, Some(note.clone())).await?;
+            match self.send(&token).await {
+                Sent::Answered(answer) => return self.keep(id, generation, *answer).await,
+                Sent::Refused(code) if before.is_some() => {
+                    let cause = format!("{UNKNOWN} ({code})");
+                    return self.gone(id, generation, &cause, note.sent_at).await;
+                },
+                Sent::Refused(code) => {
+                    let cause = format!("the issuer refused its refresh token ({code})");
+                    return self.gone(id, generation, &cause, clock::unix()).await;
+                },
+                Sent::NotSent(why) => {
+                    self.write_note(id, before).await?;
+                    return Err(RenewalFailure::Transient(why.into()));
+                },
+                Sent::NotNow(why) => {
+                    self.write_note(id, before).await?;
+                    return Err(RenewalFailure::Transient(why.into()));
+                },
+                Sent::Unknown(why) if !repeated => {
+                    tracing::warn!(account = %id, why, "no answer to a renewal; asking once more");
+                    repeated = true;
+                    tokio::time::sleep(REPEAT_AFTER).await;
+                },
+                Sent::Unknown(_why) => return self.gone(id, generation, UNKNOWN, note.sent_at).await,
+            }
+        }
+    }
+
+    async fn send(&self, token: &SecretString) -> Sent {
+        let client = match self.client() {
+            Ok(client) => client,
+            Err(why) => return Sent::NotSent(why),
+        };
+        let ask = Ask {
+            client_id: CLIENT_ID,
+            grant_type: "refresh_token",
+            refresh_token: token.expose_secret(),
+            refresh_reason: "proactive_expiry",
+        };
+        let Ok(body) = serde_json::to_vec(&ask) else {
+            return Sent::NotSent("the request can't be written".to_owned());
+        };
+        let request = client
+            .post(format!("{}/oauth/token", self.config.issuer.base))
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .header(http::header::ACCEPT, "application/json")
+            .body(body);
+        let mut answer = match request.send().await {
+            Ok(answer) => answer,
+            Err(error) if error.is_connect() || error.is_builder() => {
+                return Sent::NotSent(format!("could not connect to {}", self.config.issuer.authority));
+            },
+            Err(error) => return Sent::Unknown(kind(&error).to_owned()),
+        };
+        let status = answer.status();
+        let mut bytes = Vec::new();
+        loop {
+            match answer.chunk().await {
+                Ok(Some(chunk)) if bytes.len() + chunk.len() <= MAX_ANSWER => bytes.extend_from_slice(&chunk),
+                Ok(None) => break,
+                Ok(Some(_too_much)) => return Sent::Unknown("an endless answer".to_owned()),
+                Err(error) => return Sent::Unknown(kind(&error).to_owned()),
+            }
+        }
+        judge(status, &bytes)
+    }
+
+    /// Makes the new credential durable. It exists nowhere else: a full disk is waited for.
+    async fn keep(self: Arc<Self>, id: &AccountId, from: Generation, answer: Answer) -> Result<Fresh, RenewalFailure> {
+        let Some(known) = self.roster.get(id) else {
+            return Err(RenewalFailure::Permanent("it left the pool meanwhile".into()));
+        };
+        let claims = |token: Option<&SecretString>| {
+            token.and_then(|token| import::claims(token.expose_secret())).unwrap_or_default()
+        };
+        let (of_id, of_access) = (claims(answer.id_token.as_ref()), claims(answer.access_token.as_ref()));
+        let own = Claims {
+            user: Some(known.user.clone()),
+            workspace: Some(known.workspace.clone()),
+            ..Claims::default()
+        };
+        if !own.same_identity(&of_id) || !own.same_identity(&of_access) {
+            let cause = "the issuer answered for another account";
+            return self.gone(id, from, cause, clock::unix()).await;
+        }
+        let expires_at = if answer.access_token.is_some() { of_access.expires_at } else { known.expires_at };
+        let email = of_id.email.clone();
+        let plan = of_access.plan.or(of_id.plan);
+        let tokens = Tokens {
+            id_token: answer.id_token.unwrap_or_else(|| known.tokens.id_token.clone()),
+            access_token: answer.access_token.unwrap_or_else(|| known.tokens.access_token.clone()),
+            refresh_token: answer.refresh_token.or_else(|| known.tokens.refresh_token.clone()),
+        };
+        let mut pause = Duration::from_millis(100);
+        loop {
+            let new = Renewed { tokens: tokens.clone(), expires_at, plan: plan.clone(), email: email.clone() };
+            let account = id.clone();
+            match self.blocking(move |roster| roster.renewed(&account, from, new)).await {
+                Ok(record) => {
+                    return Ok(Fresh {
+                        generation: Generation(record.generation),
+                        expires_at: record.expires_at,
+                    });
+                },
+                Err(fault) if fault.code() == cma_proto::error::ErrorCode::Store => {
+                    tracing::error!(account = %id, %fault, "a new credential can't be saved yet");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(5));
+                },
+                Err(fault) => return Err(RenewalFailure::Transient(fault.to_string().into())),
+            }
+        }
+    }
+
+    async fn gone(
+        self: Arc<Self>,
+        id: &AccountId,
+        generation: Generation,
+        cause: &str,
+        since: u64,
+    ) -> Result<Fresh, RenewalFailure> {
+        let (account, text) = (id.clone(), cause.to_owned());
+        if let Err(fault) =
+            self.blocking(move |roster| roster.set_gone(&account, generation, &text, since)).await
+        {
+            tracing::error!(account = %id, %fault, "can't save that a login is gone");
+        }
+        Err(RenewalFailure::Permanent(cause.into()))
+    }
+
+    async fn read_note(self: &Arc<Self>, id: &AccountId, generation: Generation) -> Result<Option<RenewalNote>, RenewalFailure> {
+        let account = id.clone();
+        let note = self.blocking(move |roster| roster.store().renewal_note(&account)).await;
+        // A note of an older generation was answered: its credential is the current one.
+        note.map(|note| note.filter(|note| note.generation == generation.0)).map_err(transient)
+    }
+
+    async fn write_note(self: &Arc<Self>, id: &AccountId, note: Option<RenewalNote>) -> Result<(), RenewalFailure> {
+        let account = id.clone();
+        self.blocking(move |roster| match note {
+            Some(note) => roster.store().note_renewal(&account, &note),
+            None => roster.store().clear_renewal_note(&account),
+        })
+        .await
+        .map_err(transient)
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Roster) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let roster = Arc::clone(&self.roster);
+        tokio::task::spawn_blocking(move || work(&roster))
+            .await
+            .unwrap_or_else(|_panicked| Err(Fault::internal("a disk task panicked")))
+    }
+
+    fn client(&self) -> Result<&reqwest::Client, String> {
+        if let Some(client) = self.client.get() {
+            return Ok(client);
+        }
+        // TLS is set up at the first renewal, not at the start: it costs memory and milliseconds.
+        crate::upstream::install_tls_provider();
+        let mut builder = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(ANSWER_TIMEOUT)
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .pool_max_idle_per_host(0)
+            .user_agent(concat!("cma/", env!("CARGO_PKG_VERSION")));
+        if !self.config.issuer.tls {
+            // Plain http is loopback only, and a proxy variable must not lead it away.
+            builder = builder.no_proxy();
+        }
+        let client = builder.build().map_err(|error| format!("no TLS client: {error}"))?;
+        Ok(self.client.get_or_init(|| client))
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "reads better at `map_err`")]
+fn transient(fault: Fault) -> RenewalFailure {
+    RenewalFailure::Transient(fault.to_string().into())
+}
+
+fn judge(status: reqwest::StatusCode, bytes: &[u8]) -> Sent {
+    let body: serde_json::Value = serde_json::from_slice(bytes).unwrap_or_default();
+    if status.is_success() {
+        return match serde_json::from_slice::<Answer>(bytes) {
+            Ok(answer) if answer.access_token.is_some() => Sent::Answered(Box::new(answer)),
+            // It may have rotated the token and told it in a shape we can't read.
+            Ok(_) | Err(_) => Sent::Unknown("an unreadable answer".to_owned()),
+        };
+    }
+    let error = body.get("error");
+    let code = error
+        .and_then(|error| error.get("code"))
+        .or(error)
+        .or_else(|| body.get("code"))
+        .and_then(serde_json::Value::as_str)
+        .filter(|code| code.len() <= 64 && code.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'))
+        .unwrap_or_default();
+    let permanent = PERMANENT.contains(&code)
+        || status == reqwest::StatusCode::UNAUTHORIZED
+        || (status == reqwest::StatusCode::BAD_REQUEST && code == "invalid_grant");
+    let shown = if code.is_empty() { status.as_u16().to_string() } else { code.to_owned() };
+    if permanent { Sent::Refused(shown) } else { Sent::NotNow(format!("the issuer answered {shown}")) }
+}
+
+/// What failed, without the URL (reqwest's own text carries it).
+fn kind(error: &reqwest::Error) -> &'static str {
+    if error.is_timeout() {
+        "no answer in time"
+    } else if error.is_body() || error.is_decode() {
+        "the answer was cut"
+    } else {
+        "the connection ended before an answer"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reqwest::StatusCode;
+
+    #[test]
+    fn refusals_are_permanent_where_the_official_cli_holds_them_so() {
+        let judged = |status: StatusCode, body: &str| match judge(status, body.as_bytes()) {
+            Sent::Refused(code) => format!("refused {code}"),
+            Sent::NotNow(_) => "later".to_owned(),
+            Sent::Unknown(_) => "unknown".to_owned(),
+            Sent::Answered(_) => "answered".to_owned(),
+            Sent::NotSent(_) => "not sent".to_owned(),
+        };
+        let reused = r#"{"error":{"code":"refresh_token_reused"}}"#;
+        assert_eq!(judged(StatusCode::UNAUTHORIZED, reused), "refused refresh_token_reused");
+        assert_eq!(judged(StatusCode::INTERNAL_SERVER_ERROR, reused), "refused refresh_token_reused");
+        assert_eq!(judged(StatusCode::UNAUTHORIZED, "x"), "refused 401");
+        let grant = r#"{"error":"invalid_grant"}"#;
+        assert_eq!(judged(StatusCode::BAD_REQUEST, grant), "refused invalid_grant");
+        assert_eq!(judged(StatusCode::BAD_REQUEST, "{}"), "later");
+        assert_eq!(judged(StatusCode::TOO_MANY_REQUESTS, "{}"), "later");
+        assert_eq!(judged(StatusCode::OK, "{}"), "unknown");
+        assert_eq!(judged(StatusCode::OK, r#"{"access_token":"x"}"#), "answered");
+    }
+}

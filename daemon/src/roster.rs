@@ -1,0 +1,356 @@
+//! The accounts as they are kept: who they are, what they are called, their credentials.
+//!
+//! The pool (`cma-core`) decides with generations and expiries; this is where the persons behind
+//! them stand. Every change goes disk first, then memory, then the pool's input, under one writer
+//! lock. Readers never wait for a disk: they take the current `Arc` of each record.
+
+use crate::{
+    clock,
+    config::Config,
+    fault::Fault,
+    store::{Store, State, import, record::{Gone, Record, Tokens}},
+    vault::Vault,
+};
+use cma_core::{
+    identity::AccountId,
+    pool::Seed,
+    time::Wall,
+    token::Generation,
+};
+use cma_proto::{error::ErrorCode, message::Imported};
+use parking_lot::{Mutex, RwLock};
+use std::{path::Path, sync::Arc};
+
+/// A label is shown in tables.
+const MAX_LABEL: usize = 64;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Roster {
+    store: Store,
+    config: Arc<Config>,
+    vault: Arc<Vault>,
+    records: RwLock<Vec<Arc<Record>>>,
+    /// Held for the whole of a change, disk included; carries what stands in `state.json`.
+    writer: Mutex<State>,
+}
+
+/// A credential that a renewal brought.
+#[derive(Debug)]
+pub(crate) struct Renewed {
+    pub(crate) tokens: Tokens,
+    pub(crate) expires_at: Option<u64>,
+    pub(crate) plan: Option<String>,
+    pub(crate) email: Option<String>,
+}
+
+impl Roster {
+    /// Reads everything the root holds.
+    pub(crate) fn load(store: Store, config: Arc<Config>, vault: Arc<Vault>) -> Result<Self, Fault> {
+        let records: Vec<_> = store.accounts()?.into_iter().map(Arc::new).collect();
+        let state = store.state()?;
+        for record in &records {
+            vault.put(record);
+        }
+        Ok(Self { store, config, vault, records: RwLock::new(records), writer: Mutex::new(state) })
+    }
+
+    pub(crate) const fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// All records, in order of their place.
+    pub(crate) fn all(&self) -> Vec<Arc<Record>> {
+        self.records.read().clone()
+    }
+
+    /// One record.
+    pub(crate) fn get(&self, id: &AccountId) -> Option<Arc<Record>> {
+        self.records.read().iter().find(|record| record.id == id.as_str()).cloned()
+    }
+
+    /// The account that speaks for the pool where the CLI wants one identity: the first in the
+    /// list that the launch allows. It stays the same while it is in the pool.
+    pub(crate) fn face(&self, workspaces: &[Arc<str>]) -> Option<Arc<Record>> {
+        let records = self.records.read();
+        let allowed = |record: &&Arc<Record>| {
+            workspaces.is_empty() || workspaces.iter().any(|allowed| **allowed == *record.workspace)
+        };
+        records.iter().find(allowed).cloned()
+    }
+
+    /// What the pool has to know of a record.
+    pub(crate) fn seed(&self, record: &Record) -> Seed {
+        Seed {
+            id: AccountId::from_written(&record.id),
+            order: record.order,
+            workspace: record.workspace.as_str().into(),
+            plan: record.plan.as_deref().map(Into::into),
+            name: name(record).into(),
+            enabled: record.enabled,
+            at_home: record.issuer == self.config.issuer.base
+                && record.backend == self.config.backend.base,
+            generation: Generation(record.generation),
+            expires: record.expires_at.map(Wall::from_secs),
+            gone: record
+                .gone
+                .as_ref()
+                .map(|gone| (gone.cause.as_str().into(), Wall::from_secs(gone.since))),
+        }
+    }
+
+    /// The record a person means by an index, e-mail, label, id or a unique prefix of these.
+    pub(crate) fn select(&self, selector: &str) -> Result<Arc<Record>, Fault> {
+        let records = self.all();
+        let wanted = selector.trim().to_lowercase();
+        let exact: Vec<_> = records
+            .iter()
+            .enumerate()
+            .filter(|(at, record)| {
+                wanted == (at + 1).to_string()
+                    || names(record).iter().any(|name| name.to_lowercase() == wanted)
+            })
+            .map(|(_at, record)| record)
+            .collect();
+        let matches = if exact.is_empty() && !wanted.is_empty() {
+            let starts = |record: &&Arc<Record>| {
+                names(record).iter().any(|name| name.to_lowercase().starts_with(&wanted))
+            };
+            records.iter().filter(starts).collect()
+        } else {
+            exact
+        };
+        match matches.as_slice() {
+            [one] => Ok(Arc::clone(one)),
+            [] => Err(Fault::new(
+                ErrorCode::NotFound,
+                format!("there is no account `{selector}`"),
+                "run `cmactl list` to see them",
+            )),
+            several => Err(Fault::new(
+                ErrorCode::Ambiguous,
+                format!(
+                    "`{selector}` could be {}",
+                    several
+                        .iter()
+                        .map(|record| format!("`{}` ({})", name(record), record.id))
+                        .collect::<Vec<_>>()
+                        .join(" or ")
+                ),
+                "name it by its id",
+            )),
+        }
+    }
+
+    /// Reads a login from a file and makes or updates its account. Blocks on the disk.
+    pub(crate) fn import(&self, path: &Path, label: Option<&str>) -> Result<(Imported, Arc<Record>), Fault> {
+        let label = label.map(checked_label).transpose()?;
+        let login = import::auth_json(path, &self.config)?;
+        let mut state = self.writer.lock();
+        let id = AccountId::of(&login.user, &login.workspace);
+        let known = self.get(&id);
+        let mut notes = login.notes;
+        if login.tokens.refresh_token.is_some() {
+            notes.push(format!(
+                "`{}` still holds the same login: sign in with plain `codex` no more, or one of the \
+                 two will spend the other's refresh token",
+                path.display()
+            ));
+        }
+        if let Some(known) = known.as_ref().filter(|known| known.knows(login.tokens.refresh_token.as_ref())) {
+            // The file is an older copy of what the pool has (or the very same): what came of it
+            // since then is worth more.
+            let record = Record { label: label.or_else(|| known.label.clone()), ..(**known).clone() };
+            let imported = Imported {
+                id: record.id.clone(),
+                email: record.email.clone(),
+                plan: record.plan.clone(),
+                workspace: record.workspace.clone(),
+                created: false,
+                notes: vec!["the pool already has this login or a newer credential of it; kept".to_owned()],
+            };
+            let record = self.save(record)?;
+            return Ok((imported, record));
+        }
+        let created = known.is_none();
+        let order = known.as_ref().map_or(state.last_order + 1, |known| known.order);
+        if created {
+            state.last_order = order;
+            self.store.save_state(&state)?;
+        }
+        let record = Record {
+            id: id.as_str().to_owned(),
+            user: login.user,
+            workspace: login.workspace,
+            email: login.claims.email.or_else(|| known.as_ref()?.email.clone()),
+            plan: login.claims.plan.or_else(|| known.as_ref()?.plan.clone()),
+            fedramp: login.claims.fedramp,
+            label: label.or_else(|| known.as_ref()?.label.clone()),
+            enabled: known.as_ref().is_none_or(|known| known.enabled),
+            order,
+            issuer: self.config.issuer.base.clone(),
+            backend: self.config.backend.base.clone(),
+            imported_at: clock::unix(),
+            generation: known.as_ref().map_or(1, |known| known.generation + 1),
+            expires_at: login.claims.expires_at,
+            renewed_at: None,
+            tokens: login.tokens,
+            gone: None,
+            spent: known.as_ref().map(|known| known.spent_with_current()).unwrap_or_default(),
+        };
+        let imported = Imported {
+            id: record.id.clone(),
+            email: record.email.clone(),
+            plan: record.plan.clone(),
+            workspace: record.workspace.clone(),
+            created,
+            notes,
+        };
+        let record = self.save(record)?;
+        self.store.clear_renewal_note(&id)?;
+        Ok((imported, record))
+    }
+
+    /// Changes one record. Blocks on the disk.
+    pub(crate) fn edit(&self, id: &AccountId, edit: impl FnOnce(&mut Record)) -> Result<Arc<Record>, Fault> {
+        let _writer = self.writer.lock();
+        let known = self.get(id).ok_or_else(|| gone(id))?;
+        let mut record = (*known).clone();
+        edit(&mut record);
+        self.save(record)
+    }
+
+    /// Gives an account a label, or takes it away with an empty one. Blocks on the disk.
+    pub(crate) fn set_label(&self, id: &AccountId, label: &str) -> Result<Arc<Record>, Fault> {
+        let label = checked_label(label)?;
+        let taken = !label.is_empty()
+            && self.all().iter().any(|other| {
+                other.id != id.as_str()
+                    && other.label.as_deref().is_some_and(|l| l.eq_ignore_ascii_case(&label))
+            });
+        if taken {
+            return Err(Fault::new(
+                ErrorCode::BadRequest,
+                format!("another account is already called `{label}`"),
+                "choose another label",
+            ));
+        }
+        self.edit(id, |record| record.label = Some(label).filter(|label| !label.is_empty()))
+    }
+
+    /// Makes a renewed credential durable, then known. Blocks on the disk.
+    pub(crate) fn renewed(&self, id: &AccountId, from: Generation, new: Renewed) -> Result<Arc<Record>, Fault> {
+        let _writer = self.writer.lock();
+        let known = self.get(id).ok_or_else(|| gone(id))?;
+        if known.generation != from.0 {
+            return Err(Fault::internal(format!(
+                "renewal of generation {} while {} is current",
+                from.0, known.generation
+            )));
+        }
+        let record = Record {
+            generation: from.0 + 1,
+            expires_at: new.expires_at,
+            renewed_at: Some(clock::unix()),
+            plan: new.plan.or_else(|| known.plan.clone()),
+            email: new.email.or_else(|| known.email.clone()),
+            tokens: new.tokens,
+            gone: None,
+            spent: known.spent_with_current(),
+            ..(*known).clone()
+        };
+        let record = self.save(record)?;
+        // Only now is the note's question answered. A crash before this line asks it again, with
+        // the new generation on disk: then the note is of an older generation and is dropped.
+        self.store.clear_renewal_note(id)?;
+        Ok(record)
+    }
+
+    /// Makes durable that a login is gone. Blocks on the disk.
+    pub(crate) fn set_gone(&self, id: &AccountId, from: Generation, cause: &str, since: u64) -> Result<(), Fault> {
+        let _writer = self.writer.lock();
+        let known = self.get(id).ok_or_else(|| gone(id))?;
+        if known.generation != from.0 {
+            return Ok(());
+        }
+        let gone = Some(Gone { cause: cause.to_owned(), since });
+        self.save(Record { gone, ..(*known).clone() })?;
+        self.store.clear_renewal_note(id)
+    }
+
+    /// Takes an account out; its file waits in `removed/`. Blocks on the disk.
+    pub(crate) fn remove(&self, id: &AccountId) -> Result<std::path::PathBuf, Fault> {
+        let _writer = self.writer.lock();
+        let path = self.store.remove_account(id, clock::unix())?;
+        self.records.write().retain(|record| record.id != id.as_str());
+        self.vault.remove(id);
+        Ok(path)
+    }
+
+    /// Makes the pin durable. Blocks on the disk.
+    pub(crate) fn save_pin(&self, pin: Option<(&AccountId, u64)>) -> Result<(), Fault> {
+        let mut state = self.writer.lock();
+        let new = State { pin: pin.map(|(id, at)| (id.as_str().to_owned(), at)), ..state.clone() };
+        self.store.save_state(&new)?;
+        *state = new;
+        Ok(())
+    }
+
+    /// Makes the port of this root durable. Blocks on the disk.
+    pub(crate) fn save_port(&self, port: u16) -> Result<(), Fault> {
+        let mut state = self.writer.lock();
+        let new = State { port: Some(port), ..state.clone() };
+        self.store.save_state(&new)?;
+        *state = new;
+        Ok(())
+    }
+
+    /// What `state.json` holds.
+    pub(crate) fn state(&self) -> State {
+        self.writer.lock().clone()
+    }
+
+    /// Disk, then memory. The caller holds the writer lock.
+    fn save(&self, record: Record) -> Result<Arc<Record>, Fault> {
+        self.store.save_account(&record)?;
+        let record = Arc::new(record);
+        self.vault.put(&record);
+        let mut records = self.records.write();
+        records.retain(|known| known.id != record.id);
+        records.push(Arc::clone(&record));
+        records.sort_by(|a, b| (a.order, &a.id).cmp(&(b.order, &b.id)));
+        Ok(record)
+    }
+}
+
+/// What an account is called: label, else e-mail, else id.
+pub(crate) fn name(record: &Record) -> &str {
+    record.label.as_deref().or(record.email.as_deref()).unwrap_or(&record.id)
+}
+
+fn names(record: &Record) -> Vec<&str> {
+    [Some(record.id.as_str()), record.email.as_deref(), record.label.as_deref()]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+fn checked_label(label: &str) -> Result<String, Fault> {
+    let label = label.trim();
+    if label.chars().count() > MAX_LABEL || label.chars().any(char::is_control) {
+        return Err(Fault::new(
+            ErrorCode::BadRequest,
+            format!("a label has at most {MAX_LABEL} printable characters"),
+            "choose a shorter label",
+        ));
+    }
+    Ok(label.to_owned())
+}
+
+fn gone(id: &AccountId) -> Fault {
+    Fault::new(
+        ErrorCode::NotFound,
+        format!("account {id} is no longer in the pool"),
+        "run `cmactl list` to see them",
+    )
+}

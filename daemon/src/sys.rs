@@ -1,0 +1,100 @@
+//! The few things only the system can do. The one file with `unsafe`, and why each is sound.
+
+/// Gives freed memory back to the system. Called when the last idle connection has gone, never on a
+/// request's way: glibc keeps what a burst of streams used, for ever, unless it is told.
+pub(crate) fn release_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        #[expect(unsafe_code, reason = "malloc_trim has no preconditions and is thread-safe")]
+        unsafe {
+            libc::malloc_trim(0);
+        }
+    }
+}
+
+/// Lifts the soft limit of open files to the hard one: a thousand streams are two thousand sockets.
+pub(crate) fn raise_file_limit() {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, getrlimit, setrlimit};
+        let mut limit = getrlimit(Resource::Nofile);
+        if limit.current != limit.maximum {
+            limit.current = limit.maximum;
+            // Where it is forbidden the old limit holds, and connections are refused earlier.
+            drop(setrlimit(Resource::Nofile, limit));
+        }
+    }
+}
+
+/// When a process started, in the system's own unit; `None` when there is no such process.
+///
+/// A process id alone is reused; with its start it names one process until the next boot.
+#[cfg(target_os = "linux")]
+pub(crate) fn process_start(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything; the state follows the last one. Field 22 is the
+    // start, the state is field 3.
+    let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace();
+    let state = fields.next()?;
+    // A zombie has ended; only its parent hasn't noticed.
+    (!matches!(state, "Z" | "X")).then(|| fields.nth(18)?.parse().ok()).flatten()
+}
+
+/// When a process started; unknown (0) here, so only its being there counts.
+#[cfg(all(unix, not(target_os = "linux")))]
+pub(crate) fn process_start(pid: u32) -> Option<u64> {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).ok()?)?;
+    rustix::process::test_kill_process(pid).is_ok().then_some(0)
+}
+
+/// When a process started; unknown (0) here: keys end by their time alone.
+#[cfg(windows)]
+pub(crate) fn process_start(_pid: u32) -> Option<u64> {
+    Some(0)
+}
+
+/// Who listens on a loopback port, for an error message: `name (pid N)`.
+#[cfg(target_os = "linux")]
+pub(crate) fn port_holder(port: u16) -> Option<String> {
+    let wanted = format!(":{port:04X}");
+    let inode = ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|table| {
+        std::fs::read_to_string(table).ok()?.lines().skip(1).find_map(|line| {
+            let mut fields = line.split_ascii_whitespace();
+            let local = fields.nth(1)?;
+            let listening = fields.nth(1)? == "0A";
+            (listening && local.ends_with(&wanted)).then(|| fields.nth(5).map(str::to_owned))?
+        })
+    })?;
+    let socket = format!("socket:[{inode}]");
+    std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let holds = std::fs::read_dir(entry.path().join("fd")).ok()?.flatten().any(|fd| {
+            std::fs::read_link(fd.path()).is_ok_and(|target| target.as_os_str() == &*socket)
+        });
+        holds.then(|| {
+            let name = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            format!("`{}` (pid {pid})", name.trim())
+        })
+    })
+}
+
+/// Who listens on a loopback port; not told here.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn port_holder(_port: u16) -> Option<String> {
+    None
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_process_has_a_start_and_own_port_a_holder() {
+        assert!(process_start(std::process::id()).is_some_and(|start| start > 0));
+        assert_eq!(process_start(u32::MAX), None);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let holder = port_holder(port).unwrap();
+        assert!(holder.contains(&std::process::id().to_string()), "{holder}");
+    }
+}

@@ -1,0 +1,243 @@
+//! Connections to the backend: one pool per account, HTTP/1.1, TLS by rustls.
+//!
+//! No connection ever serves two accounts, so nothing about one can be told from another's
+//! connection state. No redirect is followed, nothing is decoded. Nagle is off on every socket: an
+//! answer's head and first event are two small writes, and waiting for an acknowledgement between
+//! them costs 40 ms.
+//!
+//! This module tells how far an attempt got (nothing sent, sent and cut, not HTTP), because only
+//! that decides whether it may be repeated. It never decides itself, but for one case: a kept
+//! connection that the host closed while it was idle is replaced without a word.
+
+use crate::{app::Tasks, config::Endpoint, proxy::body::UpBody};
+use cma_core::identity::AccountId;
+use hyper::{
+    Request, Response,
+    body::Incoming,
+    client::conn::http1::{self, SendRequest},
+};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use rustls_platform_verifier::ConfigVerifierExt as _;
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::Instant,
+};
+use tokio_rustls::TlsConnector;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Hosts close idle connections after a minute or more; ours go before that.
+const IDLE: Duration = Duration::from_secs(30);
+/// Idle connections kept for one account.
+const KEPT: usize = 64;
+/// A head of an answer is a few kilobytes; more is not one of this upstream.
+const MAX_HEAD: usize = 256 * 1024;
+
+/// How an attempt failed before a head came.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Nothing was sent.
+    Connect(String),
+    /// The connection ended.
+    Cut,
+    /// What came is not HTTP.
+    Garbage,
+    /// The client's own body ended early; not upstream's fault.
+    ClientBody,
+}
+
+/// The backend, and the connections to it.
+pub(crate) struct Upstream {
+    pub(crate) endpoint: Endpoint,
+    tls: OnceLock<TlsConnector>,
+    idle: Mutex<BTreeMap<AccountId, Vec<Idle>>>,
+    sweeping: AtomicBool,
+    tasks: Tasks,
+}
+
+struct Idle {
+    sender: SendRequest<UpBody>,
+    since: Instant,
+}
+
+/// A connection in use. Given back by [`Upstream::give_back`] when its answer was read to the end.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    sender: SendRequest<UpBody>,
+    account: AccountId,
+}
+
+/// Makes ring the process's TLS provider, once.
+pub(crate) fn install_tls_provider() {
+    // An error means that it is installed already.
+    drop(rustls::crypto::ring::default_provider().install_default());
+}
+
+impl std::fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Upstream").field("base", &self.endpoint.base).finish_non_exhaustive()
+    }
+}
+
+impl Upstream {
+    pub(crate) fn new(endpoint: Endpoint, tasks: Tasks) -> Arc<Self> {
+        Arc::new(Self {
+            endpoint,
+            tls: OnceLock::new(),
+            idle: Mutex::new(BTreeMap::new()),
+            sweeping: AtomicBool::new(false),
+            tasks,
+        })
+    }
+
+    /// Sends a request on a connection of that account and waits for the head.
+    ///
+    /// `again` makes the request once more for a fresh connection, when a kept one turns out to
+    /// have been closed by the host; it gives `None` when the body can't be sent twice.
+    pub(crate) async fn send(
+        &self,
+        account: &AccountId,
+        request: Request<UpBody>,
+        again: impl FnOnce() -> Option<Request<UpBody>>,
+    ) -> Result<(Response<Incoming>, Connection), Failure> {
+        let mut request = request;
+        while let Some(mut sender) = self.take(account) {
+            match sender.try_send_request(request).await {
+                Ok(response) => {
+                    return Ok((response, Connection { sender, account: account.clone() }));
+                },
+                Err(mut error) => {
+                    if let Some(unsent) = error.take_message() {
+                        request = unsent;
+                        continue;
+                    }
+                    let failure = failure(error.error());
+                    let Failure::Cut = failure else { return Err(failure) };
+                    let Some(repeated) = again() else { return Err(failure) };
+                    request = repeated;
+                    break;
+                },
+            }
+        }
+        let mut sender = self.connect().await?;
+        let response = sender.send_request(request).await.map_err(|error| failure(&error))?;
+        Ok((response, Connection { sender, account: account.clone() }))
+    }
+
+    /// Keeps a connection whose answer was read to its end.
+    pub(crate) fn give_back(self: &Arc<Self>, connection: Connection) {
+        let Connection { sender, account } = connection;
+        if sender.is_closed() {
+            return;
+        }
+        let mut idle = self.idle.lock();
+        let kept = idle.entry(account).or_default();
+        if kept.len() < KEPT {
+            kept.push(Idle { sender, since: Instant::now() });
+        }
+        drop(idle);
+        if !self.sweeping.swap(true, Ordering::AcqRel) {
+            let upstream = Arc::clone(self);
+            self.tasks.spawn_idle("upstream sweep", async move { upstream.sweep().await });
+        }
+    }
+
+    /// Closes all idle connections.
+    pub(crate) fn close_idle(&self) {
+        self.idle.lock().clear();
+    }
+
+    fn take(&self, account: &AccountId) -> Option<SendRequest<UpBody>> {
+        let mut idle = self.idle.lock();
+        let kept = idle.get_mut(account)?;
+        while let Some(Idle { sender, since }) = kept.pop() {
+            if !sender.is_closed() && since.elapsed() < IDLE {
+                return Some(sender);
+            }
+        }
+        None
+    }
+
+    /// Runs while there is anything idle, then ends: an idle daemon has no timer.
+    async fn sweep(&self) {
+        loop {
+            tokio::time::sleep(IDLE / 2).await;
+            let mut idle = self.idle.lock();
+            for kept in idle.values_mut() {
+                kept.retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < IDLE);
+                kept.shrink_to_fit();
+            }
+            idle.retain(|_account, kept| !kept.is_empty());
+            if idle.is_empty() {
+                self.sweeping.store(false, Ordering::Release);
+                drop(idle);
+                crate::sys::release_memory();
+                return;
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<SendRequest<UpBody>, Failure> {
+        let dial = async {
+            let host = self.endpoint.host.trim_start_matches('[').trim_end_matches(']');
+            let stream = TcpStream::connect((host, self.endpoint.port)).await?;
+            stream.set_nodelay(true)?;
+            if !self.endpoint.tls {
+                return Ok(self.handshake(stream).await);
+            }
+            let name = rustls::pki_types::ServerName::try_from(host.to_owned())
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+            let stream = self.tls()?.connect(name, stream).await?;
+            Ok(self.handshake(stream).await)
+        };
+        let shown = |error: io::Error| Failure::Connect(error.to_string());
+        tokio::time::timeout(CONNECT_TIMEOUT, dial)
+            .await
+            .map_err(|_elapsed| Failure::Connect("no connection in time".to_owned()))?
+            .map_err(shown)?
+            .map_err(|error| Failure::Connect(error.to_string()))
+    }
+
+    async fn handshake(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    ) -> hyper::Result<SendRequest<UpBody>> {
+        let (sender, connection) =
+            http1::Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(stream)).await?;
+        self.tasks.spawn_idle("upstream connection", async move {
+            // How it ends reaches whoever uses its sender.
+            drop(connection.await);
+        });
+        Ok(sender)
+    }
+
+    /// TLS is set up at the first use: roots cost memory that an idle daemon doesn't need.
+    fn tls(&self) -> io::Result<&TlsConnector> {
+        if let Some(tls) = self.tls.get() {
+            return Ok(tls);
+        }
+        install_tls_provider();
+        let config = rustls::ClientConfig::with_platform_verifier().map_err(io::Error::other)?;
+        Ok(self.tls.get_or_init(|| TlsConnector::from(Arc::new(config))))
+    }
+}
+
+fn failure(error: &hyper::Error) -> Failure {
+    if error.is_parse() || error.is_parse_too_large() {
+        Failure::Garbage
+    } else if error.is_user() {
+        Failure::ClientBody
+    } else {
+        Failure::Cut
+    }
+}

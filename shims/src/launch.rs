@@ -1,0 +1,195 @@
+//! From an invocation to the command that runs: through the daemon, or plain.
+//!
+//! Plain means the environment as it was, minus what an outer launch of cma put there: those keys
+//! belong to another process. The person's own keys, provider and addresses are theirs: where one is
+//! set, cma stands aside without a word.
+
+use crate::{
+    Failure, Lookup,
+    args::{self, Invocation, Through},
+    guard::Guard,
+    say, set, version,
+};
+use cma_proto::{
+    client::Client,
+    codec::Codec,
+    endpoint::{Root, codex_home},
+    error::{ErrorCode, Refusal},
+    message::{Launch, LaunchPlan, LaunchRequest, Reply, Request},
+};
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    path::{self, Path},
+    process::Command,
+};
+
+const TOKEN: &str = "CODEX_ACCESS_TOKEN";
+const ISSUER: &str = "CODEX_AUTHAPI_BASE_URL";
+/// How a key of ours begins.
+const KEY_PREFIX: &[u8] = b"at-cma-";
+
+/// Gives the command its arguments and its environment.
+///
+/// # Errors
+/// Only when the daemon can't help and the person wants no CLI without it.
+pub(crate) fn prepare(
+    command: &mut Command,
+    codex: &Path,
+    args: &[OsString],
+    guard: &Guard,
+    lookup: Lookup<'_>,
+) -> Result<(), Failure> {
+    forget_outer(command, lookup);
+    let plan = match args::read(args) {
+        Invocation::Through(through) if !has_own_key(lookup) => {
+            decide(ask(codex, &through, guard, lookup), lookup)?.map(|plan| (plan, through))
+        },
+        Invocation::Through(_) | Invocation::Plain => None,
+    };
+    match plan {
+        Some((plan, through)) => {
+            command.args(merge(&plan.args, args, &through)).envs(plan.env);
+        },
+        None => {
+            command.args(args);
+        },
+    }
+    Ok(())
+}
+
+/// Removes what an outer launch left in the environment.
+pub(crate) fn forget_outer(command: &mut Command, lookup: Lookup<'_>) {
+    for name in outer(lookup) {
+        command.env_remove(name);
+    }
+}
+
+/// The variables of an outer launch: its key with its issuer, or what is left of them where a tool
+/// of the CLI has them blanked. A person's own token keeps its issuer.
+fn outer(lookup: Lookup<'_>) -> &'static [&'static str] {
+    let inside = set(lookup, "CMA_SHIM_PID").is_some();
+    match (set(lookup, TOKEN), lookup(ISSUER)) {
+        (Some(token), _) if is_ours(&token) => &[TOKEN, ISSUER],
+        (Some(_), _) => &[],
+        (None, Some(issuer)) if inside && is_loopback(&issuer) => &[TOKEN, ISSUER],
+        (None, _) if inside => &[TOKEN],
+        (None, _) => &[],
+    }
+}
+
+/// Whether the person's own credential stands in the environment.
+fn has_own_key(lookup: Lookup<'_>) -> bool {
+    set(lookup, "CODEX_API_KEY").is_some() || set(lookup, TOKEN).is_some_and(|own| !is_ours(&own))
+}
+
+fn is_ours(token: &OsStr) -> bool {
+    token.as_encoded_bytes().starts_with(KEY_PREFIX)
+}
+
+fn is_loopback(url: &OsStr) -> bool {
+    url.is_empty() || url.as_encoded_bytes().starts_with(b"http://127.0.0.1:")
+}
+
+/// Asks the daemon how to start this CLI.
+fn ask(
+    codex: &Path,
+    through: &Through,
+    guard: &Guard,
+    lookup: Lookup<'_>,
+) -> Result<Launch, Refusal> {
+    let root = Root::from_env()?;
+    let request = request(version::of(codex, guard, lookup), through, lookup)?;
+    let mut daemon = Client::connect_or_start(&root, "codex", Codec::Bincode)?;
+    match daemon.call(&Request::Launch(request))? {
+        Reply::Launch(launch) => Ok(*launch),
+        _ => Err(Refusal::new(
+            ErrorCode::Internal,
+            "the daemon answered something else than a launch",
+            "run `cmactl version` and report it",
+        )),
+    }
+}
+
+fn request(
+    codex_version: String,
+    through: &Through,
+    lookup: Lookup<'_>,
+) -> Result<LaunchRequest, Refusal> {
+    let text = |path: &Path| {
+        // Without a working directory a relative path stays one.
+        let path = path::absolute(path).unwrap_or_else(|_unknown| path.to_path_buf());
+        path.to_string_lossy().into_owned()
+    };
+    let cwd = env::current_dir().unwrap_or_default();
+    let no_proxy: Vec<String> = ["NO_PROXY", "no_proxy"]
+        .iter()
+        .filter_map(|name| Some(set(lookup, name)?.to_string_lossy().into_owned()))
+        .collect();
+    Ok(LaunchRequest {
+        printed: false,
+        codex_version,
+        codex_home: text(&codex_home()?),
+        cwd: text(&through.dir.as_ref().map_or_else(|| cwd.clone(), |dir| cwd.join(dir))),
+        overrides: through.overrides.clone(),
+        profile: through.profile.clone(),
+        interactive: through.interactive,
+        no_proxy: no_proxy.join(","),
+    })
+}
+
+/// What the answer comes to: a plan, plain codex with or without a word, or no codex.
+fn decide(
+    answer: Result<Launch, Refusal>,
+    lookup: Lookup<'_>,
+) -> Result<Option<LaunchPlan>, Failure> {
+    let refusal = match answer {
+        Ok(Launch::Through(plan)) => return Ok(Some(plan)),
+        Ok(Launch::Aside { reason, tell }) => {
+            if tell {
+                say(format_args!("{reason}; running codex without cma"));
+            }
+            return Ok(None);
+        },
+        Err(refusal) => refusal,
+    };
+    let hint = match refusal.hint.as_str() {
+        "" => String::new(),
+        hint => format!(" ({hint})"),
+    };
+    let policy = set(lookup, "CMA_ON_UNAVAILABLE").unwrap_or_default();
+    match policy.to_str() {
+        Some("error") => {
+            return Err(Failure::new(
+                refusal.code.exit_code(),
+                format!("{}; codex was not started{hint}", refusal.message),
+            ));
+        },
+        Some("" | "direct") => {},
+        _ => say(format_args!(
+            "`CMA_ON_UNAVAILABLE` is `{}`, neither `direct` nor `error`; taken as `direct`",
+            policy.display()
+        )),
+    }
+    say(format_args!("{}; running codex without cma{hint}", refusal.message));
+    Ok(None)
+}
+
+/// The plan's arguments among the person's: switches first, overrides where they hold.
+fn merge(plan: &[String], own: &[OsString], through: &Through) -> Vec<OsString> {
+    let (mut switches, mut overrides) = (Vec::new(), Vec::new());
+    let mut plan = plan.iter();
+    while let Some(arg) = plan.next() {
+        if arg == "-c" || arg == "--config" {
+            overrides.push(OsString::from(arg));
+            overrides.extend(plan.next().map(OsString::from));
+        } else if arg != "--no-daemon" || !through.no_daemon {
+            switches.push(OsString::from(arg));
+        }
+    }
+    let (before, after) = own.split_at(through.insert_at.min(own.len()));
+    [&switches, before, &overrides, after].concat()
+}
+
+#[cfg(test)]
+mod tests;
