@@ -66,7 +66,7 @@ fn run(detached: bool) -> Result<(), Fault> {
     if detached {
         #[cfg(unix)]
         // Fails only for a process that already leads its session, which is as good.
-        drop(rustix::process::setsid());
+        let _already_leads = rustix::process::setsid();
     }
     let root = Root::from_env().map_err(|refusal| Fault { refusal })?;
     dirs::prepare(&root)?;

@@ -52,7 +52,7 @@ struct Provenance {
 ///
 /// # Errors
 /// [`ErrorCode::NotFound`] for a missing file, [`ErrorCode::BadRequest`] for one that holds no
-/// ChatGPT login or one made by another issuer than `config` names.
+/// ChatGPT login.
 pub(crate) fn auth_json(path: &Path, config: &Config) -> Result<Login, Fault> {
     let shown = path.display();
     let bad = |what: String, hint: &str| Fault::new(ErrorCode::BadRequest, what, hint);
@@ -97,11 +97,6 @@ fn login(tokens: &AuthTokens, config: &Config) -> Result<Login, String> {
     if !access.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err("its access token has impossible characters".to_owned());
     }
-    if let Some(issuer) = tokens.oauth_provenance.as_ref().and_then(|made| made.issuer.as_deref())
-        && issuer.trim_end_matches('/') != config.issuer.base
-    {
-        return Err(format!("it was issued by `{issuer}`, this pool uses `{}`", config.issuer.base));
-    }
     let of_id = claims(&id_token).ok_or("its id token is unreadable")?;
     let of_access = claims(&access).unwrap_or_default();
     let expires_at = of_access.expires_at;
@@ -117,6 +112,12 @@ fn login(tokens: &AuthTokens, config: &Config) -> Result<Login, String> {
     let user = claims.user.clone().ok_or("it names no user")?;
     let refresh_token = filled(&tokens.refresh_token);
     let mut notes = Vec::new();
+    // Said, not refused: the pair it is imported for is the person's choice, and it binds.
+    if let Some(issuer) = tokens.oauth_provenance.as_ref().and_then(|made| made.issuer.as_deref())
+        && issuer.trim_end_matches('/') != config.issuer.base
+    {
+        notes.push(format!("it was issued by `{issuer}`; this pool renews at `{}`", config.issuer.base));
+    }
     if refresh_token.is_none() {
         notes.push("it has no refresh token: it serves until its access token expires".to_owned());
     }
