@@ -59,3 +59,6 @@ pub(crate) fn unexpected(what: impl fmt::Debug) -> Refusal {
         "run `cmactl version` and report it",
     )
 }
+
+#[cfg(test)]
+mod tests;

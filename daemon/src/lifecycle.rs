@@ -11,11 +11,15 @@ use std::{
     io::{self, Read as _, Seek as _, Write as _},
     net::SocketAddr,
     sync::Arc,
+    time::Duration,
 };
 use tokio::net::{TcpListener, TcpSocket};
 
 /// Connections waiting to be accepted: a thousand streams arriving at once must not be refused.
 const BACKLOG: u32 = 1024;
+/// How long a held lock is asked for again: `cmactl daemon stop` holds it for an instant.
+const LOCK_PATIENCE: Duration = Duration::from_millis(100);
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 /// The lock of a root, held for life.
 #[derive(Debug)]
@@ -30,7 +34,18 @@ pub(crate) struct Held {
 pub(crate) fn hold(root: &Root) -> Result<Held, Fault> {
     let path = root.daemon_lock();
     let mut file = open_lock(&path).map_err(|error| Fault::file(&path, "open", &error))?;
-    match file.try_lock() {
+    let mut patience = LOCK_PATIENCE;
+    let locked = loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if !patience.is_zero() => {
+                // Somebody may just be looking whether a daemon has gone.
+                std::thread::sleep(LOCK_PAUSE);
+                patience = patience.saturating_sub(LOCK_PAUSE);
+            },
+            locked => break locked,
+        }
+    };
+    match locked {
         Ok(()) => {},
         Err(TryLockError::WouldBlock) => {
             let mut pid = String::new();

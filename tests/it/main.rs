@@ -1,1 +1,3 @@
+//! Scenarios over real processes: one binary, a module each.
 
+mod smoke;

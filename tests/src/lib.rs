@@ -6,3 +6,5 @@
 //! cannot hide in the thing that judges it.
 
 pub mod sim;
+#[cfg(unix)]
+pub mod world;

@@ -8,7 +8,7 @@ use crate::{
 use cma_proto::{
     endpoint::codex_home,
     error::{ErrorCode, Refusal},
-    message::{Imported, Reply, Request, Switched},
+    message::{Changed, Imported, Reply, Request, Switched},
 };
 use serde::Serialize;
 use std::{
@@ -116,7 +116,8 @@ pub(super) fn set_enabled(
     screen: &mut Screen,
 ) -> Result<ExitCode, Failure> {
     let done = if enabled { "may serve again" } else { "serves no new request" };
-    change(context, &Request::SetEnabled { selector, enabled }, done, screen)
+    let said = |_changed: &Changed| done.to_owned();
+    change(context, &Request::SetEnabled { selector, enabled }, said, screen)
 }
 
 pub(super) fn label(
@@ -125,11 +126,10 @@ pub(super) fn label(
     label: String,
     screen: &mut Screen,
 ) -> Result<ExitCode, Failure> {
-    let done = match label.as_str() {
-        "" => "has no label now".to_owned(),
-        label => format!("is called `{}` now", clean(label)),
-    };
-    change(context, &Request::SetLabel { selector, label }, &done, screen)
+    // Its name in the answer is the new one already: the id says which account that is.
+    let said =
+        |changed: &Changed| format!("is the name of account {} now", clean(&changed.account));
+    change(context, &Request::SetLabel { selector, label }, said, screen)
 }
 
 pub(super) fn remove(
@@ -157,20 +157,24 @@ pub(super) fn remove(
             return Err(Refusal::new(ErrorCode::Negative, said, "").into());
         }
     }
-    change(context, &Request::Remove { selector }, "is out of the pool", screen)
+    let said = |_changed: &Changed| "is out of the pool".to_owned();
+    change(context, &Request::Remove { selector }, said, screen)
 }
 
 fn change(
     context: &Context,
     request: &Request,
-    done: &str,
+    said: impl FnOnce(&Changed) -> String,
     screen: &mut Screen,
 ) -> Result<ExitCode, Failure> {
     let changed = match context.connect()?.call(request)? {
         Reply::Changed(changed) => changed,
         other => return Err(unexpected(other).into()),
     };
-    screen.answer(&changed, |changed| format!("{} {done}.\n", clean(&changed.name)))?;
+    screen.answer(&changed, |changed| {
+        let name = clean(&changed.name);
+        format!("{name} {}.\n", said(changed))
+    })?;
     screen.notes(&changed.notes)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -206,13 +206,14 @@ fn human(line: &str, clock: &Clock) -> String {
     };
     let fields: String =
         fields.iter().map(|(name, value)| format!(" {}={}", clean(name), word(value))).collect();
-    format!(
-        "{} {} {} {message}{}\n",
-        Tone::Dim.paint(clock.date_time(&at)),
-        tone.paint(format!("{level:<5}")),
-        Tone::Dim.paint(format!("{target}:")),
-        Tone::Dim.paint(fields),
-    )
+    let led = [
+        (!at.is_empty()).then(|| Tone::Dim.paint(clock.date_time(&at))),
+        (!level.is_empty()).then(|| tone.paint(format!("{level:<5}"))),
+        (!target.is_empty()).then(|| Tone::Dim.paint(format!("{target}:"))),
+        Some(message + &Tone::Dim.paint(fields)),
+    ];
+    let led: Vec<String> = led.into_iter().flatten().collect();
+    led.join(" ") + "\n"
 }
 
 fn word(value: &Value) -> String {

@@ -54,24 +54,29 @@ fn explained(why: &Why, now: u64, clock: &Clock) -> String {
     text
 }
 
+/// One column a key: what decided is where two rows first differ, read from the left.
 fn candidates(candidates: &[Candidate]) -> String {
-    let columns = [
-        Column::Right("#"),
-        Column::Left("account"),
-        Column::Left("could serve"),
-        Column::Left("compared by"),
-    ];
+    let mut names: Vec<&str> = Vec::new();
+    for (name, _) in candidates.iter().flat_map(|candidate| &candidate.keys) {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
+    let shown: Vec<String> = names.iter().map(|name| clean(name)).collect();
+    let led = [Column::Right("#"), Column::Left("account"), Column::Left("could serve")];
+    let columns: Vec<Column<'_>> =
+        led.into_iter().chain(shown.iter().map(|name| Column::Left(name))).collect();
     let row = |(n, candidate): (usize, &Candidate)| {
         let serve = match &candidate.excluded {
             None => Tone::Good.paint("yes"),
             Some(why) => Tone::Warn.paint(format!("no: {}", clean(why))),
         };
-        let keys: Vec<String> = candidate
-            .keys
-            .iter()
-            .map(|(name, value)| format!("{} {}", Tone::Dim.paint(clean(name)), clean(value)))
-            .collect();
-        vec![(n + 1).to_string(), clean(&candidate.name), serve, keys.join(" · ")]
+        let key = |name: &&str| {
+            let found = candidate.keys.iter().find(|(key, _)| key == name);
+            found.map(|(_, value)| clean(value)).unwrap_or_default()
+        };
+        let led = [(n + 1).to_string(), clean(&candidate.name), serve];
+        led.into_iter().chain(names.iter().map(key)).collect()
     };
     table(&columns, candidates.iter().enumerate().map(row).collect())
 }

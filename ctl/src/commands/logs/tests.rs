@@ -64,6 +64,7 @@ fn lines_for_people_and_for_programs() {
     let human = |line| crate::render::plain(&human(line, &Clock::utc()));
     assert_eq!(human(line), "2026-02-13 14:03:27.500 WARN  cmad::proxy: slow [2J id=r1 ms=7\n");
     assert_eq!(human("torn {"), "torn {\n");
+    assert_eq!(human(r#"{"level":"INFO","fields":{"message":"hey"}}"#), "INFO  hey\n");
     assert_eq!(json(line), format!("{{\"schema\":1,{}\n", &line[1..]));
     assert_eq!(json("torn \"{"), "{\"schema\":1,\"unreadable\":\"torn \\\"{\"}\n");
     assert_eq!(json("{}"), "{\"schema\":1}\n");

@@ -21,7 +21,7 @@ fn a_choice_is_told_best_first_with_what_kept_others_out() {
     let told = |why: &Why| plain(&explained(why, 1_770_000_000, &Clock::utc()));
     let text = told(&why);
     assert!(text.starts_with("A request now would go to work: more headroom\n"), "{text}");
-    assert!(text.contains("1  work     yes          headroom 58 %"), "{text}");
+    assert!(text.contains("1  work     yes          58 %"), "{text}");
     assert!(text.contains("no: cooling"), "{text}");
 
     why.request = Some("r1".to_owned());

@@ -1,0 +1,108 @@
+//! What the daemon costs: direct, nginx and cmad in turn, in one run, on one machine.
+//!
+//! `cargo bench -p cma-tests --bench hop [-- PART…]`, parts: `ttfb`, `large`, `rate`, `streams`,
+//! `deltas`, `memory`, `start`; all of them without one. The programs measured are the release
+//! build's (`cargo build --release` first). nginx is measured when it is installed.
+//!
+//! The method is that of the field's measurements: added time to first byte is the distribution of
+//! differences between neighbouring requests, one straight and one through; client, proxy and
+//! upstream share the machine; ratios are taken within a round and their median over rounds is told.
+//! Nothing else may run meanwhile: a p99 says nothing then.
+
+mod client;
+mod nginx;
+mod parts;
+mod stats;
+mod upstream;
+
+use cma_tests::{sim::SimConfig, world::World};
+use std::process::{Child, Command, Stdio};
+
+/// The machine under measurement.
+pub(crate) struct Bench {
+    pub(crate) world: World,
+    pub(crate) direct: u16,
+    pub(crate) nginx: Option<nginx::Nginx>,
+    pub(crate) cmad: u16,
+    pub(crate) key: String,
+    pub(crate) rounds: usize,
+    upstream: Child,
+}
+
+impl Bench {
+    fn start() -> Self {
+        let own = std::env::current_exe().expect("own path");
+        let mut upstream = Command::new(own)
+            .arg("--upstream")
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the upstream starts");
+        let direct = upstream::announced_port(upstream.stdout.take().expect("its pipe"));
+        let accounts = ["a", "b", "c"].map(cma_tests::sim::AccountSpec::new).to_vec();
+        let world = World::new(SimConfig { accounts, ..SimConfig::default() })
+            .with_env("CMA_UPSTREAM_BACKEND", &format!("http://127.0.0.1:{direct}/backend-api"))
+            .with_env("CMA_LOG", "info");
+        world.import_all();
+        let launch = world.launch();
+        let base = launch["base_url"].as_str().expect("a base address");
+        let cmad = base.rsplit(':').next().and_then(|rest| rest.split('/').next()?.parse().ok());
+        let rounds = std::env::var("CMA_BENCH_ROUNDS").ok().and_then(|n| n.parse().ok());
+        Self {
+            nginx: nginx::Nginx::start(direct),
+            cmad: cmad.expect("the daemon's port"),
+            key: launch["client_key"].as_str().expect("a key").to_owned(),
+            rounds: rounds.unwrap_or(5),
+            world,
+            direct,
+            upstream,
+        }
+    }
+
+    /// Name and port of each way to the upstream.
+    pub(crate) fn ways(&self) -> Vec<(&'static str, u16)> {
+        let mut ways = vec![("direct", self.direct)];
+        ways.extend(self.nginx.as_ref().map(|nginx| ("nginx", nginx.port)));
+        ways.push(("cmad", self.cmad));
+        ways
+    }
+
+    /// The daemon's process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.world.daemon_pid().expect("the daemon runs")
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ended_already = self.upstream.kill();
+        let _reaped = self.upstream.wait();
+    }
+}
+
+type Part = (&'static str, fn(&Bench));
+
+const PARTS: [Part; 7] = [
+    ("start", parts::start),
+    ("memory", parts::memory),
+    ("ttfb", parts::ttfb),
+    ("large", parts::large),
+    ("rate", parts::rate),
+    ("streams", parts::streams),
+    ("deltas", parts::deltas),
+];
+
+fn main() {
+    // cargo passes `--bench`.
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    if args.first().is_some_and(|arg| arg == "--upstream") {
+        upstream::serve();
+        return;
+    }
+    for (name, part) in PARTS {
+        if args.is_empty() || args.iter().any(|arg| arg == name) {
+            println!("\n== {name}");
+            // A daemon of its own for each part: what one leaves behind is not the next one's.
+            part(&Bench::start());
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! What is measured, part by part. Every figure stands beside nginx's of the same run.
+
+use super::{
+    Bench,
+    client::{Client, rate as rate_of, request, streams as open_streams},
+    stats::{median, percentile, spread},
+};
+use std::{
+    fs,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// Added time to first byte of small requests.
+pub(crate) fn ttfb(bench: &Bench) {
+    added(bench, 1024, 2_500);
+}
+
+/// Added time to first byte and throughput of 2 MiB bodies.
+pub(crate) fn large(bench: &Bench) {
+    added(bench, 2 * 1024 * 1024, 200);
+    rates(bench, 2 * 1024 * 1024, 4, Duration::from_secs(2));
+}
+
+/// Requests a second at 64 clients, and what a thousand cost in CPU.
+pub(crate) fn rate(bench: &Bench) {
+    rates(bench, 1024, 64, Duration::from_secs(3));
+    let before = cpu_seconds(bench.pid());
+    let bytes = request(bench.cmad, &bench.key, 1024, "");
+    let time = Duration::from_secs(3);
+    let done = rate_of(bench.cmad, &bytes, 8, time) * time.as_secs_f64();
+    let cpu = (cpu_seconds(bench.pid()) - before) / done * 1000.0;
+    println!("cmad   CPU per 1000 requests (8 clients): {cpu:.4} s");
+}
+
+/// Requests go in turn over each way; "added" is the difference to the direct neighbour.
+fn added(bench: &Bench, body: usize, count: usize) {
+    let ways = bench.ways();
+    let mut p50: Vec<Vec<f64>> = vec![Vec::new(); ways.len()];
+    let mut p99 = p50.clone();
+    for round in 0..bench.rounds {
+        let mut clients: Vec<_> = ways.iter().map(|(_, port)| Client::connect(*port)).collect();
+        let bytes: Vec<_> =
+            ways.iter().map(|(_, port)| request(*port, &bench.key, body, "")).collect();
+        let mut differences: Vec<Vec<f64>> = vec![Vec::new(); ways.len()];
+        for n in 0..count + 50 {
+            // Direct in front of each other way, so that a pair sees the same machine.
+            for way in 1..ways.len() {
+                let (straight, _) = clients[0].ask(&bytes[0]);
+                let (through, _) = clients[way].ask(&bytes[way]);
+                if n >= 50 {
+                    differences[way].push(through - straight);
+                }
+            }
+        }
+        for way in 1..ways.len() {
+            p50[way].push(percentile(&differences[way], 0.5));
+            p99[way].push(percentile(&differences[way], 0.99));
+        }
+        let shown: Vec<_> = (1..ways.len())
+            .map(|way| format!("{} p50 {:.0} p99 {:.0} us", ways[way].0, p50[way][round], p99[way][round]))
+            .collect();
+        println!("round {round}: added TTFB, {body} B: {}", shown.join(", "));
+    }
+    ratio("added TTFB p50", &ways, &p50);
+    ratio("added TTFB p99", &ways, &p99);
+}
+
+fn rates(bench: &Bench, body: usize, clients: usize, time: Duration) {
+    let ways = bench.ways();
+    let mut all: Vec<Vec<f64>> = vec![Vec::new(); ways.len()];
+    for round in 0..bench.rounds {
+        for (way, (_, port)) in ways.iter().enumerate() {
+            all[way].push(rate_of(*port, &request(*port, &bench.key, body, ""), clients, time));
+        }
+        let shown: Vec<_> =
+            ways.iter().zip(&all).map(|((name, _), rate)| format!("{name} {:.0}/s", rate[round])).collect();
+        println!("round {round}: {clients} clients, {body} B: {}", shown.join(", "));
+    }
+    ratio("requests/s", &ways, &all);
+}
+
+/// cmad over nginx, within each round.
+fn ratio(what: &str, ways: &[(&'static str, u16)], figures: &[Vec<f64>]) {
+    let of = |name: &str| ways.iter().position(|(known, _)| *known == name).map(|at| &figures[at]);
+    if let (Some(nginx), Some(cmad)) = (of("nginx"), of("cmad")) {
+        let ratios: Vec<_> = cmad.iter().zip(nginx).map(|(cmad, nginx)| cmad / nginx).collect();
+        println!("{what}: nginx {}, cmad {}, cmad/nginx {}", spread(nginx), spread(cmad), spread(&ratios));
+    }
+}
+
+/// Age of events at 1,000 streams that arrive within 3 s.
+pub(crate) fn streams(bench: &Bench) {
+    let ways = bench.ways();
+    let mut p50: Vec<Vec<f64>> = vec![Vec::new(); ways.len()];
+    for round in 0..bench.rounds.min(3) {
+        for (way, (name, port)) in ways.iter().enumerate() {
+            let bytes = request(*port, &bench.key, 1024, "?events=50&gap=100");
+            let seen = open_streams(*port, &bytes, 1000, 50, Duration::from_secs(3), || {});
+            p50[way].push(median(&seen.ages));
+            println!(
+                "round {round}: {name}: event age p50 {:.0} p99 {:.0} us, {} lost",
+                median(&seen.ages),
+                percentile(&seen.ages, 0.99),
+                seen.lost
+            );
+        }
+    }
+    ratio("event age p50", &ways, &p50);
+}
+
+/// Events 10 ms apart on a kept connection: no mode at 40 ms.
+pub(crate) fn deltas(bench: &Bench) {
+    for (name, port) in bench.ways() {
+        let bytes = request(port, &bench.key, 1024, "?events=200&gap=10");
+        let seen = open_streams(port, &bytes, 4, 200, Duration::from_millis(100), || {});
+        let late = seen.ages.iter().filter(|age| **age > 30_000.0).count();
+        println!(
+            "{name}: age p50 {:.0} p99 {:.0} max {:.0} us, {late} over 30 ms, {} lost",
+            median(&seen.ages),
+            percentile(&seen.ages, 0.99),
+            percentile(&seen.ages, 1.0),
+            seen.lost
+        );
+    }
+}
+
+/// Resident memory: fresh, under a thousand streams, and a minute after.
+pub(crate) fn memory(bench: &Bench) {
+    bench.world.kill_daemon();
+    bench.world.ctl("daemon start").ok();
+    std::thread::sleep(Duration::from_secs(5));
+    let fresh = rss_mib(bench.pid());
+    let (before, waited) = (cpu_seconds(bench.pid()), 20);
+    std::thread::sleep(Duration::from_secs(waited));
+    let idle = cpu_seconds(bench.pid()) - before;
+    println!("fresh: {fresh:.1} MiB; idle CPU in {waited} s: {idle:.3} s");
+    let bytes = request(bench.cmad, &bench.key, 1024, "?events=50&gap=100");
+    let pid = bench.pid();
+    let mut peak = 0.0;
+    let seen = open_streams(bench.cmad, &bytes, 1000, 50, Duration::from_secs(3), || peak = rss_mib(pid));
+    println!("1,000 streams: {peak:.1} MiB, {} events lost", seen.lost);
+    let large = request(bench.cmad, &bench.key, 2 * 1024 * 1024, "");
+    rate_of(bench.cmad, &large, 4, Duration::from_secs(2));
+    println!("after 2 MiB bodies: {:.1} MiB", rss_mib(pid));
+    std::thread::sleep(Duration::from_secs(60));
+    let after = rss_mib(pid);
+    println!("60 s after load: {after:.1} MiB, {:.2} x fresh", after / fresh);
+    if let Some(nginx) = &bench.nginx {
+        println!("nginx: {:.1} MiB", rss_mib(nginx.pid()));
+    }
+}
+
+/// Start times of whole processes.
+pub(crate) fn start(bench: &Bench) {
+    let shown = |what: &str, times: &[f64]| {
+        println!("{what}: p50 {:.2} ms, p99 {:.2} ms", median(times), percentile(times, 0.99));
+    };
+    let plain = times(300, || spawn(bench, "/bin/true", &[]));
+    shown("/bin/true (fork and exec)", &plain);
+    shown("cmactl status", &times(300, || spawn(bench, "cmactl", &["status"])));
+    // The shim in front of a program that does nothing, against that program alone.
+    let fake = bench.world.path("fake");
+    fs::create_dir_all(&fake).expect("a folder");
+    let package = fake.join("node_modules/@openai/codex");
+    fs::create_dir_all(package.join("bin")).expect("a folder");
+    fs::write(package.join("package.json"), r#"{"name":"@openai/codex","version":"0.169.0"}"#).expect("written");
+    let program = package.join("bin/codex");
+    fs::copy("/bin/true", &program).expect("copied");
+    let program = program.display().to_string();
+    let alone = times(300, || spawn(bench, &program, &["exec", "x"]));
+    let through = times(300, || {
+        let mut command = bench.world.command("codex");
+        command.env("CMA_CODEX_BIN", &program).args(["exec", "x"]);
+        command
+    });
+    shown("the program alone", &alone);
+    shown("the program through the shim", &through);
+    println!("the shim adds p50 {:.2} ms", median(&through) - median(&alone));
+    let mut listening = Vec::new();
+    for _ in 0..30 {
+        bench.world.kill_daemon();
+        let begun = Instant::now();
+        let mut command = bench.world.command("cmad");
+        command.arg("run").stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("started");
+        let mut line = String::new();
+        std::io::BufRead::read_line(
+            &mut std::io::BufReader::new(child.stdout.take().expect("a pipe")),
+            &mut line,
+        )
+        .expect("a line");
+        listening.push(begun.elapsed().as_secs_f64() * 1e3);
+        assert!(line.contains("ready"), "{line}");
+        let _ended = child.kill();
+        let _reaped = child.wait();
+    }
+    shown("cmad, exec to listening", &listening);
+}
+
+fn spawn(bench: &Bench, program: &str, args: &[&str]) -> Command {
+    let mut command = bench.world.command(program);
+    command.args(args);
+    command
+}
+
+fn times(count: usize, mut command: impl FnMut() -> Command) -> Vec<f64> {
+    (0..count)
+        .map(|_| {
+            let mut command = command();
+            command.stdout(Stdio::null()).stderr(Stdio::null());
+            let begun = Instant::now();
+            let ended = command.status().expect("ran");
+            let took = begun.elapsed().as_secs_f64() * 1e3;
+            assert!(ended.success(), "{command:?}: {ended}");
+            took
+        })
+        .collect()
+}
+
+/// User and system time of a process so far.
+fn cpu_seconds(pid: u32) -> f64 {
+    // Field 1 of schedstat: nanoseconds on a CPU, of the main thread; threads are summed.
+    fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|task| {
+            let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
+            text.split_whitespace().next()?.parse::<f64>().ok()
+        })
+        .sum::<f64>()
+        / 1e9
+}
+
+/// Resident memory of a process.
+fn rss_mib(pid: u32) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let kib = text.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<f64>().ok());
+    kib.unwrap_or(f64::NAN) / 1024.0
+}

@@ -1,0 +1,126 @@
+//! The fastest upstream there is: one thread, no parser, answers made before. It must never be what
+//! is measured.
+//!
+//! `POST …?events=N&gap=MS` streams N events, MS apart, each carrying its send time in nanoseconds of
+//! the machine's monotonic clock; anything else gets eight events in one write.
+
+use std::{
+    fmt::Write as _,
+    io::{BufRead as _, BufReader, Write as _},
+    process::ChildStdout,
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
+
+/// The machine's monotonic clock in nanoseconds, the same in every process.
+pub(crate) fn nanos() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
+/// Reads the port that a started upstream printed.
+pub(crate) fn announced_port(stdout: ChildStdout) -> u16 {
+    let mut line = String::new();
+    BufReader::new(stdout).read_line(&mut line).expect("a line");
+    line.trim().parse().expect("a port")
+}
+
+/// Serves until it is killed.
+pub(crate) fn serve() {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.bind("127.0.0.1:0".parse().expect("an address")).expect("bound");
+        let listener: TcpListener = socket.listen(2048).expect("listening");
+        println!("{}", listener.local_addr().expect("an address").port());
+        std::io::stdout().flush().expect("told");
+        let answer: &'static [u8] = Box::leak(whole_answer().into_bytes().into_boxed_slice());
+        let tasks = tokio_util::task::TaskTracker::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            drop(tasks.spawn(async move {
+                let _client_gone = connection(stream, answer).await;
+            }));
+        }
+    });
+}
+
+const HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\
+    x-codex-primary-used-percent: 12.5\r\nx-codex-primary-window-minutes: 300\r\n\
+    x-codex-primary-reset-at: 4102444800\r\nx-request-id: req_1\r\ntransfer-encoding: chunked\r\n\r\n";
+
+fn chunk(out: &mut String, event: &str) {
+    let _infallible = write!(out, "{:x}\r\n{event}\r\n", event.len());
+}
+
+fn whole_answer() -> String {
+    let mut out = HEAD.to_owned();
+    for n in 0..7 {
+        let pad = "x".repeat(150);
+        chunk(&mut out, &format!("event: response.output_text.delta\ndata: {{\"type\":\"response.output_text.delta\",\"n\":{n},\"delta\":\"{pad}\"}}\n\n"));
+    }
+    chunk(&mut out, COMPLETED);
+    out.push_str("0\r\n\r\n");
+    out
+}
+
+const COMPLETED: &str = "event: response.completed\ndata: {\"type\":\"response.completed\",\"response\":{\"id\":\"r\",\"usage\":{\"input_tokens\":10,\"output_tokens\":5,\"total_tokens\":15}}}\n\n";
+
+async fn connection(mut stream: TcpStream, answer: &[u8]) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut buffer: Vec<u8> = Vec::with_capacity(16 * 1024);
+    let mut scratch = vec![0_u8; 16 * 1024];
+    loop {
+        let head = loop {
+            if let Some(at) = memchr::memmem::find(&buffer, b"\r\n\r\n") {
+                break at + 4;
+            }
+            let n = stream.read(&mut scratch).await?;
+            if n == 0 {
+                return Ok(());
+            }
+            buffer.extend_from_slice(&scratch[..n]);
+        };
+        let (length, plan) = {
+            let text = String::from_utf8_lossy(&buffer[..head]).to_ascii_lowercase();
+            let number = |name: &str, end: char| -> Option<u64> {
+                let rest = text.split_once(name)?.1;
+                rest.split(|c: char| c == end || c == ' ' || c == '&').find(|p| !p.is_empty())?.trim().parse().ok()
+            };
+            let plan = number("events=", '&').zip(number("gap=", ' '));
+            (number("content-length:", '\r').unwrap_or(0), plan)
+        };
+        let mut left = length.saturating_sub((buffer.len() - head) as u64);
+        if scratch.len() < 256 * 1024 && left > 64 * 1024 {
+            scratch.resize(256 * 1024, 0);
+        }
+        while left > 0 {
+            let n = stream.read(&mut scratch).await?;
+            if n == 0 {
+                return Ok(());
+            }
+            left = left.saturating_sub(n as u64);
+        }
+        buffer.clear();
+        match plan {
+            None => stream.write_all(answer).await?,
+            Some((events, gap)) => {
+                stream.write_all(HEAD.as_bytes()).await?;
+                let mut ticks = tokio::time::interval(Duration::from_millis(gap.max(1)));
+                for _ in 0..events {
+                    ticks.tick().await;
+                    let mut out = String::new();
+                    chunk(&mut out, &format!("data: {{\"type\":\"d\",\"sent\":\"{:020}\"}}\n\n", nanos()));
+                    stream.write_all(out.as_bytes()).await?;
+                }
+                let mut out = String::new();
+                chunk(&mut out, COMPLETED);
+                out.push_str("0\r\n\r\n");
+                stream.write_all(out.as_bytes()).await?;
+            },
+        }
+    }
+}
