@@ -5,16 +5,24 @@
 //! answer's head and first event are two small writes, and waiting for an acknowledgement between
 //! them costs 40 ms.
 //!
+//! A connection is driven by the task that uses it, not by one of its own: an answer that arrives in
+//! one read leaves in one write, and no wake-up crosses tasks on its way (docs/performance.md).
+//!
 //! This module tells how far an attempt got (nothing sent, sent and cut, not HTTP), because only
 //! that decides whether it may be repeated. It never decides itself, but for one case: a kept
 //! connection that the host closed while it was idle is replaced without a word.
 
 use crate::{app::Tasks, config::Endpoint, proxy::body::UpBody};
 use cma_core::identity::AccountId;
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
 use hyper::{
     Request, Response,
     body::Incoming,
-    client::conn::http1::{self, SendRequest},
+    client::conn::{
+        TrySendError,
+        http1::{self, SendRequest},
+    },
 };
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
@@ -22,6 +30,8 @@ use rustls_platform_verifier::ConfigVerifierExt as _;
 use std::{
     collections::BTreeMap,
     io,
+    pin::Pin,
+    task::{Context, Poll},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -66,15 +76,106 @@ pub(crate) struct Upstream {
 }
 
 struct Idle {
-    sender: SendRequest<UpBody>,
+    connection: Connection,
     since: Instant,
 }
 
-/// A connection in use. Given back by [`Upstream::give_back`] when its answer was read to the end.
-#[derive(Debug)]
+/// A connection and the work on it. Given back by [`Upstream::give_back`] when its answer was read to
+/// the end; dropped, it closes.
 pub(crate) struct Connection {
     sender: SendRequest<UpBody>,
+    driver: Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>,
+    ended: bool,
     account: AccountId,
+}
+
+/// An answer's body, driving its connection while it is read.
+#[derive(Debug)]
+pub(crate) struct Driven {
+    incoming: Incoming,
+    connection: Connection,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").field("account", &self.account).finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    fn drive(&mut self, context: &mut Context<'_>) {
+        if !self.ended && self.driver.as_mut().poll(context).is_ready() {
+            // Why it ended reaches whoever waits on the sender or the body.
+            self.ended = true;
+        }
+    }
+
+    /// Whether a kept connection can take a request right now: it was read to its end, its own
+    /// request was sent whole, and the host has not closed it.
+    async fn ready(&mut self) -> bool {
+        std::future::poll_fn(|context| {
+            self.drive(context);
+            Poll::Ready(!self.ended && matches!(self.sender.poll_ready(context), Poll::Ready(Ok(()))))
+        })
+        .await
+    }
+
+    /// Sends, and drives until the head is there.
+    async fn exchange(
+        &mut self,
+        request: Request<UpBody>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<UpBody>>> {
+        let mut answer = std::pin::pin!(self.sender.try_send_request(request));
+        let (driver, ended) = (&mut self.driver, &mut self.ended);
+        std::future::poll_fn(|context| {
+            if let Poll::Ready(sent) = answer.as_mut().poll(context) {
+                return Poll::Ready(sent);
+            }
+            if !*ended && driver.as_mut().poll(context).is_ready() {
+                *ended = true;
+            }
+            answer.as_mut().poll(context)
+        })
+        .await
+    }
+}
+
+impl Connection {
+    fn answered(self, response: Response<Incoming>) -> Response<Driven> {
+        response.map(|incoming| Driven { incoming, connection: self })
+    }
+}
+
+impl Driven {
+    /// The connection, once the body has been read.
+    pub(crate) fn into_connection(self) -> Connection {
+        self.connection
+    }
+}
+
+impl Body for Driven {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Self { incoming, connection } = self.get_mut();
+        if let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(context) {
+            return Poll::Ready(frame);
+        }
+        connection.drive(context);
+        Pin::new(incoming).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
 }
 
 /// Makes ring the process's TLS provider, once.
@@ -109,13 +210,14 @@ impl Upstream {
         account: &AccountId,
         request: Request<UpBody>,
         again: impl FnOnce() -> Option<Request<UpBody>>,
-    ) -> Result<(Response<Incoming>, Connection), Failure> {
+    ) -> Result<Response<Driven>, Failure> {
         let mut request = request;
-        while let Some(mut sender) = self.take(account) {
-            match sender.try_send_request(request).await {
-                Ok(response) => {
-                    return Ok((response, Connection { sender, account: account.clone() }));
-                },
+        while let Some(mut connection) = self.take(account) {
+            if !connection.ready().await {
+                continue;
+            }
+            match connection.exchange(request).await {
+                Ok(response) => return Ok(connection.answered(response)),
                 Err(mut error) => {
                     if let Some(unsent) = error.take_message() {
                         request = unsent;
@@ -129,21 +231,25 @@ impl Upstream {
                 },
             }
         }
-        let mut sender = self.connect().await?;
-        let response = sender.send_request(request).await.map_err(|error| failure(&error))?;
-        Ok((response, Connection { sender, account: account.clone() }))
+        let mut connection = self.connect(account).await?;
+        let response =
+            connection.exchange(request).await.map_err(|error| failure(error.error()))?;
+        Ok(connection.answered(response))
     }
 
     /// Keeps a connection whose answer was read to its end.
     pub(crate) fn give_back(self: &Arc<Self>, connection: Connection) {
-        let Connection { sender, account } = connection;
-        if sender.is_closed() {
+        if connection.ended {
             return;
         }
         let mut idle = self.idle.lock();
-        let kept = idle.entry(account).or_default();
-        if kept.len() < KEPT {
-            kept.push(Idle { sender, since: Instant::now() });
+        if let Some(kept) = idle.get_mut(&connection.account) {
+            if kept.len() < KEPT {
+                kept.push(Idle { connection, since: Instant::now() });
+            }
+        } else {
+            let account = connection.account.clone();
+            idle.insert(account, vec![Idle { connection, since: Instant::now() }]);
         }
         drop(idle);
         if !self.sweeping.swap(true, Ordering::AcqRel) {
@@ -157,12 +263,12 @@ impl Upstream {
         self.idle.lock().clear();
     }
 
-    fn take(&self, account: &AccountId) -> Option<SendRequest<UpBody>> {
+    fn take(&self, account: &AccountId) -> Option<Connection> {
         let mut idle = self.idle.lock();
         let kept = idle.get_mut(account)?;
-        while let Some(Idle { sender, since }) = kept.pop() {
-            if !sender.is_closed() && since.elapsed() < IDLE {
-                return Some(sender);
+        while let Some(Idle { connection, since }) = kept.pop() {
+            if since.elapsed() < IDLE {
+                return Some(connection);
             }
         }
         None
@@ -174,7 +280,7 @@ impl Upstream {
             tokio::time::sleep(IDLE / 2).await;
             let mut idle = self.idle.lock();
             for kept in idle.values_mut() {
-                kept.retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < IDLE);
+                kept.retain(|idle| idle.since.elapsed() < IDLE);
                 kept.shrink_to_fit();
             }
             idle.retain(|_account, kept| !kept.is_empty());
@@ -187,18 +293,18 @@ impl Upstream {
         }
     }
 
-    async fn connect(&self) -> Result<SendRequest<UpBody>, Failure> {
+    async fn connect(&self, account: &AccountId) -> Result<Connection, Failure> {
         let dial = async {
             let host = self.endpoint.host.trim_start_matches('[').trim_end_matches(']');
             let stream = TcpStream::connect((host, self.endpoint.port)).await?;
             stream.set_nodelay(true)?;
             if !self.endpoint.tls {
-                return Ok(self.handshake(stream).await);
+                return Ok(handshake(stream, account).await);
             }
             let name = rustls::pki_types::ServerName::try_from(host.to_owned())
                 .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
             let stream = self.tls()?.connect(name, stream).await?;
-            Ok(self.handshake(stream).await)
+            Ok(handshake(stream, account).await)
         };
         let shown = |error: io::Error| Failure::Connect(error.to_string());
         tokio::time::timeout(CONNECT_TIMEOUT, dial)
@@ -206,19 +312,6 @@ impl Upstream {
             .map_err(|_elapsed| Failure::Connect("no connection in time".to_owned()))?
             .map_err(shown)?
             .map_err(|error| Failure::Connect(error.to_string()))
-    }
-
-    async fn handshake(
-        &self,
-        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    ) -> hyper::Result<SendRequest<UpBody>> {
-        let (sender, connection) =
-            http1::Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(stream)).await?;
-        self.tasks.spawn_idle("upstream connection", async move {
-            // How it ends reaches whoever uses its sender.
-            drop(connection.await);
-        });
-        Ok(sender)
     }
 
     /// TLS is set up at the first use: roots cost memory that an idle daemon doesn't need.
@@ -230,6 +323,15 @@ impl Upstream {
         let config = rustls::ClientConfig::with_platform_verifier().map_err(io::Error::other)?;
         Ok(self.tls.get_or_init(|| TlsConnector::from(Arc::new(config))))
     }
+}
+
+async fn handshake(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    account: &AccountId,
+) -> hyper::Result<Connection> {
+    let (sender, driver) =
+        http1::Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(stream)).await?;
+    Ok(Connection { sender, driver: Box::pin(driver), ended: false, account: account.clone() })
 }
 
 fn failure(error: &hyper::Error) -> Failure {

@@ -1,3 +1,9 @@
 //! Scenarios over real processes: one binary, a module each.
 
 mod smoke;
+#[cfg(test)]
+mod crash;
+#[cfg(test)]
+mod gate;
+#[cfg(test)]
+mod ipc;

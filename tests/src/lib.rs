@@ -5,6 +5,8 @@
 //! upstream enforces are the upstream's own, so that a wrong idea in the daemon
 //! cannot hide in the thing that judges it.
 
+#[cfg(unix)]
+pub mod http;
 pub mod sim;
 #[cfg(unix)]
 pub mod world;

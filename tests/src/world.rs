@@ -248,7 +248,10 @@ impl World {
     pub fn daemon_pid(&self) -> Option<u32> {
         let text = fs::read_to_string(self.root().join("run/daemon.lock")).ok()?;
         let pid: u32 = text.trim().parse().ok()?;
-        Path::new(&format!("/proc/{pid}")).exists().then_some(pid)
+        // A zombie has ended; only its parent hasn't noticed.
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let state = stat.rsplit(')').next()?.trim_start().chars().next()?;
+        (!matches!(state, 'Z' | 'X')).then_some(pid)
     }
 
     /// Ends the daemon without giving it a chance, and waits until it is gone.

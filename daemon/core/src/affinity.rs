@@ -14,7 +14,7 @@ const TTL: Span = Span::from_secs(24 * 3600);
 const CAPACITY: usize = 4096;
 
 /// Session → account.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Affinity {
     sessions: BTreeMap<Arc<str>, (AccountId, Mono)>,
 }

@@ -7,7 +7,7 @@
 use crate::time::{Due, Now, Span, Wall};
 
 /// A reset later than this is not believed: no plan has a window over a month.
-const LONGEST: Span = Span::from_secs(32 * 24 * 3600);
+pub(crate) const LONGEST: Span = Span::from_secs(32 * 24 * 3600);
 /// A limit without a reset time: long enough not to hammer, short enough to notice a new window.
 const LIMIT_UNTOLD: Span = Span::from_secs(15 * 60);
 /// First wait after a throttle that names none; doubles with each further one.

@@ -164,7 +164,7 @@ pub struct Refused {
     pub plan: Option<Arc<str>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Parked {
     ticket: Ticket,
     need: Need,
@@ -173,12 +173,12 @@ struct Parked {
 }
 
 /// See the module's documentation.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Pool {
     accounts: Vec<Account>,
     pin: Option<(AccountId, Wall)>,
     affinity: Affinity,
-    leases: BTreeMap<LeaseId, AccountId>,
+    leases: BTreeMap<LeaseId, (AccountId, Generation)>,
     parked: Vec<Parked>,
     effects: VecDeque<Effect>,
     next_lease: u64,
@@ -341,7 +341,7 @@ impl Pool {
         if let Some(session) = need.session.as_deref() {
             self.affinity.set(session, &id, now.mono);
         }
-        self.leases.insert(lease, id.clone());
+        self.leases.insert(lease, (id.clone(), generation));
         let grant = Grant::Lease { lease, account: id, generation };
         self.effects.push_back(Effect::Reply(ticket, grant));
     }
@@ -383,16 +383,25 @@ impl Pool {
     }
 
     fn release(&mut self, now: Now, lease: LeaseId, release: &Release) {
-        let Some(id) = self.leases.remove(&lease) else {
+        let Some((id, generation)) = self.leases.remove(&lease) else {
             self.note(format!("release of unknown lease {}", lease.0));
             return;
         };
+        let mut stale = false;
         if let Some(account) = self.find_mut(&id) {
             account.in_flight = account.in_flight.saturating_sub(1);
             account.served += u64::from(release.served);
+            stale = generation != account.token.generation;
+            // A token that served is not fresh any more: its next refusal is worth a renewal.
+            account.refused_fresh &= stale || !release.served;
+        }
+        self.epoch += 1;
+        if stale && release.mark == Mark::Unauthorized {
+            // A burst's last 401 arrives after the renewal that its first one caused: it says
+            // nothing about the new token.
+            return;
         }
         self.learn(now, &id, &release.mark, release.model.as_ref());
-        self.epoch += 1;
     }
 
     fn learn(&mut self, now: Now, id: &AccountId, mark: &Mark, model: Option<&Arc<str>>) {
@@ -425,7 +434,10 @@ impl Pool {
 
     fn cool(&mut self, now: Now, id: &AccountId, cause: Cause) {
         let Some(account) = self.find_mut(id) else { return };
-        account.streak = account.streak.saturating_add(1);
+        // What arrives during a rest was sent before it: a burst is one failure, not one each.
+        if account.rest(now).is_none() {
+            account.streak = account.streak.saturating_add(1);
+        }
         let full = account.quota.full_until(now);
         let rest = cooldown::rest(now, cause, account.streak, full);
         // Two requests may bring the same news: the later end counts, a shorter one never wins.
@@ -483,7 +495,14 @@ impl Pool {
         account.refused_fresh = matches!(account.login, Login::Renewing { refused: true });
         account.login = Login::Good;
         account.renewal = (0, None);
-        account.token = Token::learned(now, generation, expires, chance);
+        // No issuer hands out a token that has expired: our clock is ahead. Then only a refusal
+        // tells; believing it would renew again and again.
+        let learned = Token::learned(now, generation, expires, chance);
+        account.token = if learned.usable(now) {
+            learned
+        } else {
+            Token::learned(now, generation, None, chance)
+        };
         self.changed(Topic::State(id.clone()));
         self.unpark(now, Some(id));
     }
@@ -531,9 +550,12 @@ impl Pool {
             None => Login::Good,
         };
         let id = seed.id.clone();
+        // A removed account may come back while requests from before still run on it.
+        let running = self.leases.values().filter(|(account, _generation)| *account == id).count();
         if let Some(account) = self.find_mut(&id) {
-            let new_credential = seed.generation != account.token.generation;
-            if new_credential {
+            // Two commands may arrive in another order than their records were read: an older
+            // generation changes nothing.
+            if seed.generation > account.token.generation {
                 account.token = token;
                 account.renewal = (0, None);
                 account.refused_fresh = false;
@@ -560,7 +582,7 @@ impl Pool {
                 token,
                 cooldown: None,
                 quota: Quota::default(),
-                in_flight: 0,
+                in_flight: u32::try_from(running).unwrap_or(u32::MAX),
                 served: 0,
                 streak: 0,
                 renewal: (0, None),
@@ -570,8 +592,10 @@ impl Pool {
             });
         }
         self.accounts.sort_by(|a, b| (a.order, &a.id).cmp(&(b.order, &b.id)));
-        self.changed(Topic::Accounts(id));
+        self.changed(Topic::Accounts(id.clone()));
         self.tick(now);
+        // It may serve now, or no more: either way nobody has to wait for it.
+        self.unpark(now, Some(&id));
     }
 
     fn remove(&mut self, now: Now, id: &AccountId) {

@@ -8,7 +8,10 @@
 //! `-reset-at`; the stream event `codex.rate_limits`; the usage endpoint's `rate_limit` objects.
 //! All observed with the official CLI 0.169.0.
 
-use crate::time::{Now, Wall};
+use crate::{
+    cooldown,
+    time::{Now, Span, Wall},
+};
 use http::HeaderMap;
 use serde_json::Value;
 use std::sync::Arc;
@@ -17,6 +20,8 @@ use std::sync::Arc;
 pub const MAIN_LIMIT: &str = "codex";
 /// More windows than this in one answer are ignored: no upstream has them, garbage might.
 const MAX_WINDOWS: usize = 32;
+/// A clock that is being corrected may go back by this much without making knowledge doubtful.
+const SLEW: Span = Span::from_secs(60);
 
 /// One quota window as upstream last reported it.
 #[derive(Debug, Clone, PartialEq)]
@@ -110,11 +115,14 @@ impl Quota {
             .max_by_key(|window| (window.minutes, window.resets))
     }
 
-    /// When the last of the main windows that are full at `now` resets.
+    /// When the last of the main windows that are full at `now` resets. A window seen in the future
+    /// was seen before the clock was set back, and a reset beyond any window's length is garbage:
+    /// neither keeps an account out.
     pub fn full_until(&self, now: Now) -> Option<Wall> {
         self.main()
-            .filter(|window| window.used_at(now) >= 100.0)
+            .filter(|window| window.used_at(now) >= 100.0 && window.seen.since(now.wall) <= SLEW)
             .filter_map(|window| window.resets)
+            .filter(|resets| resets.since(now.wall) <= cooldown::LONGEST)
             .max()
     }
 
@@ -187,7 +195,7 @@ pub fn reset_in_error(body: &Value, now: Wall) -> Option<Wall> {
     let after = error
         .get("resets_in_seconds")
         .and_then(Value::as_u64)
-        .map(|s| now.plus(crate::time::Span::from_secs(s)));
+        .map(|s| now.plus(Span::from_secs(s)));
     at.or(after)
 }
 

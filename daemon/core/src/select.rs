@@ -182,24 +182,24 @@ pub fn excluded(account: &Account, need: &Need, now: Now) -> Option<Excluded> {
     if !need.workspaces.is_empty() && !need.workspaces.contains(&account.workspace) {
         return out("its workspace is not allowed for this launch".to_owned(), None);
     }
-    match account.state(now) {
-        State::Ready | State::Refreshing => {},
-        State::Cooling(cause, until) => {
-            return Some(Excluded {
-                text: cause.text().to_owned(),
-                until: Some(until),
-                quota: cause.is_quota(),
-            });
-        },
-        state @ (State::NeedsLogin(..) | State::Disabled | State::Elsewhere) => {
-            return out(state.reason().unwrap_or_default(), None);
-        },
+    let state = account.state(now);
+    if matches!(state, State::NeedsLogin(..) | State::Disabled | State::Elsewhere) {
+        return out(state.reason().unwrap_or_default(), None);
     }
+    // Before any rest: at a rest's end it would still be so, and a refusal must not promise more.
     if account.lacks(need.model.as_deref(), now) {
         return out(Cause::NotEntitled.text().to_owned(), None);
     }
     // A window seen full (by a header of the last answer that still went through) is believed.
-    account.quota.full_until(now).map(|until| Excluded {
+    let full = account.quota.full_until(now);
+    if let State::Cooling(cause, until) = state {
+        return Some(Excluded {
+            text: cause.text().to_owned(),
+            until: Some(full.map_or(until, |full| until.max(full))),
+            quota: cause.is_quota() || full.is_some_and(|full| full > until),
+        });
+    }
+    full.map(|until| Excluded {
         text: "its quota window is full".to_owned(),
         until: Some(until),
         quota: true,
@@ -247,3 +247,6 @@ fn lost_at_reset(account: &Account, now: Now) -> u8 {
 fn steps(used: f64) -> u8 {
     (used / 5.0).clamp(0.0, 20.0) as u8
 }
+
+#[cfg(test)]
+mod tests;

@@ -219,7 +219,7 @@ async fn ask(
     let request = build(proxy, parts, &pass, body);
     let exchange = async {
         let repeat = || Some(build(proxy, parts, &pass, again));
-        let (response, connection) = proxy.upstream.send(id, request, repeat).await.ok()?;
+        let response = proxy.upstream.send(id, request, repeat).await.ok()?;
         let (head, mut incoming) = response.into_parts();
         let mut bytes = BytesMut::new();
         while let Some(frame) = incoming.frame().await {
@@ -230,7 +230,7 @@ async fn ask(
                 bytes.extend_from_slice(data);
             }
         }
-        proxy.upstream.give_back(connection);
+        proxy.upstream.give_back(incoming.into_connection());
         Some((head, bytes.freeze()))
     };
     tokio::time::timeout(TIMEOUT, exchange).await.ok().flatten()

@@ -9,12 +9,11 @@ use super::{
     sniff::{End, Sniffer},
     trace::Trace,
 };
-use crate::{actor::Lease, upstream::Connection};
+use crate::{actor::Lease, upstream::Driven};
 use bytes::Bytes;
 use cma_core::{pool::Release, verdict::Mark};
 use http::Response;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use std::{
     pin::Pin,
     sync::{Arc, atomic::Ordering},
@@ -36,7 +35,8 @@ pub(crate) enum Out {
 /// See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Relay {
-    incoming: Incoming,
+    /// `None` once it was read to its end.
+    body: Option<Driven>,
     sniffer: Option<Sniffer>,
     end: Option<Accounts>,
 }
@@ -46,17 +46,20 @@ pub(crate) struct Relay {
 pub(crate) struct Accounts {
     pub(crate) proxy: Arc<Proxy>,
     pub(crate) lease: Lease,
-    pub(crate) connection: Option<Connection>,
     pub(crate) trace: Trace,
 }
 
 impl Relay {
-    pub(crate) fn new(incoming: Incoming, sniffer: Option<Sniffer>, end: Accounts) -> Self {
-        Self { incoming, sniffer, end: Some(end) }
+    pub(crate) fn new(body: Driven, sniffer: Option<Sniffer>, end: Accounts) -> Self {
+        Self { body: Some(body), sniffer, end: Some(end) }
     }
 
     fn ended(&mut self, whole: bool) {
+        let body = self.body.take().filter(|_| whole);
         if let Some(end) = self.end.take() {
+            if let Some(body) = body {
+                end.proxy.upstream.give_back(body.into_connection());
+            }
             let said = self.sniffer.as_mut().map(Sniffer::said).unwrap_or_default();
             end.settle(whole, said);
         }
@@ -65,10 +68,7 @@ impl Relay {
 
 impl Accounts {
     fn settle(self, whole: bool, said: super::sniff::Said) {
-        let Self { proxy, lease, connection, mut trace } = self;
-        if let Some(connection) = connection.filter(|_| whole) {
-            proxy.upstream.give_back(connection);
-        }
+        let Self { proxy, lease, mut trace } = self;
         let failed = matches!(said.end, Some(End::Failed(_)));
         let good = (200..300).contains(&trace.status);
         trace.usage = said.usage;
@@ -87,7 +87,7 @@ impl Accounts {
 
     /// The client went away before the end.
     fn abandon(self) {
-        let Self { proxy, lease, connection: _closed, mut trace } = self;
+        let Self { proxy, lease, mut trace } = self;
         trace.outcome = "abandoned";
         drop(lease);
         proxy.traces.counters.active.fetch_sub(1, Ordering::Relaxed);
@@ -104,13 +104,15 @@ impl Body for Relay {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
-        match ready!(Pin::new(&mut this.incoming).poll_frame(context)) {
+        let Some(body) = this.body.as_mut() else { return Poll::Ready(None) };
+        match ready!(Pin::new(&mut *body).poll_frame(context)) {
             Some(Ok(frame)) => {
+                // hyper doesn't poll again once the body has said that it is at its end.
+                let last = body.is_end_stream();
                 if let (Some(sniffer), Some(data)) = (this.sniffer.as_mut(), frame.data_ref()) {
                     sniffer.feed(data);
                 }
-                // hyper doesn't poll again once the body has said that it is at its end.
-                if this.incoming.is_end_stream() {
+                if last {
                     this.ended(true);
                 }
                 Poll::Ready(Some(Ok(frame)))
@@ -127,23 +129,21 @@ impl Body for Relay {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        self.body.as_ref().map(Body::size_hint).unwrap_or_default()
     }
 }
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        if let Some(end) = self.end.take() {
-            // A body that is empty from the start is never polled.
-            if self.incoming.is_end_stream() {
-                end.settle(true, super::sniff::Said::default());
-            } else {
-                end.abandon();
-            }
+        // A body that is empty from the start is never polled.
+        if self.body.as_ref().is_some_and(Body::is_end_stream) {
+            self.ended(true);
+        } else if let Some(end) = self.end.take() {
+            end.abandon();
         }
     }
 }

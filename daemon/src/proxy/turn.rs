@@ -15,7 +15,7 @@ use super::{
     sniff::Sniffer,
     trace::{Trace, millis},
 };
-use crate::{actor::Lease, clock, upstream::{Connection, Failure}};
+use crate::{actor::Lease, clock, upstream::{Driven, Failure}};
 use bytes::{Bytes, BytesMut};
 use cma_core::{
     identity::AccountId,
@@ -186,7 +186,7 @@ impl Turn {
         };
         self.trace.tried += repeats;
         match outcome {
-            Ok((response, connection)) => self.answered(lease, response, connection).await,
+            Ok(response) => self.answered(lease, response).await,
             Err(failure) => {
                 if self.source.client_failed() {
                     return Step::Again;
@@ -201,12 +201,12 @@ impl Turn {
         }
     }
 
-    async fn answered(&mut self, lease: Lease, response: Response<Incoming>, connection: Connection) -> Step {
+    async fn answered(&mut self, lease: Lease, response: Response<Driven>) -> Step {
         lease.quota_seen(quota::from_headers(response.headers(), clock::wall()));
         let status = response.status();
         if status.is_success() {
             let verdict_free = Verdict { act: Act::Deliver, mark: Mark::Fine, reason: String::new() };
-            return Step::Deliver(self.deliver(lease, response, connection, &verdict_free));
+            return Step::Deliver(self.deliver(lease, response, &verdict_free));
         }
         // What is delivered whatever it says is not read first.
         let blind = verdict::classify(
@@ -214,12 +214,12 @@ impl Turn {
             clock::wall(),
         );
         if blind.act == Act::Deliver {
-            return Step::Deliver(self.deliver(lease, response, connection, &blind));
+            return Step::Deliver(self.deliver(lease, response, &blind));
         }
         let (parts, body) = response.into_parts();
         let (bytes, whole) = read_error(body).await;
-        if whole {
-            self.proxy.upstream.give_back(connection);
+        if let Some(body) = whole {
+            self.proxy.upstream.give_back(body.into_connection());
         }
         let json: Option<Value> = serde_json::from_slice(&bytes).ok();
         let outcome = Outcome::Head { status, headers: &parts.headers, body: json.as_ref() };
@@ -261,8 +261,7 @@ impl Turn {
     fn deliver(
         &mut self,
         lease: Lease,
-        response: Response<Incoming>,
-        connection: Connection,
+        response: Response<Driven>,
         verdict: &Verdict,
     ) -> Answer {
         let (mut parts, body) = response.into_parts();
@@ -282,7 +281,6 @@ impl Turn {
         let end = Accounts {
             proxy: Arc::clone(&self.proxy),
             lease,
-            connection: Some(connection),
             trace: self.trace.clone(),
         };
         Response::from_parts(parts, Out::Relay(Box::new(Relay::new(body, sniffer, end))))
@@ -292,8 +290,8 @@ impl Turn {
     /// slow upload is not a silent host.
     async fn head_in_time(
         &self,
-        send: impl Future<Output = Result<(Response<Incoming>, Connection), Failure>>,
-    ) -> Result<(Response<Incoming>, Connection), Missed> {
+        send: impl Future<Output = Result<Response<Driven>, Failure>>,
+    ) -> Result<Response<Driven>, Missed> {
         let limit = self.proxy.config.head_timeout;
         let begun = Instant::now();
         let mut send = std::pin::pin!(send);
@@ -408,8 +406,8 @@ fn name(headers: &HeaderMap, header: &str) -> Option<Arc<str>> {
     (!value.is_empty() && value.len() <= MAX_NAME).then(|| value.into())
 }
 
-/// Reads an error's body within bounds; also tells whether that was all of it.
-async fn read_error(mut body: Incoming) -> (Bytes, bool) {
+/// Reads an error's body within bounds; gives the body back when that was all of it.
+async fn read_error(mut body: Driven) -> (Bytes, Option<Driven>) {
     let mut bytes = BytesMut::new();
     let read = async {
         while let Some(frame) = body.frame().await {
@@ -424,5 +422,5 @@ async fn read_error(mut body: Incoming) -> (Bytes, bool) {
         true
     };
     let whole = tokio::time::timeout(ERROR_TIMEOUT, read).await.unwrap_or(false);
-    (bytes.freeze(), whole)
+    (bytes.freeze(), whole.then_some(body))
 }

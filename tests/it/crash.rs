@@ -1,0 +1,225 @@
+//! The daemon is killed at random moments of refreshes: no login is lost, none is spent twice.
+
+use cma_tests::{
+    http::Door,
+    sim::{AccountSpec, AccountStats, Fault, Route, SimConfig},
+    world::World,
+};
+use serde_json::Value;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    time::{Duration, Instant},
+};
+
+const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+/// From exec to ready.
+const START: Duration = Duration::from_millis(300);
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+fn config(grace: Duration) -> SimConfig {
+    let accounts = NAMES.into_iter().map(AccountSpec::new).collect();
+    SimConfig { accounts, grace, ..SimConfig::default() }
+}
+
+/// What stands on disk of one account.
+#[derive(Debug, Clone)]
+struct OnDisk {
+    generation: u64,
+    /// The generation that the renewal's note names.
+    noted: Option<u64>,
+}
+
+fn sealed(path: &std::path::Path) -> Option<Value> {
+    let text = fs::read_to_string(path).ok()?;
+    let envelope: Value = serde_json::from_str(&text)
+        .unwrap_or_else(|error| panic!("{} is torn: {error}", path.display()));
+    Some(envelope["content"].clone())
+}
+
+/// By the account's name.
+fn on_disk(world: &World) -> BTreeMap<String, OnDisk> {
+    let folder = world.root().join("accounts");
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let Some(id) = name.strip_suffix(".json").filter(|id| !id.contains('.')) else { continue };
+        let record = sealed(&path).unwrap();
+        let note = sealed(&folder.join(format!("{id}.renewal.json")));
+        let known = OnDisk {
+            generation: record["generation"].as_u64().unwrap(),
+            noted: note.and_then(|note| note["generation"].as_u64()),
+        };
+        found.insert(record["label"].as_str().unwrap().to_owned(), known);
+    }
+    assert_eq!(found.len(), NAMES.len(), "{found:?}");
+    found
+}
+
+/// What the issuer counted, once it has nothing more to read.
+fn settled(world: &World) -> BTreeMap<String, AccountStats> {
+    let mut last = world.sim().stats().accounts;
+    loop {
+        std::thread::sleep(Duration::from_millis(40));
+        let now = world.sim().stats().accounts;
+        if now == last {
+            return NAMES
+                .into_iter()
+                .map(|name| (name.to_owned(), now.get(name).cloned().unwrap_or_default()))
+                .collect();
+        }
+        last = now;
+    }
+}
+
+struct Round<'a> {
+    world: &'a World,
+    doors: &'a BTreeMap<&'static str, Door>,
+    rng: &'a mut fastrand::Rng,
+    slowest: Duration,
+    /// Refreshes whose answer the daemon never got, over all rounds.
+    unknown: u64,
+}
+
+impl Round<'_> {
+    /// Refreshes of all accounts, a kill among them, and a start. Returns the accounts whose
+    /// refresh token was spent without the daemon having learned what came of it.
+    fn kill(&mut self) -> BTreeSet<String> {
+        let world = self.world;
+        world.sim().clear_faults();
+        for name in NAMES {
+            world.sim().expire_access(name);
+            let pause = Duration::from_millis(self.rng.u64(0..50));
+            let fault = match self.rng.u8(0..5) {
+                0 => Fault::HangAfterCommit,
+                1 => Fault::HangBeforeCommit,
+                2 | 3 => Fault::DelayAnswer(pause),
+                _ => Fault::SlowHead(pause),
+            };
+            world.sim().fault(Some(name), Route::Refresh, fault, Some(1));
+        }
+        let (before, known) = (settled(world), on_disk(world));
+        std::thread::scope(|scope| {
+            for door in self.doors.values() {
+                // What it is answered doesn't matter, nor whether.
+                scope.spawn(|| { let t = Instant::now(); let r = door.send(&door.turn()); eprintln!("{:?} {:?}", t.elapsed(), r.map(|r| (r.status, r.text()))); });
+            }
+            std::thread::sleep(Duration::from_micros(self.rng.u64(0..60_000)));
+            world.kill_daemon();
+        });
+        world.sim().clear_faults();
+        let (after, kept) = (settled(world), on_disk(world));
+        let mut lost = BTreeSet::new();
+        for name in NAMES {
+            let sent = after[name].refresh_requests - before[name].refresh_requests;
+            let spent = after[name].refreshed - before[name].refreshed;
+            let saved = kept[name].generation - known[name].generation;
+            eprintln!("{name}: {sent} sent {spent} spent {saved} saved");
+            assert!(sent <= 1 && saved <= spent, "{name}: {sent} sent, {saved} of {spent} saved");
+            if sent > saved {
+                assert_eq!(kept[name].noted, Some(kept[name].generation), "{name}: no note of it");
+            }
+            if spent > saved {
+                lost.insert(name.to_owned());
+            }
+        }
+        self.unknown += lost.len() as u64;
+        let started = world.ctl("daemon start").ok();
+        self.slowest = self.slowest.max(started.took);
+        assert!(started.took < START, "the start took {:?}", started.took);
+        for entry in fs::read_dir(world.root().join("accounts")).unwrap() {
+            let name = entry.unwrap().file_name().to_string_lossy().into_owned();
+            assert!(!name.starts_with(".new-"), "a half-written credential was left: {name}");
+        }
+        lost
+    }
+}
+
+fn doors(world: &World) -> BTreeMap<&'static str, Door> {
+    NAMES.into_iter().map(|name| (name, Door::of_account(world, name))).collect()
+}
+
+fn rounds(grace: Duration, mut check: impl FnMut(&mut Round<'_>)) {
+    let seed = number("CMA_SIM_SEED").unwrap_or_else(|| fastrand::u64(..));
+    let rounds = number("CMA_CRASH_ROUNDS").unwrap_or(20);
+    eprintln!("CMA_SIM_SEED={seed} CMA_CRASH_ROUNDS={rounds}, grace {grace:?}");
+    let world = World::with_accounts(config(grace));
+    let doors = doors(&world);
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let (slowest, begun) = (Duration::ZERO, Instant::now());
+    let mut round = Round { world: &world, doors: &doors, rng: &mut rng, slowest, unknown: 0 };
+    for _ in 0..rounds {
+        check(&mut round);
+    }
+    eprintln!(
+        "{rounds} kills in {:?}: {} outcomes unknown, slowest start {:?}",
+        begun.elapsed(),
+        round.unknown,
+        round.slowest
+    );
+    world.assert_clean();
+}
+
+fn count(world: &World, of: impl Fn(&AccountStats) -> u64) -> BTreeMap<String, u64> {
+    settled(world).iter().map(|(name, stats)| (name.clone(), of(stats))).collect()
+}
+
+/// Within the issuer's grace every login survives.
+#[test]
+fn kill_during_refresh() {
+    rounds(Duration::from_secs(30), |round| {
+        let before = count(round.world, |stats| stats.replayed);
+        let lost = round.kill();
+        for (name, door) in round.doors {
+            let answer = door.send(&door.turn()).unwrap();
+            assert!(answer.is_complete(), "{name}: {} {}", answer.status, answer.text());
+        }
+        for (name, stats) in settled(round.world) {
+            assert_eq!(stats.reused, 0, "{name}");
+            let again = stats.replayed - before[&name];
+            assert_eq!(again, u64::from(lost.contains(&name)), "{name}: sent again");
+        }
+    });
+}
+
+/// Without a grace exactly the logins with an unknown outcome are gone, and they say so.
+#[test]
+fn kill_during_refresh_without_grace() {
+    rounds(Duration::ZERO, |round| {
+        let world = round.world;
+        let before = count(world, |stats| stats.reused);
+        let lost = round.kill();
+        for (name, door) in round.doors {
+            let answer = door.send(&door.turn()).unwrap();
+            let gone = lost.contains(*name);
+            assert_eq!(answer.is_complete(), !gone, "{name}: {} {}", answer.status, answer.text());
+            if gone {
+                assert_eq!(answer.status, 400, "{name}: {}", answer.text());
+            }
+        }
+        let now = count(world, |stats| stats.reused);
+        let status = world.status();
+        for account in status["accounts"].as_array().unwrap() {
+            let name = account["label"].as_str().unwrap();
+            let gone = lost.contains(name);
+            assert_eq!(now[name] - before[name], u64::from(gone), "{name}: spent again");
+            if gone {
+                assert_eq!(account["state"], "needs_login", "{account}");
+                let reason = account["reason"].as_str().unwrap();
+                assert!(reason.contains("refresh outcome unknown"), "{reason}");
+                assert!(account["until"].as_u64().is_some_and(|at| at > 1_600_000_000), "{account}");
+            } else {
+                assert_eq!(account["state"], "ready", "{account}");
+            }
+        }
+        for name in lost {
+            world.import(&name, &world.sim().auth_json(&name)).ok();
+            let door = &round.doors[name.as_str()];
+            assert!(door.send(&door.turn()).unwrap().is_complete(), "{name} after a new login");
+        }
+    });
+}
