@@ -169,6 +169,7 @@ pub(crate) struct Built {
 pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
     let config = Arc::new(config);
     let store = Store::new(&root);
+    store.sweep()?;
     let secret = store.secret()?;
     let vault = Arc::new(Vault::default());
     let roster = Arc::new(Roster::load(store, Arc::clone(&config), Arc::clone(&vault))?);

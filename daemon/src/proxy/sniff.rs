@@ -5,7 +5,9 @@
 //! same bytes.
 
 use cma_core::{quota, time::Wall};
+use memchr::memmem::Finder;
 use serde_json::Value;
+use std::sync::LazyLock;
 
 /// A line longer than this isn't kept: completed events carry the whole answer, megabytes at worst.
 const MAX_LINE: usize = 4 * 1024 * 1024;
@@ -119,17 +121,24 @@ impl Sniffer {
     }
 }
 
+/// Whether a line, or the beginning of one, is an event that says something. Deltas are many: this
+/// is one search in a hundred bytes.
 fn matters(line: &[u8]) -> bool {
+    static TYPE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"type\""));
     let head = line.get(..line.len().min(TELLS_BY)).unwrap_or_default();
-    head.starts_with(b"data:")
-        && [
-            &b"response.completed"[..],
-            b"response.incomplete",
-            b"response.failed",
-            b"codex.rate_limits",
-        ]
-        .iter()
-        .any(|kind| memchr::memmem::find(head, kind).is_some())
+    if !head.starts_with(b"data:") {
+        return false;
+    }
+    let Some(at) = TYPE.find(head) else { return false };
+    let value = head.get(at + 6..).unwrap_or_default();
+    let value = value.trim_ascii_start().strip_prefix(b":").unwrap_or_default().trim_ascii_start();
+    let kinds: [&[u8]; 4] = [
+        b"\"response.completed\"",
+        b"\"response.incomplete\"",
+        b"\"response.failed\"",
+        b"\"codex.rate_limits\"",
+    ];
+    kinds.iter().any(|kind| value.starts_with(kind))
 }
 
 fn usage(event: &Value) -> Option<Usage> {

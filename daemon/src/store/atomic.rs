@@ -19,9 +19,28 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Fault> {
     replace(path, folder, bytes).map_err(|error| Fault::file(path, "write", &error))
 }
 
+/// What a file is called until it is whole.
+const PREFIX: &str = ".new-";
+
+/// Removes what a killed daemon left half-written in a folder: it may hold a credential. For the
+/// holder of the root's lock, before it writes there itself.
+///
+/// # Errors
+/// [`ErrorCode::Store`](cma_proto::error::ErrorCode::Store).
+pub(crate) fn sweep(folder: &Path) -> Result<(), Fault> {
+    let failed = |error: io::Error| Fault::file(folder, "read", &error);
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes()) {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 fn replace(path: &Path, folder: &Path, bytes: &[u8]) -> io::Result<()> {
     // tempfile makes it 0600 and removes it again on every way out but `persist`.
-    let mut temp = tempfile::Builder::new().prefix(".new-").tempfile_in(folder)?;
+    let mut temp = tempfile::Builder::new().prefix(PREFIX).tempfile_in(folder)?;
     temp.write_all(bytes)?;
     temp.as_file().sync_all()?;
     temp.persist(path).map_err(|error| error.error)?;

@@ -44,6 +44,15 @@ impl Store {
         Self { root: root.path().to_path_buf() }
     }
 
+    /// Removes what a killed daemon left half-written. Before anything else is written.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Store`].
+    pub(crate) fn sweep(&self) -> Result<(), Fault> {
+        atomic::sweep(&self.root)?;
+        atomic::sweep(&self.root.join("accounts"))
+    }
+
     fn account_file(&self, id: &str, kind: &str) -> PathBuf {
         self.root.join("accounts").join(format!("{id}{kind}.json"))
     }

@@ -19,7 +19,7 @@ use world::{ACCOUNTS, Act, SESSIONS, World, account, acts, calm_acts};
 const HOUR: Span = Span::from_secs(3600);
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(20000) })]
 
     #[test]
     fn p1_a_lease_is_granted_only_on_an_account_that_can_serve_at_that_instant(acts in acts()) {
@@ -147,7 +147,8 @@ proptest! {
                 prop_assert_eq!(current == 1, renewing);
             }
             if let Some(id) = &step.stale {
-                prop_assert_eq!(before.get(id), facts(world).get(id));
+                let after = facts(world);
+                prop_assert_eq!(before.get(id), after.get(id));
                 prop_assert!(step.effects.iter().all(|effect| matches!(effect, Effect::Note(_))));
             }
             before = facts(world);
