@@ -7,3 +7,5 @@ mod crash;
 mod gate;
 #[cfg(test)]
 mod ipc;
+#[cfg(test)]
+mod bad_input;

@@ -204,6 +204,9 @@ impl Pool {
 
     /// Takes one input in.
     pub fn handle(&mut self, now: Now, input: Input) {
+        for account in &mut self.accounts {
+            account.quota.doubt(now);
+        }
         match input {
             Input::Select(ticket, need) => self.select(now, ticket, need, None),
             Input::Cancel(ticket) => self.parked.retain(|parked| parked.ticket != ticket),

@@ -115,12 +115,17 @@ impl Quota {
             .max_by_key(|window| (window.minutes, window.resets))
     }
 
-    /// When the last of the main windows that are full at `now` resets. A window seen in the future
-    /// was seen before the clock was set back, and a reset beyond any window's length is garbage:
-    /// neither keeps an account out.
+    /// Forgets windows seen in the future: the clock was ahead then and has been set back, so what
+    /// they say of their reset is off by as much.
+    pub(crate) fn doubt(&mut self, now: Now) {
+        self.windows.retain(|window| window.seen.since(now.wall) <= SLEW);
+    }
+
+    /// When the last of the main windows that are full at `now` resets. A reset beyond any window's
+    /// length is garbage and keeps nobody out.
     pub fn full_until(&self, now: Now) -> Option<Wall> {
         self.main()
-            .filter(|window| window.used_at(now) >= 100.0 && window.seen.since(now.wall) <= SLEW)
+            .filter(|window| window.used_at(now) >= 100.0)
             .filter_map(|window| window.resets)
             .filter(|resets| resets.since(now.wall) <= cooldown::LONGEST)
             .max()

@@ -7,7 +7,7 @@ use crate::fault::Fault;
 use std::{
     fs::File,
     io::{self, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 /// Replaces `path` by `bytes`, durably, mode 0600.
@@ -22,20 +22,29 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Fault> {
 /// What a file is called until it is whole.
 const PREFIX: &str = ".new-";
 
-/// Removes what a killed daemon left half-written in a folder: it may hold a credential. For the
-/// holder of the root's lock, before it writes there itself.
+/// What a killed daemon left in a folder before it took its name.
+///
+/// # Errors
+/// [`ErrorCode::Store`](cma_proto::error::ErrorCode::Store).
+pub(crate) fn unfinished(folder: &Path) -> Result<Vec<PathBuf>, Fault> {
+    let failed = |error: io::Error| Fault::file(folder, "read", &error);
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes()) {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
+/// Removes that: it may hold a credential. For the holder of the root's lock, before it writes there
+/// itself.
 ///
 /// # Errors
 /// [`ErrorCode::Store`](cma_proto::error::ErrorCode::Store).
 pub(crate) fn sweep(folder: &Path) -> Result<(), Fault> {
-    let failed = |error: io::Error| Fault::file(folder, "read", &error);
-    for entry in std::fs::read_dir(folder).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        if entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes()) {
-            remove(&entry.path())?;
-        }
-    }
-    Ok(())
+    unfinished(folder)?.iter().try_for_each(|path| remove(path))
 }
 
 fn replace(path: &Path, folder: &Path, bytes: &[u8]) -> io::Result<()> {

@@ -44,13 +44,27 @@ impl Store {
         Self { root: root.path().to_path_buf() }
     }
 
-    /// Removes what a killed daemon left half-written. Before anything else is written.
+    /// Settles what a killed daemon left behind. Before anything else is written.
+    ///
+    /// A temporary file that is whole and holds the credential right after the current one is that
+    /// credential: the issuer gave it, and it exists nowhere else. It takes its place. Everything
+    /// else is half-written and goes.
     ///
     /// # Errors
     /// [`ErrorCode::Store`].
     pub(crate) fn sweep(&self) -> Result<(), Fault> {
+        let folder = self.root.join("accounts");
+        for path in atomic::unfinished(&folder)? {
+            let Ok(Some(found)) = record::open::<Record>(&path) else { continue };
+            let Ok(Some(known)) = record::open::<Record>(&self.account_file(&found.id, "")) else {
+                continue;
+            };
+            if found.id == known.id && found.generation == known.generation + 1 {
+                self.save_account(&found)?;
+            }
+        }
         atomic::sweep(&self.root)?;
-        atomic::sweep(&self.root.join("accounts"))
+        atomic::sweep(&folder)
     }
 
     fn account_file(&self, id: &str, kind: &str) -> PathBuf {

@@ -82,3 +82,20 @@ fn damage_is_named_and_nothing_is_changed() {
     std::fs::write(&path, edited).unwrap();
     assert!(store.accounts().unwrap_err().refusal.message.contains("checksum"));
 }
+
+#[test]
+fn a_credential_that_was_written_but_not_yet_named_is_found_again() {
+    let (_dir, store) = store();
+    let known = record("a");
+    store.save_account(&known).unwrap();
+    let folder = store.root.join("accounts");
+    let next = Record { generation: 2, ..known.clone() };
+    let whole = record::seal(&next).unwrap();
+    std::fs::write(folder.join(".new-whole"), &whole).unwrap();
+    std::fs::write(folder.join(".new-torn"), &whole[..whole.len() / 2]).unwrap();
+    let later = Record { generation: 9, ..known };
+    std::fs::write(folder.join(".new-stranger"), record::seal(&later).unwrap()).unwrap();
+    store.sweep().unwrap();
+    assert_eq!(store.accounts().unwrap()[0].generation, 2);
+    assert_eq!(atomic::unfinished(&folder).unwrap(), Vec::<PathBuf>::new());
+}

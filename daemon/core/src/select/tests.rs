@@ -56,8 +56,8 @@ fn quota(windows: &[Window]) -> Quota {
     quota
 }
 
-fn cooling(secs: u64) -> Option<Cooldown> {
-    Some(Cooldown { cause: Cause::Forbidden, due: Due::after(NOW, Span::from_secs(secs)) })
+fn cooling(secs: u64) -> Cooldown {
+    Cooldown { cause: Cause::Forbidden, due: Due::after(NOW, Span::from_secs(secs)) }
 }
 
 /// The account chosen, and why not the next best.
@@ -92,7 +92,7 @@ fn a_pin_beats_affinity_and_affinity_beats_the_rest() {
 #[test]
 fn a_pin_yields_while_its_account_cannot_serve_and_returns_by_itself() {
     let mut accounts = [account(1), account(2)];
-    accounts[1].cooldown = cooling(60);
+    accounts[1].cooldown = Some(cooling(60));
     check(&accounts, Some(2), None, 1, "no other can serve");
     let affinity = Affinity::default();
     let pin = id(2);
@@ -174,7 +174,7 @@ fn what_keeps_an_account_out_is_told_and_only_what_ends_by_itself_has_a_time() {
     assert_eq!(out(gone, &any), (text("revoked"), None, false));
     let minute = Some(Span::from_secs(60));
     assert_eq!(
-        out(|a| a.cooldown = cooling(60), &any),
+        out(|a| a.cooldown = Some(cooling(60)), &any),
         (text("forbidden by upstream"), minute, false)
     );
     let full = |a: &mut Account| a.quota = quota(&[used(100, Place::Primary, Span::from_secs(60))]);
@@ -187,7 +187,7 @@ fn what_keeps_an_account_out_is_told_and_only_what_ends_by_itself_has_a_time() {
     let model = Need { model: Some("m".into()), ..Need::default() };
     let lacks = |a: &mut Account| {
         a.without.insert("m".into(), Due::after(NOW, Span::from_secs(9)));
-        a.cooldown = cooling(60);
+        a.cooldown = Some(cooling(60));
     };
     assert_eq!(out(lacks, &model), (text("not included in its plan"), None, false));
 }
@@ -200,7 +200,7 @@ fn any_account() -> impl Strategy<Value = Account> {
                 enabled,
                 order,
                 login: if renewing { Login::Renewing { refused: cold } } else { Login::Good },
-                cooldown: cooling(60).filter(|_| cold && !renewing),
+                cooldown: (cold && !renewing).then(|| cooling(60)),
                 shaky: shaky.then(|| Due::after(NOW, Span::from_secs(9))),
                 without: lacks
                     .then(|| ("m".into(), Due::after(NOW, Span::from_secs(9))))

@@ -171,6 +171,7 @@ fn garbage_resets_and_windows_from_a_future_clock_keep_nobody_out() {
         (window(wall.plus(hour.times(2)), wall.plus(hour)), true),
     ] {
         world.pool.handle(world.now, Input::QuotaSeen(account(0), vec![window]));
+        world.pool.handle(world.now, Input::Tick);
         let one = world.account(&account(0)).unwrap();
         assert_eq!(select::excluded(one, &Need::default(), world.now).is_none(), free);
     }

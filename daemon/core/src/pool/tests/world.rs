@@ -468,7 +468,7 @@ impl World {
         };
         Input::Upsert(Seed {
             id: account(n),
-            order: n as u32 / 2,
+            order: u32::try_from(n).unwrap() / 2,
             workspace: format!("workspace {n}").into(),
             plan: Some("plus".into()),
             name: format!("account {n}").into(),
