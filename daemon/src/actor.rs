@@ -83,12 +83,6 @@ impl Lease {
         self.give_back(release);
     }
 
-    /// Tells what an answer means while the lease goes on.
-    pub(crate) fn learn(&self, mark: Mark) {
-        let input = Input::Learn(self.account.clone(), mark);
-        let _stopping = self.work.send(Work::Input(input));
-    }
-
     /// Tells the quota an answer carried.
     pub(crate) fn quota_seen(&self, windows: Vec<Window>) {
         if !windows.is_empty() {
@@ -214,7 +208,10 @@ impl Actor {
         let mut stop = std::pin::pin!(stop);
         self.apply(self.clock.now());
         loop {
-            let wake = self.pool.next_wake(self.clock.now()).map(|span| Duration::from_millis(span.millis()));
+            let wake = self
+                .pool
+                .next_wake(self.clock.now())
+                .map(|span| Duration::from_millis(span.millis()));
             let timer = async {
                 match wake {
                     // A long timer is cut: the wall clock may jump while it runs (sleep, NTP).

@@ -7,7 +7,7 @@
 
 use crate::{
     actor::{self, Actor, Handle},
-    clock,
+    cache, clock,
     config::Config,
     fault::Fault,
     ipc,
@@ -98,13 +98,21 @@ pub(crate) struct Tasks {
 
 impl Tasks {
     /// A task that a stop waits for.
-    pub(crate) fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn(
+        &self,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
         tracing::trace!(name, "task");
         drop(self.awaited.spawn(task));
     }
 
     /// A task that holds nothing worth waiting for.
-    pub(crate) fn spawn_idle(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn_idle(
+        &self,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
         tracing::trace!(name, "idle task");
         drop(self.idle.spawn(task));
     }
@@ -233,6 +241,9 @@ impl Built {
         let proxy = Arc::clone(&app.proxy);
         let accepting = connections.clone();
         background.spawn("proxy", proxy::serve(proxy, listener, accepting));
+        let cache = cache::keep(app.root.clone(), app.actor.clone(), app.phases.clone());
+        let caching = Tasks::default();
+        caching.spawn("cache", cache);
         background.spawn_idle("ipc", ipc.serve(Arc::clone(&app), background.clone()));
         app.phases.enter(Phase::Serving);
 
@@ -250,6 +261,7 @@ impl Built {
         app.phases.enter(Phase::Flushing);
         app.actor.stop_renewing().await;
         renewals.ended().await;
+        caching.ended().await;
         stopped.notify_one();
         app.proxy.upstream.close_idle();
         background.ended().await;

@@ -15,13 +15,8 @@ use std::{
 };
 
 /// Variables the daemon reads, apart from those that name the root. `status` shows those set.
-pub(crate) const VARIABLES: [&str; 5] = [
-    "CMA_LISTEN",
-    "CMA_UPSTREAM_BACKEND",
-    "CMA_UPSTREAM_ISSUER",
-    "CMA_HEAD_TIMEOUT",
-    "CMA_LOG",
-];
+pub(crate) const VARIABLES: [&str; 5] =
+    ["CMA_LISTEN", "CMA_UPSTREAM_BACKEND", "CMA_UPSTREAM_ISSUER", "CMA_HEAD_TIMEOUT", "CMA_LOG"];
 
 const BACKEND: &str = "https://chatgpt.com/backend-api";
 const ISSUER: &str = "https://auth.openai.com";
@@ -131,19 +126,29 @@ impl Config {
             log: tracing::Level::INFO,
             environment: VARIABLES
                 .iter()
-                .filter_map(|&name| {
-                    Some(Setting { name: name.to_owned(), value: var(name)? })
-                })
+                .filter_map(|&name| Some(Setting { name: name.to_owned(), value: var(name)? }))
                 .collect(),
         };
         if let Some((whence, value)) = pick("CMA_LISTEN", &file.listen) {
-            keep(listen(&value).map(|at| config.listen = at).map_err(|why| format!("{whence}: {why}")));
+            keep(
+                listen(&value)
+                    .map(|at| config.listen = at)
+                    .map_err(|why| format!("{whence}: {why}")),
+            );
         }
         if let Some((whence, value)) = pick("CMA_HEAD_TIMEOUT", &file.head_timeout) {
-            keep(duration(&value).map(|d| config.head_timeout = d).map_err(|why| format!("{whence}: head_timeout {why}")));
+            keep(
+                duration(&value)
+                    .map(|d| config.head_timeout = d)
+                    .map_err(|why| format!("{whence}: head_timeout {why}")),
+            );
         }
         if let Some(value) = &file.drain_timeout {
-            keep(duration(value).map(|d| config.drain_timeout = d).map_err(|why| format!("`config.toml`: drain_timeout {why}")));
+            keep(
+                duration(value)
+                    .map(|d| config.drain_timeout = d)
+                    .map_err(|why| format!("`config.toml`: drain_timeout {why}")),
+            );
         }
         if let Some((whence, value)) = pick("CMA_LOG", &file.log) {
             keep(value.parse().map(|level| config.log = level).map_err(|_unknown| {
@@ -156,7 +161,11 @@ impl Config {
         ] {
             let from_env = var(name).is_some();
             if let Some((whence, value)) = pick(name, written) {
-                keep(upstream(&value, from_env).map(|at| *slot = at).map_err(|why| format!("{whence}: {why}")));
+                keep(
+                    upstream(&value, from_env)
+                        .map(|at| *slot = at)
+                        .map_err(|why| format!("{whence}: {why}")),
+                );
             }
         }
         if faults.is_empty() {
@@ -269,7 +278,9 @@ mod tests {
     fn the_environment_can_only_point_at_loopback() {
         let ok = load("", &[("CMA_UPSTREAM_BACKEND", "http://127.0.0.1:9/backend-api/")]).unwrap();
         assert_eq!(ok.backend.base, "http://127.0.0.1:9/backend-api");
-        for bad in ["https://evil.test", "http://evil.test", "http://127.0.0.1.evil.test", "file:///x"] {
+        for bad in
+            ["https://evil.test", "http://evil.test", "http://127.0.0.1.evil.test", "file:///x"]
+        {
             let fault = load("", &[("CMA_UPSTREAM_ISSUER", bad)]).unwrap_err();
             assert_eq!(fault.code(), ErrorCode::Config, "{bad}");
         }

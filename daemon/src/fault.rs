@@ -16,7 +16,11 @@ pub(crate) struct Fault {
 
 impl Fault {
     /// A fault with its next command (empty for none).
-    pub(crate) fn new(code: ErrorCode, message: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub(crate) fn new(
+        code: ErrorCode,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
         Self { refusal: Refusal::new(code, message, hint) }
     }
 

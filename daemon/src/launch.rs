@@ -7,11 +7,7 @@
 //! accounts in it; a CLI that found itself in another would log out and delete the person's login
 //! (observed, 0.169.0), so when in doubt the answer is "plain".
 
-use crate::{
-    fault::Fault,
-    proxy::keys::Keys,
-    roster::Roster,
-};
+use crate::{fault::Fault, proxy::keys::Keys, roster::Roster};
 use cma_proto::message::{Launch, LaunchPlan, LaunchRequest};
 use std::{
     path::{Path, PathBuf},
@@ -66,7 +62,9 @@ pub(crate) fn plan(
         return aside("the pool is empty; `cmactl import` adds the login of `codex login`", true);
     }
     if !workspaces.is_empty()
-        && !pool.iter().any(|record| workspaces.iter().any(|allowed| **allowed == *record.workspace))
+        && !pool
+            .iter()
+            .any(|record| workspaces.iter().any(|allowed| **allowed == *record.workspace))
     {
         return aside("no account of the pool is in the workspace that codex is bound to", true);
     }
@@ -161,10 +159,14 @@ fn wishes(request: &LaunchRequest) -> Result<Arc<[Arc<str>]>, String> {
 fn names(value: &Value) -> Vec<Arc<str>> {
     match value {
         Value::String(one) => vec![one.trim().into()],
-        Value::Array(all) => all.iter().filter_map(Value::as_str).map(|one| one.trim().into()).collect(),
-        Value::Integer(_) | Value::Float(_) | Value::Boolean(_) | Value::Datetime(_) | Value::Table(_) => {
-            Vec::new()
+        Value::Array(all) => {
+            all.iter().filter_map(Value::as_str).map(|one| one.trim().into()).collect()
         },
+        Value::Integer(_)
+        | Value::Float(_)
+        | Value::Boolean(_)
+        | Value::Datetime(_)
+        | Value::Table(_) => Vec::new(),
     }
 }
 
@@ -269,7 +271,10 @@ mod tests {
         assert!(over("model_provider=openai").is_ok());
         assert!(over("model_provider=\"openai\"").is_ok());
         assert!(over("model=x").is_err());
-        assert!(with("", |request| request.overrides = vec!["forced_login_method=api".to_owned()]).is_err());
+        assert!(
+            with("", |request| request.overrides = vec!["forced_login_method=api".to_owned()])
+                .is_err()
+        );
     }
 
     #[test]
@@ -278,7 +283,10 @@ mod tests {
             request.overrides = vec!["forced_chatgpt_workspace_id=[\"b\", \"c\"]".to_owned()];
         };
         assert_eq!(with("forced_chatgpt_workspace_id = 'a'", |_| {}), Ok(vec!["a".to_owned()]));
-        assert_eq!(with("forced_chatgpt_workspace_id = ['a', 'b']", both), Ok(vec!["b".to_owned()]));
+        assert_eq!(
+            with("forced_chatgpt_workspace_id = ['a', 'b']", both),
+            Ok(vec!["b".to_owned()])
+        );
         assert!(with("forced_chatgpt_workspace_id = 'a'", both).is_err());
     }
 

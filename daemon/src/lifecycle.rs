@@ -52,7 +52,11 @@ pub(crate) fn hold(root: &Root) -> Result<Held, Fault> {
             drop(file.read_to_string(&mut pid));
             return Err(Fault::new(
                 ErrorCode::Negative,
-                format!("a daemon already runs for `{}` (pid {})", root.path().display(), pid.trim()),
+                format!(
+                    "a daemon already runs for `{}` (pid {})",
+                    root.path().display(),
+                    pid.trim()
+                ),
                 "run `cmactl daemon status`, or `cmactl daemon restart` to replace it",
             ));
         },
@@ -147,7 +151,11 @@ pub(crate) fn watch_signals(app: Arc<App>) -> Result<(), Fault> {
             let mut asked = false;
             for signal in &mut signals {
                 tracing::info!(signal, "signal");
-                if asked { app.stop.cut() } else { app.stop.drain() }
+                if asked {
+                    app.stop.cut()
+                } else {
+                    app.stop.drain()
+                }
                 asked = true;
             }
         })

@@ -5,6 +5,7 @@
 
 mod actor;
 mod app;
+mod cache;
 mod clock;
 mod config;
 mod dirs;
@@ -100,7 +101,10 @@ fn run(detached: bool) -> Result<(), Fault> {
             .address()
             .map_err(|error| Fault::internal(format!("own address unknown: {error}")))?;
         tracing::info!(url = built.app.url, version = cma_proto::VERSION, %at, "listening");
-        lifecycle::answer(&StartLine::Ready { pid: std::process::id(), url: built.app.url.clone() });
+        lifecycle::answer(&StartLine::Ready {
+            pid: std::process::id(),
+            url: built.app.url.clone(),
+        });
         built.run().await;
         Ok::<_, Fault>(())
     })?;

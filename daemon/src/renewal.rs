@@ -15,10 +15,17 @@ use crate::{
     config::Config,
     fault::Fault,
     roster::{Renewed, Roster},
-    store::{import, record::{RenewalNote, Tokens}},
+    store::{
+        import,
+        record::{RenewalNote, Tokens},
+    },
     vault::Vault,
 };
-use cma_core::{identity::{AccountId, Claims}, pool::RenewalFailure, token::Generation};
+use cma_core::{
+    identity::{AccountId, Claims},
+    pool::RenewalFailure,
+    token::Generation,
+};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -81,7 +88,7 @@ enum Sent {
     /// The issuer answered that it can't now; the token is not spent.
     NotNow(String),
     /// Nothing was sent.
-    NotSent(String),
+    Unreached(String),
     /// It was sent and no answer came.
     Unknown(String),
 }
@@ -114,7 +121,11 @@ impl Renewer {
         outcome
     }
 
-    async fn attempt(self: Arc<Self>, id: &AccountId, generation: Generation) -> Result<Fresh, RenewalFailure> {
+    async fn attempt(
+        self: Arc<Self>,
+        id: &AccountId,
+        generation: Generation,
+    ) -> Result<Fresh, RenewalFailure> {
         let Some(token) = self.vault.refresh_token(id, generation) else {
             return self.gone(id, generation, "it has no refresh token", clock::unix()).await;
         };
@@ -140,7 +151,7 @@ impl Renewer {
                     let cause = format!("the issuer refused its refresh token ({code})");
                     return self.gone(id, generation, &cause, clock::unix()).await;
                 },
-                Sent::NotSent(why) => {
+                Sent::Unreached(why) => {
                     self.write_note(id, before).await?;
                     return Err(RenewalFailure::Transient(why.into()));
                 },
@@ -153,7 +164,9 @@ impl Renewer {
                     repeated = true;
                     tokio::time::sleep(REPEAT_AFTER).await;
                 },
-                Sent::Unknown(_why) => return self.gone(id, generation, UNKNOWN, note.sent_at).await,
+                Sent::Unknown(_why) => {
+                    return self.gone(id, generation, UNKNOWN, note.sent_at).await;
+                },
             }
         }
     }
@@ -161,7 +174,7 @@ impl Renewer {
     async fn send(&self, token: &SecretString) -> Sent {
         let client = match self.client() {
             Ok(client) => client,
-            Err(why) => return Sent::NotSent(why),
+            Err(why) => return Sent::Unreached(why),
         };
         let ask = Ask {
             client_id: CLIENT_ID,
@@ -170,7 +183,7 @@ impl Renewer {
             refresh_reason: "proactive_expiry",
         };
         let Ok(body) = serde_json::to_vec(&ask) else {
-            return Sent::NotSent("the request can't be written".to_owned());
+            return Sent::Unreached("the request can't be written".to_owned());
         };
         let request = client
             .post(format!("{}/oauth/token", self.config.issuer.base))
@@ -180,7 +193,10 @@ impl Renewer {
         let mut answer = match request.send().await {
             Ok(answer) => answer,
             Err(error) if error.is_connect() || error.is_builder() => {
-                return Sent::NotSent(format!("could not connect to {}", self.config.issuer.authority));
+                return Sent::Unreached(format!(
+                    "could not connect to {}",
+                    self.config.issuer.authority
+                ));
             },
             Err(error) => return Sent::Unknown(kind(&error).to_owned()),
         };
@@ -188,7 +204,9 @@ impl Renewer {
         let mut bytes = Vec::new();
         loop {
             match answer.chunk().await {
-                Ok(Some(chunk)) if bytes.len() + chunk.len() <= MAX_ANSWER => bytes.extend_from_slice(&chunk),
+                Ok(Some(chunk)) if bytes.len() + chunk.len() <= MAX_ANSWER => {
+                    bytes.extend_from_slice(&chunk)
+                },
                 Ok(None) => break,
                 Ok(Some(_too_much)) => return Sent::Unknown("an endless answer".to_owned()),
                 Err(error) => return Sent::Unknown(kind(&error).to_owned()),
@@ -198,14 +216,20 @@ impl Renewer {
     }
 
     /// Makes the new credential durable. It exists nowhere else: a full disk is waited for.
-    async fn keep(self: Arc<Self>, id: &AccountId, from: Generation, answer: Answer) -> Result<Fresh, RenewalFailure> {
+    async fn keep(
+        self: Arc<Self>,
+        id: &AccountId,
+        from: Generation,
+        answer: Answer,
+    ) -> Result<Fresh, RenewalFailure> {
         let Some(known) = self.roster.get(id) else {
             return Err(RenewalFailure::Permanent("it left the pool meanwhile".into()));
         };
         let claims = |token: Option<&SecretString>| {
             token.and_then(|token| import::claims(token.expose_secret())).unwrap_or_default()
         };
-        let (of_id, of_access) = (claims(answer.id_token.as_ref()), claims(answer.access_token.as_ref()));
+        let (of_id, of_access) =
+            (claims(answer.id_token.as_ref()), claims(answer.access_token.as_ref()));
         let own = Claims {
             user: Some(known.user.clone()),
             workspace: Some(known.workspace.clone()),
@@ -215,7 +239,8 @@ impl Renewer {
             let cause = "the issuer answered for another account";
             return self.gone(id, from, cause, clock::unix()).await;
         }
-        let expires_at = if answer.access_token.is_some() { of_access.expires_at } else { known.expires_at };
+        let expires_at =
+            if answer.access_token.is_some() { of_access.expires_at } else { known.expires_at };
         let email = of_id.email.clone();
         let plan = of_access.plan.or(of_id.plan);
         let tokens = Tokens {
@@ -225,7 +250,12 @@ impl Renewer {
         };
         let mut pause = Duration::from_millis(100);
         loop {
-            let new = Renewed { tokens: tokens.clone(), expires_at, plan: plan.clone(), email: email.clone() };
+            let new = Renewed {
+                tokens: tokens.clone(),
+                expires_at,
+                plan: plan.clone(),
+                email: email.clone(),
+            };
             let account = id.clone();
             match self.blocking(move |roster| roster.renewed(&account, from, new)).await {
                 Ok(record) => {
@@ -260,14 +290,22 @@ impl Renewer {
         Err(RenewalFailure::Permanent(cause.into()))
     }
 
-    async fn read_note(self: &Arc<Self>, id: &AccountId, generation: Generation) -> Result<Option<RenewalNote>, RenewalFailure> {
+    async fn read_note(
+        self: &Arc<Self>,
+        id: &AccountId,
+        generation: Generation,
+    ) -> Result<Option<RenewalNote>, RenewalFailure> {
         let account = id.clone();
         let note = self.blocking(move |roster| roster.store().renewal_note(&account)).await;
         // A note of an older generation was answered: its credential is the current one.
         note.map(|note| note.filter(|note| note.generation == generation.0)).map_err(transient)
     }
 
-    async fn write_note(self: &Arc<Self>, id: &AccountId, note: Option<RenewalNote>) -> Result<(), RenewalFailure> {
+    async fn write_note(
+        self: &Arc<Self>,
+        id: &AccountId,
+        note: Option<RenewalNote>,
+    ) -> Result<(), RenewalFailure> {
         let account = id.clone();
         self.blocking(move |roster| match note {
             Some(note) => roster.store().note_renewal(&account, &note),
@@ -329,13 +367,19 @@ fn judge(status: reqwest::StatusCode, bytes: &[u8]) -> Sent {
         .or(error)
         .or_else(|| body.get("code"))
         .and_then(serde_json::Value::as_str)
-        .filter(|code| code.len() <= 64 && code.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'))
+        .filter(|code| {
+            code.len() <= 64 && code.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        })
         .unwrap_or_default();
     let permanent = PERMANENT.contains(&code)
         || status == reqwest::StatusCode::UNAUTHORIZED
         || (status == reqwest::StatusCode::BAD_REQUEST && code == "invalid_grant");
     let shown = if code.is_empty() { status.as_u16().to_string() } else { code.to_owned() };
-    if permanent { Sent::Refused(shown) } else { Sent::NotNow(format!("the issuer answered {shown}")) }
+    if permanent {
+        Sent::Refused(shown)
+    } else {
+        Sent::NotNow(format!("the issuer answered {shown}"))
+    }
 }
 
 /// What failed, without the URL (reqwest's own text carries it).
@@ -361,11 +405,14 @@ mod tests {
             Sent::NotNow(_) => "later".to_owned(),
             Sent::Unknown(_) => "unknown".to_owned(),
             Sent::Answered(_) => "answered".to_owned(),
-            Sent::NotSent(_) => "not sent".to_owned(),
+            Sent::Unreached(_) => "not sent".to_owned(),
         };
         let reused = r#"{"error":{"code":"refresh_token_reused"}}"#;
         assert_eq!(judged(StatusCode::UNAUTHORIZED, reused), "refused refresh_token_reused");
-        assert_eq!(judged(StatusCode::INTERNAL_SERVER_ERROR, reused), "refused refresh_token_reused");
+        assert_eq!(
+            judged(StatusCode::INTERNAL_SERVER_ERROR, reused),
+            "refused refresh_token_reused"
+        );
         assert_eq!(judged(StatusCode::UNAUTHORIZED, "x"), "refused 401");
         let grant = r#"{"error":"invalid_grant"}"#;
         assert_eq!(judged(StatusCode::BAD_REQUEST, grant), "refused invalid_grant");

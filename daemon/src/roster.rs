@@ -8,15 +8,13 @@ use crate::{
     clock,
     config::Config,
     fault::Fault,
-    store::{Store, State, import, record::{Gone, Record, Tokens}},
+    store::{
+        State, Store, import,
+        record::{Gone, Record, Tokens},
+    },
     vault::Vault,
 };
-use cma_core::{
-    identity::AccountId,
-    pool::Seed,
-    time::Wall,
-    token::Generation,
-};
+use cma_core::{identity::AccountId, pool::Seed, time::Wall, token::Generation};
 use cma_proto::{error::ErrorCode, message::Imported};
 use parking_lot::{Mutex, RwLock};
 use std::{path::Path, sync::Arc};
@@ -46,7 +44,11 @@ pub(crate) struct Renewed {
 
 impl Roster {
     /// Reads everything the root holds.
-    pub(crate) fn load(store: Store, config: Arc<Config>, vault: Arc<Vault>) -> Result<Self, Fault> {
+    pub(crate) fn load(
+        store: Store,
+        config: Arc<Config>,
+        vault: Arc<Vault>,
+    ) -> Result<Self, Fault> {
         let records: Vec<_> = store.accounts()?.into_iter().map(Arc::new).collect();
         let state = store.state()?;
         for record in &records {
@@ -112,7 +114,10 @@ impl Roster {
             })
             .map(|(_at, record)| record)
             .collect();
-        let matches = if exact.is_empty() && !wanted.is_empty() {
+        // A short number is an index: `remove 3` in a list of two must not find an id that begins
+        // with 3.
+        let index = wanted.len() < 4 && wanted.bytes().all(|byte| byte.is_ascii_digit());
+        let matches = if exact.is_empty() && !index {
             let starts = |record: &&Arc<Record>| {
                 names(record).iter().any(|name| name.to_lowercase().starts_with(&wanted))
             };
@@ -143,7 +148,11 @@ impl Roster {
     }
 
     /// Reads a login from a file and makes or updates its account. Blocks on the disk.
-    pub(crate) fn import(&self, path: &Path, label: Option<&str>) -> Result<(Imported, Arc<Record>), Fault> {
+    pub(crate) fn import(
+        &self,
+        path: &Path,
+        label: Option<&str>,
+    ) -> Result<(Imported, Arc<Record>), Fault> {
         let label = label.map(checked_label).transpose()?;
         let login = import::auth_json(path, &self.config)?;
         let mut state = self.writer.lock();
@@ -157,17 +166,22 @@ impl Roster {
                 path.display()
             ));
         }
-        if let Some(known) = known.as_ref().filter(|known| known.knows(login.tokens.refresh_token.as_ref())) {
+        if let Some(known) =
+            known.as_ref().filter(|known| known.knows(login.tokens.refresh_token.as_ref()))
+        {
             // The file is an older copy of what the pool has (or the very same): what came of it
             // since then is worth more.
-            let record = Record { label: label.or_else(|| known.label.clone()), ..(**known).clone() };
+            let record =
+                Record { label: label.or_else(|| known.label.clone()), ..(**known).clone() };
             let imported = Imported {
                 id: record.id.clone(),
                 email: record.email.clone(),
                 plan: record.plan.clone(),
                 workspace: record.workspace.clone(),
                 created: false,
-                notes: vec!["the pool already has this login or a newer credential of it; kept".to_owned()],
+                notes: vec![
+                    "the pool already has this login or a newer credential of it; kept".to_owned(),
+                ],
             };
             let record = self.save(record)?;
             return Ok((imported, record));
@@ -212,7 +226,11 @@ impl Roster {
     }
 
     /// Changes one record. Blocks on the disk.
-    pub(crate) fn edit(&self, id: &AccountId, edit: impl FnOnce(&mut Record)) -> Result<Arc<Record>, Fault> {
+    pub(crate) fn edit(
+        &self,
+        id: &AccountId,
+        edit: impl FnOnce(&mut Record),
+    ) -> Result<Arc<Record>, Fault> {
         let _writer = self.writer.lock();
         let known = self.get(id).ok_or_else(|| gone(id))?;
         let mut record = (*known).clone();
@@ -239,7 +257,12 @@ impl Roster {
     }
 
     /// Makes a renewed credential durable, then known. Blocks on the disk.
-    pub(crate) fn renewed(&self, id: &AccountId, from: Generation, new: Renewed) -> Result<Arc<Record>, Fault> {
+    pub(crate) fn renewed(
+        &self,
+        id: &AccountId,
+        from: Generation,
+        new: Renewed,
+    ) -> Result<Arc<Record>, Fault> {
         let _writer = self.writer.lock();
         let known = self.get(id).ok_or_else(|| gone(id))?;
         if known.generation != from.0 {
@@ -267,7 +290,13 @@ impl Roster {
     }
 
     /// Makes durable that a login is gone. Blocks on the disk.
-    pub(crate) fn set_gone(&self, id: &AccountId, from: Generation, cause: &str, since: u64) -> Result<(), Fault> {
+    pub(crate) fn set_gone(
+        &self,
+        id: &AccountId,
+        from: Generation,
+        cause: &str,
+        since: u64,
+    ) -> Result<(), Fault> {
         let _writer = self.writer.lock();
         let known = self.get(id).ok_or_else(|| gone(id))?;
         if known.generation != from.0 {

@@ -21,7 +21,7 @@ pub(crate) fn raise_file_limit() {
         if limit.current != limit.maximum {
             limit.current = limit.maximum;
             // Where it is forbidden the old limit holds, and connections are refused earlier.
-            drop(setrlimit(Resource::Nofile, limit));
+            let _forbidden = setrlimit(Resource::Nofile, limit);
         }
     }
 }

@@ -28,8 +28,7 @@ const TOKENS: [&[u8]; 4] = [b"eyJ", b"at-cma-", b"Bearer ", b"rt-"];
 pub(crate) fn start(root: &Root, level: Level) -> Result<WorkerGuard, Fault> {
     let path = root.log_file();
     let file = open(&path).map_err(|error| Fault::file(&path, "open", &error))?;
-    let (writer, guard) =
-        NonBlockingBuilder::default().buffered_lines_limit(WAITING).finish(file);
+    let (writer, guard) = NonBlockingBuilder::default().buffered_lines_limit(WAITING).finish(file);
     let subscriber = tracing_subscriber::fmt()
         .json()
         .with_current_span(false)
@@ -119,9 +118,12 @@ mod tests {
 
     #[test]
     fn tokens_are_masked_wherever_they_stand() {
-        let masked = |line: &str| mask(line.as_bytes()).map(|line| String::from_utf8(line).unwrap());
+        let masked =
+            |line: &str| mask(line.as_bytes()).map(|line| String::from_utf8(line).unwrap());
         assert_eq!(masked("{\"a\":\"plain\"}"), None);
-        let line = masked("x eyJhbGciOiJub25lIn0.e30.c2ln y at-cma-AAAAAAAAAA.BB z Bearer abcdefghij").unwrap();
+        let line =
+            masked("x eyJhbGciOiJub25lIn0.e30.c2ln y at-cma-AAAAAAAAAA.BB z Bearer abcdefghij")
+                .unwrap();
         assert_eq!(line, "x eyJ[masked] y at-cma-[masked] z Bearer [masked]");
         assert_eq!(masked("start-up eyJ rt-1"), None);
     }

@@ -13,8 +13,8 @@
 //! connection that the host closed while it was idle is replaced without a word.
 
 use crate::{app::Tasks, config::Endpoint, proxy::body::UpBody};
-use cma_core::identity::AccountId;
 use bytes::Bytes;
+use cma_core::identity::AccountId;
 use http_body::{Body, Frame, SizeHint};
 use hyper::{
     Request, Response,
@@ -31,11 +31,11 @@ use std::{
     collections::BTreeMap,
     io,
     pin::Pin,
-    task::{Context, Poll},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 use tokio::{
@@ -115,7 +115,9 @@ impl Connection {
     async fn ready(&mut self) -> bool {
         std::future::poll_fn(|context| {
             self.drive(context);
-            Poll::Ready(!self.ended && matches!(self.sender.poll_ready(context), Poll::Ready(Ok(()))))
+            Poll::Ready(
+                !self.ended && matches!(self.sender.poll_ready(context), Poll::Ready(Ok(()))),
+            )
         })
         .await
     }

@@ -45,9 +45,9 @@ impl Vault {
         let id = AccountId::from_written(&record.id);
         let refresh_token = record.tokens.refresh_token.clone();
         let mut entries = self.entries.write();
-        let previous = entries.remove(&id).and_then(|old| {
-            (old.generation != generation).then_some((old.generation, old.pass))
-        });
+        let previous = entries
+            .remove(&id)
+            .and_then(|old| (old.generation != generation).then_some((old.generation, old.pass)));
         entries.insert(id, Entry { generation, pass, refresh_token, previous });
     }
 
@@ -72,7 +72,11 @@ impl Vault {
     }
 
     /// The refresh token of exactly that generation.
-    pub(crate) fn refresh_token(&self, id: &AccountId, generation: Generation) -> Option<SecretString> {
+    pub(crate) fn refresh_token(
+        &self,
+        id: &AccountId,
+        generation: Generation,
+    ) -> Option<SecretString> {
         let entries = self.entries.read();
         let entry = entries.get(id).filter(|entry| entry.generation == generation)?;
         entry.refresh_token.clone()

@@ -146,7 +146,11 @@ fn canonical(path: &Path) -> PathBuf {
 
 /// Whether an error of connecting means that nobody listens there.
 pub fn nobody_there(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+    // A root below a file has no daemon either; starting one tells the person what is wrong.
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::NotADirectory
+    )
 }
 
 #[cfg(test)]

@@ -9,3 +9,7 @@ mod gate;
 mod ipc;
 #[cfg(test)]
 mod bad_input;
+#[cfg(test)]
+mod codex_faults;
+#[cfg(test)]
+mod codex_kit;

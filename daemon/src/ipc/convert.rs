@@ -1,12 +1,7 @@
 //! The only stair between the core's types and the protocol's.
 
 use crate::{
-    actor::Gone,
-    app::App,
-    fault::Fault,
-    proxy::trace::Trace,
-    roster,
-    store::record::Record,
+    actor::Gone, app::App, fault::Fault, proxy::trace::Trace, roster, store::record::Record,
 };
 use cma_core::{
     account::{Account, State},
@@ -51,9 +46,7 @@ pub(crate) async fn status(app: &App) -> Result<Status, Fault> {
         .actor
         .look(|pool, now| PoolSeen {
             epoch: pool.epoch(),
-            pin: pool
-                .pin()
-                .map(|(id, since)| (id.clone(), since.secs(), pool.pin_yields(now))),
+            pin: pool.pin().map(|(id, since)| (id.clone(), since.secs(), pool.pin_yields(now))),
             next: pool.next(now).map(|account| account.id.clone()),
             accounts: pool
                 .states(now)
@@ -63,7 +56,8 @@ pub(crate) async fn status(app: &App) -> Result<Status, Fault> {
         .await
         .map_err(stopping)?;
     let records = app.roster.all();
-    let pin = seen.pin.map(|(id, since, yielded)| PinInfo { account: id.to_string(), since, yielded });
+    let pin =
+        seen.pin.map(|(id, since, yielded)| PinInfo { account: id.to_string(), since, yielded });
     let accounts: Vec<_> = records
         .iter()
         .zip(1..)
@@ -166,7 +160,11 @@ fn proxy(app: &App) -> ProxyInfo {
 
 fn notes(records: &[Arc<Record>], pin: Option<&PinInfo>, accounts: &[AccountInfo]) -> Vec<String> {
     let called = |id: &str| {
-        records.iter().find(|record| record.id == id).map_or(id, |record| roster::name(record)).to_owned()
+        records
+            .iter()
+            .find(|record| record.id == id)
+            .map_or(id, |record| roster::name(record))
+            .to_owned()
     };
     let mut notes = Vec::new();
     if records.is_empty() {
@@ -192,7 +190,8 @@ fn notes(records: &[Arc<Record>], pin: Option<&PinInfo>, accounts: &[AccountInfo
 pub(crate) async fn change(app: &App, topic: &Topic) -> Option<Change> {
     match topic {
         Topic::Pin => {
-            let pin = app.actor.look(|pool, _now| pool.pin().map(|(id, _since)| id.to_string())).await;
+            let pin =
+                app.actor.look(|pool, _now| pool.pin().map(|(id, _since)| id.to_string())).await;
             Some(Change::Pin { account: pin.ok()? })
         },
         Topic::Accounts(id) => {
@@ -223,7 +222,10 @@ async fn look<T: Send + 'static>(
     let id = id.clone();
     app.actor
         .look(move |pool, now| {
-            pool.accounts().iter().find(|account| account.id == id).map(|account| look(account, now))
+            pool.accounts()
+                .iter()
+                .find(|account| account.id == id)
+                .map(|account| look(account, now))
         })
         .await
         .ok()

@@ -13,11 +13,19 @@ use cma_proto::{
     error::ErrorCode,
     message::{Changed, LaunchRequest, Reply, Request, Switched, Why},
 };
-use std::{path::PathBuf, sync::{Arc, atomic::Ordering}};
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+};
 
 /// Answers one request. `pid` is the peer's, as the kernel says.
-pub(crate) async fn handle(app: &Arc<App>, request: Request, pid: Option<u32>) -> Result<Reply, Fault> {
-    let looking = matches!(request, Request::Status | Request::Why { .. } | Request::Shutdown { .. });
+pub(crate) async fn handle(
+    app: &Arc<App>,
+    request: Request,
+    pid: Option<u32>,
+) -> Result<Reply, Fault> {
+    let looking =
+        matches!(request, Request::Status | Request::Why { .. } | Request::Shutdown { .. });
     if !looking && app.phases.now() >= Phase::Draining {
         return Err(stopping(crate::actor::Gone));
     }
@@ -27,10 +35,15 @@ pub(crate) async fn handle(app: &Arc<App>, request: Request, pid: Option<u32>) -
             Ok(Reply::Status(Box::new(convert::status(app).await?)))
         },
         Request::Import { path, label } => import(app, path.into(), label).await,
-        Request::Switch { selector, expected_epoch } => switch(app, &selector, expected_epoch).await,
+        Request::Switch { selector, expected_epoch } => {
+            switch(app, &selector, expected_epoch).await
+        },
         Request::Unpin => unpin(app).await,
         Request::SetEnabled { selector, enabled } => {
-            change(app, &selector, move |roster, id| roster.edit(id, |record| record.enabled = enabled)).await
+            change(app, &selector, move |roster, id| {
+                roster.edit(id, |record| record.enabled = enabled)
+            })
+            .await
         },
         Request::SetLabel { selector, label } => {
             change(app, &selector, move |roster, id| roster.set_label(id, &label)).await
@@ -40,7 +53,11 @@ pub(crate) async fn handle(app: &Arc<App>, request: Request, pid: Option<u32>) -
         Request::Launch(request) => plan(app, request, pid).await,
         Request::Shutdown { now } => {
             let active = app.proxy.traces.counters.active.load(Ordering::Relaxed);
-            if now { app.stop.cut() } else { app.stop.drain() }
+            if now {
+                app.stop.cut()
+            } else {
+                app.stop.drain()
+            }
             Ok(Reply::ShuttingDown { active })
         },
     }
@@ -173,7 +190,11 @@ async fn why(app: &App, request: Option<String>) -> Result<Reply, Fault> {
             }
         },
         None => {
-            let all = app.actor.look(move |pool, now| pool.explain(&need, now)).await.map_err(stopping)?;
+            let all = app
+                .actor
+                .look(move |pool, now| pool.explain(&need, now))
+                .await
+                .map_err(stopping)?;
             let (candidates, chosen, decided_by) = convert::candidates(&all);
             let retry_at = match chosen {
                 Some(_) => None,
@@ -199,10 +220,9 @@ async fn why(app: &App, request: Option<String>) -> Result<Reply, Fault> {
 
 async fn plan(app: &Arc<App>, request: LaunchRequest, pid: Option<u32>) -> Result<Reply, Fault> {
     let app = Arc::clone(app);
-    let launch = off_the_loop(move || {
-        launch::plan(&request, pid, &app.url, &app.proxy.keys, &app.roster)
-    })
-    .await?;
+    let launch =
+        off_the_loop(move || launch::plan(&request, pid, &app.url, &app.proxy.keys, &app.roster))
+            .await?;
     Ok(Reply::Launch(Box::new(launch)))
 }
 

@@ -39,11 +39,8 @@ impl Listener {
         unlink(root);
         let failed = |error: std::io::Error| Fault::file(&path, "listen on", &error);
         let name = path.as_path().to_fs_name::<GenericFilePath>().map_err(failed)?;
-        let listener = ListenerOptions::new()
-            .name(name)
-            .reclaim_name(false)
-            .create_tokio()
-            .map_err(failed)?;
+        let listener =
+            ListenerOptions::new().name(name).reclaim_name(false).create_tokio().map_err(failed)?;
         private_file(&path).map_err(failed)?;
         Ok(Self(listener))
     }

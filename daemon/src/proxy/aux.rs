@@ -5,10 +5,22 @@
 //! identity comes from memory and in every phase, because a CLI that can't learn it runs without
 //! any for its whole life.
 
-use super::{Proxy, body::UpBody, headers, keys::Launch, relay::{Answer, Out}, respond};
+use super::{
+    Proxy,
+    body::UpBody,
+    headers,
+    keys::Launch,
+    relay::{Answer, Out},
+    respond,
+};
 use crate::{clock, store::record::Record, vault::Pass};
 use bytes::{Bytes, BytesMut};
-use cma_core::{identity::AccountId, pool::Input, quota, select::{self, Need}};
+use cma_core::{
+    identity::AccountId,
+    pool::Input,
+    quota,
+    select::{self, Need},
+};
 use http::{HeaderValue, Request, Response, StatusCode, header, request, response};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -61,7 +73,11 @@ pub(crate) fn accounts_check(proxy: &Proxy, launch: &Launch) -> Answer {
 }
 
 /// The model list of an account that can serve.
-pub(crate) async fn models(proxy: Arc<Proxy>, launch: &Launch, request: Request<Incoming>) -> Answer {
+pub(crate) async fn models(
+    proxy: Arc<Proxy>,
+    launch: &Launch,
+    request: Request<Incoming>,
+) -> Answer {
     let need = Need { workspaces: Arc::clone(&launch.workspaces), ..Need::default() };
     let id = proxy.actor.look(move |pool, now| best(&pool.explain(&need, now))).await;
     match id.ok().flatten() {
@@ -73,7 +89,11 @@ pub(crate) async fn models(proxy: Arc<Proxy>, launch: &Launch, request: Request<
 /// The workspace's managed policies, from the account that speaks for the pool. Plans that are not
 /// managed have none. A managed plan's bundle that can't be had is an error, never an empty one:
 /// that would lift the policies.
-pub(crate) async fn bundle(proxy: Arc<Proxy>, launch: &Launch, request: Request<Incoming>) -> Answer {
+pub(crate) async fn bundle(
+    proxy: Arc<Proxy>,
+    launch: &Launch,
+    request: Request<Incoming>,
+) -> Answer {
     let Some(face) = proxy.roster.face(&launch.workspaces) else {
         return respond::not_here();
     };
@@ -99,9 +119,14 @@ pub(crate) async fn pass(proxy: Arc<Proxy>, launch: &Launch, request: Request<In
 
 /// The quota of the account that would serve next: asked upstream, which is also how the pool
 /// learns it; from memory when that fails. `used_percent` is an integer, the CLI reads no other.
-pub(crate) async fn usage(proxy: Arc<Proxy>, launch: &Launch, request: Request<Incoming>) -> Answer {
+pub(crate) async fn usage(
+    proxy: Arc<Proxy>,
+    launch: &Launch,
+    request: Request<Incoming>,
+) -> Answer {
     let need = Need { workspaces: Arc::clone(&launch.workspaces), ..Need::default() };
-    let first = proxy.actor.look(move |pool, now| pool.explain(&need, now).into_iter().next()).await;
+    let first =
+        proxy.actor.look(move |pool, now| pool.explain(&need, now).into_iter().next()).await;
     let Some(first) = first.ok().flatten() else { return respond::not_here() };
     let Some(record) = proxy.roster.get(&first.id) else { return respond::not_here() };
     let (parts, _body) = request.into_parts();

@@ -210,7 +210,7 @@ impl Body for Replay {
     }
 
     fn size_hint(&self) -> SizeHint {
-        if self.next == 0 { self.source.lock().hint.clone() } else { SizeHint::default() }
+        if self.next == 0 { self.source.lock().hint } else { SizeHint::default() }
     }
 }
 

@@ -78,7 +78,9 @@ pub(crate) fn route(method: &Method, path: &str, headers: &HeaderMap) -> Route {
         {
             Route::Aux
         },
-        _ if get && PASSED.iter().any(|passed| path == *passed || under(path, passed)) => Route::Aux,
+        _ if get && PASSED.iter().any(|passed| path == *passed || under(path, passed)) => {
+            Route::Aux
+        },
         _ => Route::Unknown,
     }
 }
@@ -149,7 +151,8 @@ mod tests {
         for good in ["127.0.0.1:80", "localhost:80", "[::1]:80"] {
             assert!(origin(&headers(&[("host", good)]), 80).is_ok(), "{good}");
         }
-        for bad in ["127.0.0.1", "127.0.0.1:81", "evil.test:80", "127.0.0.1.evil.test:80", "", "x"] {
+        for bad in ["127.0.0.1", "127.0.0.1:81", "evil.test:80", "127.0.0.1.evil.test:80", "", "x"]
+        {
             assert!(origin(&headers(&[("host", bad)]), 80).is_err(), "{bad}");
         }
         assert!(origin(&headers(&[]), 80).is_err());

@@ -108,7 +108,10 @@ mod tests {
             fedramp: false,
         };
         sign(&mut up, &pass);
-        assert_eq!((&up["authorization"], &up["chatgpt-account-id"]), (&"Bearer real".parse().unwrap(), &"w".parse().unwrap()));
+        assert_eq!(
+            (&up["authorization"], &up["chatgpt-account-id"]),
+            (&"Bearer real".parse().unwrap(), &"w".parse().unwrap())
+        );
         downwards(&mut up);
         assert!(up.contains_key("session-id"));
     }

@@ -12,11 +12,7 @@
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use parking_lot::Mutex;
 use ring::hmac;
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use crate::{clock, fault::Fault, sys};
@@ -70,9 +66,14 @@ impl Keys {
     }
 
     /// A key for a process that lives now, or one for a person when `pid` is none.
-    pub(crate) fn mint(&self, pid: Option<u32>, workspaces: Arc<[Arc<str>]>) -> Result<(String, Launch), Fault> {
+    pub(crate) fn mint(
+        &self,
+        pid: Option<u32>,
+        workspaces: Arc<[Arc<str>]>,
+    ) -> Result<(String, Launch), Fault> {
         let mut id = [0; 8];
-        getrandom::fill(&mut id).map_err(|error| Fault::internal(format!("no randomness: {error}")))?;
+        getrandom::fill(&mut id)
+            .map_err(|error| Fault::internal(format!("no randomness: {error}")))?;
         let start = match pid {
             Some(pid) => sys::process_start(pid)
                 .ok_or_else(|| Fault::internal(format!("process {pid} is not there")))?,

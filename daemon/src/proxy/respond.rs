@@ -46,7 +46,8 @@ pub(crate) fn not_here() -> Answer {
 
 /// The daemon is going down; another will be there in a moment.
 pub(crate) fn draining() -> Answer {
-    let mut answer = error(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Draining, "the daemon is stopping");
+    let mut answer =
+        error(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Draining, "the daemon is stopping");
     answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     answer
 }

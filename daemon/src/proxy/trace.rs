@@ -107,6 +107,7 @@ impl Traces {
         counter.fetch_add(1, Ordering::Relaxed);
         tracing::debug!(
             request = &*trace.id,
+            session = trace.session.as_deref(),
             account = trace.account.as_ref().map(AccountId::as_str),
             status = trace.status,
             outcome = trace.outcome,

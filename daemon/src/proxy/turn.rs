@@ -15,7 +15,11 @@ use super::{
     sniff::Sniffer,
     trace::{Trace, millis},
 };
-use crate::{actor::Lease, clock, upstream::{Driven, Failure}};
+use crate::{
+    actor::Lease,
+    clock,
+    upstream::{Driven, Failure},
+};
 use bytes::{Bytes, BytesMut};
 use cma_core::{
     identity::AccountId,
@@ -74,7 +78,11 @@ enum Step {
 }
 
 /// Serves a Responses request.
-pub(crate) async fn serve(proxy: Arc<Proxy>, launch: &Launch, request: Request<Incoming>) -> Answer {
+pub(crate) async fn serve(
+    proxy: Arc<Proxy>,
+    launch: &Launch,
+    request: Request<Incoming>,
+) -> Answer {
     let (mut parts, incoming) = request.into_parts();
     if incoming.size_hint().lower() > BODY_LIMIT {
         return respond::error(
@@ -111,7 +119,8 @@ pub(crate) async fn serve(proxy: Arc<Proxy>, launch: &Launch, request: Request<I
         last: None,
         last_reason: String::new(),
     };
-    turn.run().await
+    // Boxed: nine kilobytes that would otherwise stay with the connection while the answer streams.
+    Box::pin(turn.run()).await
 }
 
 impl Turn {
@@ -171,16 +180,20 @@ impl Turn {
             self.need.exclude.push(account);
             return Step::Again;
         };
-        let Some(body) = self.source.attempt() else { return Step::Deliver(self.give_up_on(lease)) };
+        let Some(body) = self.source.attempt() else {
+            return Step::Deliver(self.give_up_on(lease));
+        };
         self.trace.tried += 1;
         let request = self.request(&pass, UpBody::Replay(body));
         let mut repeats = 0;
         let outcome = {
             let (turn, source) = (&*self, &self.source);
-            let again = || source.attempt().map(|body| {
-                repeats += 1;
-                turn.request(&pass, UpBody::Replay(body))
-            });
+            let again = || {
+                source.attempt().map(|body| {
+                    repeats += 1;
+                    turn.request(&pass, UpBody::Replay(body))
+                })
+            };
             let send = turn.proxy.upstream.send(&account, request, again);
             turn.head_in_time(send).await
         };
@@ -205,7 +218,8 @@ impl Turn {
         lease.quota_seen(quota::from_headers(response.headers(), clock::wall()));
         let status = response.status();
         if status.is_success() {
-            let verdict_free = Verdict { act: Act::Deliver, mark: Mark::Fine, reason: String::new() };
+            let verdict_free =
+                Verdict { act: Act::Deliver, mark: Mark::Fine, reason: String::new() };
             return Step::Deliver(self.deliver(lease, response, &verdict_free));
         }
         // What is delivered whatever it says is not read first.
@@ -258,12 +272,7 @@ impl Turn {
         self.pauses += 1;
     }
 
-    fn deliver(
-        &mut self,
-        lease: Lease,
-        response: Response<Driven>,
-        verdict: &Verdict,
-    ) -> Answer {
+    fn deliver(&mut self, lease: Lease, response: Response<Driven>, verdict: &Verdict) -> Answer {
         let (mut parts, body) = response.into_parts();
         headers::downwards(&mut parts.headers);
         self.trace.account = Some(lease.account.clone());
@@ -278,11 +287,7 @@ impl Turn {
             .get(header::CONTENT_TYPE)
             .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
         let sniffer = stream.then(|| Sniffer::new(clock::wall()));
-        let end = Accounts {
-            proxy: Arc::clone(&self.proxy),
-            lease,
-            trace: self.trace.clone(),
-        };
+        let end = Accounts { proxy: Arc::clone(&self.proxy), lease, trace: self.trace.clone() };
         Response::from_parts(parts, Out::Relay(Box::new(Relay::new(body, sniffer, end))))
     }
 
@@ -322,9 +327,9 @@ impl Turn {
 
     /// Whether upstream's last answer is already one on which the CLI stops by itself.
     fn stops_here(&self) -> bool {
-        self.last
-            .as_ref()
-            .is_some_and(|(parts, _bytes, json)| verdict::stops_the_cli(parts.status, json.as_ref()))
+        self.last.as_ref().is_some_and(|(parts, _bytes, json)| {
+            verdict::stops_the_cli(parts.status, json.as_ref())
+        })
     }
 
     fn give_up_on(&mut self, lease: Lease) -> Answer {
@@ -335,7 +340,9 @@ impl Turn {
     /// The final word.
     fn give_up(&mut self, refused: Option<&Refused>) -> Answer {
         let answer = match refused {
-            Some(refused) if refused.retry_at.is_some() && refused.quota => respond::refused(refused),
+            Some(refused) if refused.retry_at.is_some() && refused.quota => {
+                respond::refused(refused)
+            },
             _ if self.stops_here() => self.last_answer(),
             Some(refused) if self.trace.tried == 0 => respond::refused(refused),
             _ => respond::stop(

@@ -86,8 +86,12 @@ pub(crate) fn auth_json(path: &Path, config: &Config) -> Result<Login, Fault> {
             "sign in with `codex login` and choose ChatGPT, then run `cmactl import`",
         ));
     };
-    login(&tokens, config)
-        .map_err(|what| bad(format!("`{shown}`: {what}"), "sign in again with `codex login`, then run `cmactl import`"))
+    login(&tokens, config).map_err(|what| {
+        bad(
+            format!("`{shown}`: {what}"),
+            "sign in again with `codex login`, then run `cmactl import`",
+        )
+    })
 }
 
 fn login(tokens: &AuthTokens, config: &Config) -> Result<Login, String> {
@@ -116,7 +120,10 @@ fn login(tokens: &AuthTokens, config: &Config) -> Result<Login, String> {
     if let Some(issuer) = tokens.oauth_provenance.as_ref().and_then(|made| made.issuer.as_deref())
         && issuer.trim_end_matches('/') != config.issuer.base
     {
-        notes.push(format!("it was issued by `{issuer}`; this pool renews at `{}`", config.issuer.base));
+        notes.push(format!(
+            "it was issued by `{issuer}`; this pool renews at `{}`",
+            config.issuer.base
+        ));
     }
     if refresh_token.is_none() {
         notes.push("it has no refresh token: it serves until its access token expires".to_owned());

@@ -150,7 +150,10 @@ impl Store {
                 Fault::new(
                     ErrorCode::Store,
                     format!("`{}` is damaged", path.display()),
-                    format!("remove it: `rm {}`; running CLIs must be started again", path.display()),
+                    format!(
+                        "remove it: `rm {}`; running CLIs must be started again",
+                        path.display()
+                    ),
                 )
             }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {

@@ -114,7 +114,11 @@ fn expose<S: serde::Serializer>(secret: &SecretString, to: S) -> Result<S::Ok, S
     to.serialize_str(secret.expose_secret())
 }
 
-fn expose_some<S: serde::Serializer>(secret: &Option<SecretString>, to: S) -> Result<S::Ok, S::Error> {
+#[expect(clippy::ref_option, reason = "the signature is serde's")]
+fn expose_some<S: serde::Serializer>(
+    secret: &Option<SecretString>,
+    to: S,
+) -> Result<S::Ok, S::Error> {
     match secret {
         Some(secret) => to.serialize_some(secret.expose_secret()),
         None => to.serialize_none(),
@@ -126,7 +130,8 @@ fn expose_some<S: serde::Serializer>(secret: &Option<SecretString>, to: S) -> Re
 /// # Errors
 /// [`ErrorCode::Internal`]: the value can't be written as JSON.
 pub(crate) fn seal<T: Serialize>(content: &T) -> Result<Vec<u8>, Fault> {
-    let broken = |error: serde_json::Error| Fault::internal(format!("can't write a record: {error}"));
+    let broken =
+        |error: serde_json::Error| Fault::internal(format!("can't write a record: {error}"));
     let text = serde_json::to_string(content).map_err(broken)?;
     let sha256 = sum(&text);
     let content: &RawValue = serde_json::from_str(&text).map_err(broken)?;
@@ -148,7 +153,10 @@ pub(crate) fn open<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Fault>
         Fault::new(
             ErrorCode::Store,
             format!("`{}` is damaged: {what}", path.display()),
-            format!("restore it from a backup, or move it away: `mv {0} {0}.damaged`", path.display()),
+            format!(
+                "restore it from a backup, or move it away: `mv {0} {0}.damaged`",
+                path.display()
+            ),
         )
     };
     let envelope: Envelope<'_> =
@@ -156,7 +164,11 @@ pub(crate) fn open<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Fault>
     if envelope.schema > SCHEMA {
         return Err(Fault::new(
             ErrorCode::Store,
-            format!("`{}` was written by a newer version (schema {})", path.display(), envelope.schema),
+            format!(
+                "`{}` was written by a newer version (schema {})",
+                path.display(),
+                envelope.schema
+            ),
             "upgrade cma, or choose another root with `CODEX_MULTI_AUTH_DIR`",
         ));
     }

@@ -1,4 +1,4 @@
-//! Single stories, each of something that was wrong once.
+//! Single stories: things that were wrong once, and rules too fine for random operations.
 
 use super::world::{Act, Answer, Told, World, account};
 use crate::{
@@ -174,5 +174,21 @@ fn garbage_resets_and_windows_from_a_future_clock_keep_nobody_out() {
         world.pool.handle(world.now, Input::Tick);
         let one = world.account(&account(0)).unwrap();
         assert_eq!(select::excluded(one, &Need::default(), world.now).is_none(), free);
+    }
+}
+
+#[test]
+fn news_of_quota_ends_a_limit_and_no_other_rest() {
+    for (mark, ends) in
+        [(Told::Limit(None), true), (Told::Forbidden, false), (Told::Throttle(None), false)]
+    {
+        let mut world = one(None);
+        select(&mut world).unwrap();
+        world.act(Act::Release { lease: 0, mark, served: false });
+        world.act(Act::Quota { account: 0, used: 100, primary: true, resets: 60 });
+        assert_eq!(select(&mut world), None);
+        world.wait(Span::from_secs(1)).unwrap();
+        world.act(Act::Quota { account: 0, used: 0, primary: true, resets: 60 });
+        assert_eq!(select(&mut world).is_some(), ends, "{mark:?}");
     }
 }

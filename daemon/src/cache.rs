@@ -1,0 +1,253 @@
+//! What would be nice to still know after a restart: quota windows and limits, in sled.
+//!
+//! Disposable by definition. Losing it costs a request that learns a limit anew, never a login. So it
+//! is read after the daemon serves, written some seconds after something changed and at a stop, and
+//! open only for that long: an idle daemon has no database in memory. A store that can't be opened is
+//! moved aside and made anew.
+
+use crate::{
+    actor::Handle,
+    app::{Phase, Phases},
+    clock,
+    fault::Fault,
+};
+use cma_core::{
+    cooldown::Cause,
+    identity::AccountId,
+    pool::Input,
+    quota::{Place, Window},
+    time::Wall,
+    verdict::Mark,
+};
+use cma_proto::{endpoint::Root, error::ErrorCode};
+use serde::{Deserialize, Serialize};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// How long changes are gathered before they are written.
+const GATHER: Duration = Duration::from_secs(20);
+/// A few kilobytes are kept; sled's own default is a gigabyte.
+const MEMORY: u64 = 256 * 1024;
+/// Knowledge older than this is not worth reading.
+const STALE: u64 = 8 * 24 * 3600;
+
+/// One account's entry. Times are seconds since 1970.
+#[derive(Debug, Serialize, Deserialize)]
+struct Entry {
+    account: String,
+    limited_until: Option<u64>,
+    windows: Vec<Kept>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept {
+    limit: String,
+    primary: bool,
+    used_percent: f64,
+    minutes: Option<u64>,
+    resets_at: Option<u64>,
+    seen_at: u64,
+}
+
+/// Tells the pool what was known, then keeps what it learns, until the daemon flushes.
+pub(crate) async fn keep(root: Root, actor: Handle, phases: Phases) {
+    let folder = root.path().join("cache").join("v1");
+    let from = folder.clone();
+    match off_the_loop(move || read(&from)).await {
+        Ok(entries) => entries.into_iter().flat_map(inputs).for_each(|input| actor.tell(input)),
+        Err(fault) => tracing::warn!(%fault, "the cache can't be read"),
+    }
+    loop {
+        // A receiver that isn't read costs nothing: during the wait only its buffer turns over.
+        let mut changes = actor.changes();
+        let stopping = tokio::select! {
+            _any = changes.recv() => tokio::select! {
+                () = tokio::time::sleep(GATHER) => false,
+                () = phases.reached(Phase::Draining) => true,
+            },
+            () = phases.reached(Phase::Draining) => true,
+        };
+        drop(changes);
+        let Ok(entries) = snapshot(&actor).await else { return };
+        let to = folder.clone();
+        if let Err(fault) = off_the_loop(move || write(&to, &entries)).await {
+            tracing::warn!(%fault, "the cache can't be written");
+        }
+        if stopping {
+            return;
+        }
+    }
+}
+
+async fn snapshot(actor: &Handle) -> Result<Vec<Entry>, crate::actor::Gone> {
+    let entries = actor.look(|pool, now| {
+        let entry = |account: &cma_core::account::Account| Entry {
+            account: account.id.to_string(),
+            limited_until: account.rest(now).and_then(|rest| {
+                matches!(rest.cause, Cause::UsageLimit(_)).then(|| rest.due.shown(now).secs())
+            }),
+            windows: account.quota.windows().iter().map(kept).collect(),
+        };
+        pool.accounts().iter().map(entry).collect()
+    });
+    entries.await
+}
+
+fn kept(window: &Window) -> Kept {
+    Kept {
+        limit: window.limit.to_string(),
+        primary: window.place == Place::Primary,
+        used_percent: window.used_percent,
+        minutes: window.minutes,
+        resets_at: window.resets.map(Wall::secs),
+        seen_at: window.seen.millis() / 1000,
+    }
+}
+
+fn inputs(entry: Entry) -> Vec<Input> {
+    let now = clock::unix();
+    let id = AccountId::from_written(&entry.account);
+    let windows: Vec<_> = entry
+        .windows
+        .into_iter()
+        .filter(|kept| kept.seen_at + STALE > now)
+        .map(|kept| Window {
+            limit: kept.limit.into(),
+            place: if kept.primary { Place::Primary } else { Place::Secondary },
+            used_percent: kept.used_percent,
+            minutes: kept.minutes,
+            resets: kept.resets_at.map(Wall::from_secs),
+            seen: Wall::from_secs(kept.seen_at),
+        })
+        .collect();
+    let limit = entry.limited_until.filter(|until| *until > now).map(|until| {
+        let cause = Cause::UsageLimit(Some(Wall::from_secs(until)));
+        Input::Learn(id.clone(), Mark::Cool(cause))
+    });
+    let seen = (!windows.is_empty()).then(|| Input::QuotaSeen(id.clone(), windows));
+    seen.into_iter().chain(limit).collect()
+}
+
+fn read(folder: &Path) -> Result<Vec<Entry>, Fault> {
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let db = open(folder)?;
+    // An entry that can't be read is an older version's: it will be written anew.
+    Ok(db
+        .iter()
+        .values()
+        .flatten()
+        .filter_map(|bytes| serde_json::from_slice(&bytes).ok())
+        .collect())
+}
+
+fn write(folder: &Path, entries: &[Entry]) -> Result<(), Fault> {
+    let db = open(folder)?;
+    let failed = |error: sled::Error| fault(folder, &error.to_string());
+    let mut batch = sled::Batch::default();
+    for known in db.iter().keys().flatten() {
+        if !entries.iter().any(|entry| entry.account.as_bytes() == &*known) {
+            batch.remove(known);
+        }
+    }
+    for entry in entries {
+        let bytes = serde_json::to_vec(entry).map_err(|error| fault(folder, &error.to_string()))?;
+        batch.insert(entry.account.as_bytes(), bytes);
+    }
+    db.apply_batch(batch).map_err(failed)?;
+    db.flush().map(drop).map_err(failed)
+}
+
+/// Opens it; one that won't open is moved aside.
+fn open(folder: &Path) -> Result<sled::Db, Fault> {
+    for parent in [folder.parent(), Some(folder)].into_iter().flatten() {
+        crate::dirs::private_dir(parent)?;
+    }
+    let config = |path: &Path| {
+        sled::Config::new()
+            .path(path)
+            .cache_capacity(MEMORY)
+            .mode(sled::Mode::LowSpace)
+            .flush_every_ms(None)
+            .print_profile_on_drop(false)
+    };
+    match config(folder).open() {
+        Ok(db) => Ok(db),
+        Err(error) => {
+            let aside: PathBuf = folder.with_extension(format!("damaged-{}", clock::unix()));
+            tracing::warn!(%error, aside = %aside.display(), "the cache is damaged; made anew");
+            std::fs::rename(folder, &aside).map_err(|e| Fault::file(folder, "move", &e))?;
+            crate::dirs::private_dir(folder)?;
+            config(folder).open().map_err(|error| fault(folder, &error.to_string()))
+        },
+    }
+}
+
+fn fault(folder: &Path, why: &str) -> Fault {
+    Fault::new(
+        ErrorCode::Store,
+        format!("the cache `{}` can't be used: {why}", folder.display()),
+        "remove that folder; nothing is lost with it",
+    )
+}
+
+async fn off_the_loop<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
+    tokio::task::spawn_blocking(work)
+        .await
+        // sled may panic on a damaged file; its thread is not ours to lose more than the cache for.
+        .unwrap_or_else(|_panicked| Err(Fault::internal("the cache panicked")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(account: &str, used: f64) -> Entry {
+        let window = Kept {
+            limit: "codex".to_owned(),
+            primary: true,
+            used_percent: used,
+            minutes: Some(300),
+            resets_at: Some(clock::unix() + 60),
+            seen_at: clock::unix(),
+        };
+        Entry {
+            account: account.to_owned(),
+            limited_until: Some(clock::unix() + 60),
+            windows: vec![window],
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_read_and_what_left_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("cache").join("v1");
+        assert!(read(&folder).unwrap().is_empty());
+        write(&folder, &[entry("a", 7.0), entry("b", 8.0)]).unwrap();
+        write(&folder, &[entry("b", 9.0)]).unwrap();
+        let back = read(&folder).unwrap();
+        assert_eq!(back.len(), 1);
+        assert_eq!((back[0].account.as_str(), back[0].windows[0].used_percent), ("b", 9.0));
+        assert_eq!(inputs(entry("a", 1.0)).len(), 2);
+    }
+
+    #[test]
+    fn a_damaged_cache_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("cache").join("v1");
+        write(&folder, &[entry("a", 7.0)]).unwrap();
+        for file in std::fs::read_dir(&folder).unwrap().flatten() {
+            if file.path().is_file() {
+                std::fs::write(file.path(), vec![0xff; 4096]).unwrap();
+            }
+        }
+        drop(read(&folder));
+        write(&folder, &[entry("a", 8.0)]).unwrap();
+        assert_eq!(read(&folder).unwrap().len(), 1);
+    }
+}
