@@ -14,7 +14,7 @@ use std::{io, path::Path};
 pub(crate) fn prepare(root: &Root) -> Result<(), Fault> {
     let path = root.path();
     if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(|e| Fault::file(parent, "create", &e))?;
+        std::fs::create_dir_all(parent).map_err(|error| cant_make(parent, &error))?;
     }
     private_dir(path)?;
     for name in ["run", "accounts", "log"] {
@@ -34,9 +34,17 @@ pub(crate) fn private_dir(path: &Path) -> Result<(), Fault> {
     match builder.create(path) {
         Ok(()) => {},
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {},
-        Err(error) => return Err(Fault::file(path, "create", &error)),
+        Err(error) => return Err(cant_make(path, &error)),
     }
     assert_private(path)
+}
+
+fn cant_make(path: &Path, error: &io::Error) -> Fault {
+    Fault::new(
+        ErrorCode::Store,
+        format!("the folder `{}` can't be made: {error}", path.display()),
+        "check what stands there, or choose another root with `CODEX_MULTI_AUTH_DIR`",
+    )
 }
 
 #[cfg(unix)]

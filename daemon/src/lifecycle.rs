@@ -152,9 +152,9 @@ pub(crate) fn watch_signals(app: Arc<App>) -> Result<(), Fault> {
             for signal in &mut signals {
                 tracing::info!(signal, "signal");
                 if asked {
-                    app.stop.cut()
+                    app.stop.cut();
                 } else {
-                    app.stop.drain()
+                    app.stop.drain();
                 }
                 asked = true;
             }

@@ -205,7 +205,7 @@ impl Renewer {
         loop {
             match answer.chunk().await {
                 Ok(Some(chunk)) if bytes.len() + chunk.len() <= MAX_ANSWER => {
-                    bytes.extend_from_slice(&chunk)
+                    bytes.extend_from_slice(&chunk);
                 },
                 Ok(None) => break,
                 Ok(Some(_too_much)) => return Sent::Unknown("an endless answer".to_owned()),

@@ -458,3 +458,6 @@ pub enum Change {
         phase: String,
     },
 }
+
+#[cfg(test)]
+mod tests;

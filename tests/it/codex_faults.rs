@@ -26,7 +26,10 @@ fn moved(world: &World) -> Value {
     assert_quiet(&ran);
     let proxy = &world.status()["proxy"];
     assert_eq!((&proxy["served"], &proxy["failed"], &proxy["retried"]), (&1.into(), &0.into(), &1.into()));
-    let accounts: Vec<_> = posts(world).into_iter().filter_map(|seen| seen.account).collect();
+    // A kept connection that breaks is replaced by a new one, once.
+    let mut accounts: Vec<_> = posts(world).into_iter().filter_map(|seen| seen.account).collect();
+    assert!(accounts.len() <= 3, "{accounts:?}");
+    accounts.dedup();
     assert_eq!(accounts, ["a", "b"]);
     let stats = world.sim().stats().accounts;
     assert_eq!((stats["a"].completed, stats["b"].completed), (0, 1));
@@ -35,8 +38,8 @@ fn moved(world: &World) -> Value {
     world.account("a")
 }
 
-/// The CLI noticed nothing. Its log has lines of its own on the upgrade that was declined and on
-/// `ps/mcp`, which is asked without a key.
+/// The CLI noticed nothing: it has the account's model list and had to repeat nothing. Its log has
+/// lines of its own on the upgrade that was declined and on `ps/mcp`, which is asked without a key.
 #[track_caller]
 fn assert_quiet(ran: &Ran) {
     const LOG: [&str; 2] = ["ERROR rmcp::", "ERROR codex_api::endpoint::responses_websocket: "];
@@ -45,6 +48,7 @@ fn assert_quiet(ran: &Ran) {
             assert!(!line.contains(word), "{}", ran.stderr);
         }
     }
+    assert!(ran.stderr.contains("model: gpt-5.5"), "{}", ran.stderr);
 }
 
 /// It rests for that reason and about that long.
@@ -119,7 +123,9 @@ fn a_token_that_upstream_expires_is_renewed_once_and_the_same_account_serves() {
 fn a_token_that_was_expired_at_the_import_is_renewed_before_it_is_sent() {
     let Some(world) = bare(upstream(&["a"]), VERSION) else { return };
     world.import("a", &world.sim().auth_json_expired("a")).ok();
-    assert_eq!(turn(&world).ok().stdout.trim(), "served by a");
+    let ran = turn(&world).ok();
+    assert_eq!(ran.stdout.trim(), "served by a");
+    assert_quiet(&ran);
     let stats = world.sim().stats().accounts;
     assert_eq!((stats["a"].refresh_requests, stats["a"].refreshed), (1, 1));
     assert_eq!(stats["a"].unauthorized, 0);
@@ -213,7 +219,7 @@ fn a_host_that_refuses_for_a_second_costs_no_account_anything() {
     world.sim().resume_listening().unwrap();
     let ran = running.end(&world, Duration::from_secs(60)).ok();
     assert_eq!(ran.stdout.trim(), "served by a");
-    assert_quiet(&ran);
+    assert!(!ran.stderr.contains("Reconnecting"), "{}", ran.stderr);
     for name in ["a", "b"] {
         assert_ready(&world.account(name));
     }
@@ -261,7 +267,7 @@ fn a_dry_pool_gets_the_clis_own_usage_limit_text() {
     for known in [false, true] {
         let ran = turn(&world);
         assert_eq!(ran.code, 1, "{ran:?}");
-        assert!(ran.stderr.contains("You've hit your usage limit"), "{}", ran.stderr);
+        assert!(ran.stderr.contains("hit your usage limit"), "{}", ran.stderr);
         assert!(ran.stderr.contains("try again at"), "{}", ran.stderr);
         assert!(!ran.stderr.contains("waiting"), "{}", ran.stderr);
         assert_eq!(posts(&world).len(), 2, "each account is asked once, known: {known}");

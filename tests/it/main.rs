@@ -13,3 +13,13 @@ mod bad_input;
 mod codex_faults;
 #[cfg(test)]
 mod codex_kit;
+#[cfg(test)]
+mod restart;
+#[cfg(test)]
+mod refresh;
+#[cfg(test)]
+mod ctl;
+#[cfg(test)]
+mod by_hand;
+#[cfg(test)]
+mod tidy;

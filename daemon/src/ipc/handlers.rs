@@ -54,9 +54,9 @@ pub(crate) async fn handle(
         Request::Shutdown { now } => {
             let active = app.proxy.traces.counters.active.load(Ordering::Relaxed);
             if now {
-                app.stop.cut()
+                app.stop.cut();
             } else {
-                app.stop.drain()
+                app.stop.drain();
             }
             Ok(Reply::ShuttingDown { active })
         },

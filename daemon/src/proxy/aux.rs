@@ -17,9 +17,11 @@ use crate::{clock, store::record::Record, vault::Pass};
 use bytes::{Bytes, BytesMut};
 use cma_core::{
     identity::AccountId,
-    pool::Input,
+    pool::{Input, Release},
     quota,
     select::{self, Need},
+    token::Generation,
+    verdict::Mark,
 };
 use http::{HeaderValue, Request, Response, StatusCode, header, request, response};
 use http_body_util::BodyExt as _;
@@ -28,6 +30,8 @@ use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// Looks for an account with a model list; a refused token and its renewal are one.
+const MODEL_TRIES: u32 = 4;
 /// Bodies of these calls, both ways.
 const MAX_BODY: usize = 4 * 1024 * 1024;
 
@@ -72,17 +76,38 @@ pub(crate) fn accounts_check(proxy: &Proxy, launch: &Launch) -> Answer {
     )
 }
 
-/// The model list of an account that can serve.
-pub(crate) async fn models(
-    proxy: Arc<Proxy>,
-    launch: &Launch,
-    request: Request<Incoming>,
-) -> Answer {
+/// The model list of an account that can serve. A refused token is renewed first: a CLI without a
+/// list takes its built-in one, and with it another model than the person's account offers.
+pub(crate) async fn models(proxy: Arc<Proxy>, launch: &Launch, request: Request<Incoming>) -> Answer {
     let need = Need { workspaces: Arc::clone(&launch.workspaces), ..Need::default() };
-    let id = proxy.actor.look(move |pool, now| best(&pool.explain(&need, now))).await;
-    match id.ok().flatten() {
-        Some(id) => pass_on(&proxy, &id, request).await,
-        None => respond::not_here(),
+    let (parts, _empty) = request.into_parts();
+    for _try in 0..MODEL_TRIES {
+        let look = need.clone();
+        let best = proxy.actor.look(move |pool, now| {
+            let id = best(&pool.explain(&look, now))?;
+            let account = pool.accounts().iter().find(|account| account.id == id)?;
+            Some((id, account.token.generation, account.sendable(now)))
+        });
+        let Some((id, generation, sendable)) = best.await.ok().flatten() else { break };
+        if sendable {
+            match ask(&proxy, &id, &parts, Bytes::new()).await {
+                Some((head, _bytes)) if head.status == StatusCode::UNAUTHORIZED => {},
+                answer => return passed(answer),
+            }
+        }
+        renew(&proxy, &id, sendable.then_some(generation)).await;
+    }
+    respond::not_here()
+}
+
+/// Waits for an account's renewal, after telling that this generation was refused.
+async fn renew(proxy: &Proxy, id: &AccountId, refused: Option<Generation>) {
+    let need = Need { only: Some(id.clone()), ..Need::default() };
+    if let Ok(Ok(lease)) = proxy.actor.select(need.clone()).await
+        && refused == Some(lease.generation)
+    {
+        lease.finish(Release { mark: Mark::Unauthorized, served: false, model: None });
+        drop(proxy.actor.select(need).await);
     }
 }
 
@@ -224,13 +249,16 @@ async fn pass_on(proxy: &Arc<Proxy>, id: &AccountId, request: Request<Incoming>)
             tracing::debug!(account = %id, path = parts.uri.path(), "auxiliary call refused with 401");
             respond::not_here()
         },
-        Some((mut head, bytes)) => {
-            headers::downwards(&mut head.headers);
-            head.headers.remove(header::CONTENT_LENGTH);
-            Response::from_parts(head, Out::Whole(bytes))
-        },
-        None => respond::not_here(),
+        answer => passed(answer),
     }
+}
+
+/// Upstream's answer, or 404.
+fn passed(answer: Option<(response::Parts, Bytes)>) -> Answer {
+    let Some((mut head, bytes)) = answer else { return respond::not_here() };
+    headers::downwards(&mut head.headers);
+    head.headers.remove(header::CONTENT_LENGTH);
+    Response::from_parts(head, Out::Whole(bytes))
 }
 
 async fn ask(

@@ -120,11 +120,16 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream) {
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(MAX_HEAD)
             .max_headers(MAX_HEADERS)
+            .keep_alive(proxy.phases.now() < Phase::Draining)
             .serve_connection(TokioIo::new(stream), service)
     );
+    // While draining, a new connection is for `whoami` (or for being told to try again): it gets its
+    // answer first.
+    let last =
+        if proxy.phases.now() >= Phase::Draining { Phase::Flushing } else { Phase::Draining };
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = proxy.phases.reached(Phase::Draining) => {
+        () = proxy.phases.reached(last) => {
             connection.as_mut().graceful_shutdown();
             connection.await
         },

@@ -42,6 +42,11 @@ impl Bench {
         let world = World::new(SimConfig { accounts, ..SimConfig::default() })
             .with_env("CMA_UPSTREAM_BACKEND", &format!("http://127.0.0.1:{direct}/backend-api"))
             .with_env("CMA_LOG", "info");
+        // `CMA_WORKERS=2` measures the other runtime.
+        let world = match std::env::var("CMA_WORKERS") {
+            Ok(workers) => world.with_env("CMA_WORKERS", &workers),
+            Err(_) => world,
+        };
         world.import_all();
         let launch = world.launch();
         let base = launch["base_url"].as_str().expect("a base address");

@@ -45,6 +45,9 @@ const MAX_CONNECTIONS: usize = 4096;
 /// So that the answer to a pause arrives before the pause.
 const LEAD: Duration = Duration::from_millis(50);
 
+/// How long a port that was given up may take to be free.
+const BIND_AGAIN: Duration = Duration::from_secs(2);
+
 /// What the serving thread is told.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Command {
@@ -207,7 +210,7 @@ impl Server {
             return Ok(());
         }
         self.door = Door::Gone;
-        self.door = Door::Shut(bind(self.shared.addr)?);
+        self.door = Door::Shut(bind_again(self.shared.addr).await?);
         self.lines.shutdown().await;
         Ok(())
     }
@@ -224,6 +227,22 @@ impl Server {
         };
         self.door = Door::Open(socket.listen(1024)?);
         Ok(())
+    }
+}
+
+/// Binds a port that was ours a moment ago. A child that another thread has forked and that has not
+/// become its program yet holds a copy of our listener for an instant.
+async fn bind_again(addr: SocketAddr) -> io::Result<TcpSocket> {
+    let begun = Instant::now();
+    loop {
+        match bind(addr) {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse && begun.elapsed() < BIND_AGAIN =>
+            {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            },
+            bound => return bound,
+        }
     }
 }
 

@@ -349,7 +349,10 @@ impl Show {
             [] => String::new(),
             names => format!(" ({})", names.join(", ")),
         };
-        let first = self.summary().first_byte_ms_p50.map(|ms| format!(", first byte p50 {ms} ms"));
+        let first = self.summary().first_byte_ms_p50.map(|ms| match ms {
+            0 => ", first byte p50 under 1 ms".to_owned(),
+            ms => format!(", first byte p50 {ms} ms"),
+        });
         format!(
             "\n{answered} of {requests} requests answered in {seconds:.1} s, {seen}.\n\
              {} of {accounts} accounts ran dry{dry}, {moves} moves to another account{}.\n",
