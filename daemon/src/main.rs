@@ -27,13 +27,19 @@ use cma_proto::{
     codec::Codec,
     endpoint::Root,
     error::{ErrorCode, Refusal},
+    message::{Reply, Request},
 };
 use fault::Fault;
 use std::{
     io::{BufRead as _, BufReader, Write as _},
     process::{Command, ExitCode, Stdio},
     sync::Arc,
+    time::{Duration, Instant},
 };
+
+/// How long a start waits for a daemon that answers nobody any more and still holds the root. Below
+/// what a client waits for a start.
+const GOING_DOWN: Duration = Duration::from_millis(2500);
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
@@ -91,7 +97,7 @@ fn run(detached: bool) -> Result<(), Fault> {
     let runtime = builder
         .enable_all()
         .max_blocking_threads(4)
-        .thread_keep_alive(std::time::Duration::from_secs(2))
+        .thread_keep_alive(Duration::from_secs(2))
         .build()
         .map_err(|error| Fault::internal(format!("no runtime: {error}")))?;
     runtime.block_on(async {
@@ -132,9 +138,29 @@ fn start_line() -> Result<StartLine, Fault> {
     dirs::prepare(&root)?;
     let root = Root::at(root.path());
     let _start = lifecycle::hold_start(&root)?;
-    if let Ok(client) = Client::connect(&root, "cmad start", Codec::Bincode) {
-        return Ok(StartLine::Ready { pid: client.daemon_pid, url: String::new() });
+    let until = Instant::now() + GOING_DOWN;
+    loop {
+        if let Ok(mut client) = Client::connect(&root, "cmad start", Codec::Bincode) {
+            let url = match client.call(&Request::Status) {
+                Ok(Reply::Status(status)) => status.proxy.url,
+                Ok(_) | Err(_) => String::new(),
+            };
+            return Ok(StartLine::Ready { pid: client.daemon_pid, url });
+        }
+        match launch()? {
+            // Nobody answers and the root is still held: that one is going down.
+            StartLine::Failed(refusal)
+                if refusal.code == ErrorCode::Negative && Instant::now() < until =>
+            {
+                std::thread::sleep(Duration::from_millis(20));
+            },
+            line => return Ok(line),
+        }
     }
+}
+
+/// Starts a detached daemon and waits for its line.
+fn launch() -> Result<StartLine, Fault> {
     let own = std::env::current_exe()
         .map_err(|error| Fault::internal(format!("own path unknown: {error}")))?;
     let mut child = Command::new(own)
@@ -148,13 +174,18 @@ fn start_line() -> Result<StartLine, Fault> {
     let stdout = child.stdout.take().ok_or_else(|| Fault::internal("no pipe to cmad"))?;
     let mut line = String::new();
     drop(BufReader::new(stdout).read_line(&mut line));
-    serde_json::from_str(&line).map_err(|_nothing| {
+    let line = serde_json::from_str(&line).map_err(|_nothing| {
         Fault::new(
             ErrorCode::Unreachable,
             "the daemon ended without a word",
             "run `cmactl daemon run` to see what it says",
         )
-    })
+    })?;
+    if let StartLine::Failed(_) = line {
+        // It ends with its line.
+        drop(child.wait());
+    }
+    Ok(line)
 }
 
 fn complain(refusal: &Refusal) {

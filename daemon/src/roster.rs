@@ -153,11 +153,24 @@ impl Roster {
         path: &Path,
         label: Option<&str>,
     ) -> Result<(Imported, Arc<Record>), Fault> {
-        let label = label.map(checked_label).transpose()?;
         let login = import::auth_json(path, &self.config)?;
         let mut state = self.writer.lock();
         let id = AccountId::of(&login.user, &login.workspace);
-        let known = self.get(&id);
+        let label = label.map(|label| self.free_label(&id, label)).transpose()?;
+        let label = label.filter(|label| !label.is_empty());
+        let current = self.get(&id);
+        let created = current.is_none();
+        // One that was removed and comes back: what came of its login since then waits aside.
+        let known = current.or_else(|| {
+            let removed = self.store.removed_account(&id)?;
+            let order = state.last_order + 1;
+            Some(Arc::new(Record { label: None, enabled: true, order, ..removed }))
+        });
+        let order = known.as_ref().map_or(state.last_order + 1, |known| known.order);
+        if created {
+            state.last_order = order;
+            self.store.save_state(&state)?;
+        }
         let mut notes = login.notes;
         if login.tokens.refresh_token.is_some() {
             notes.push(format!(
@@ -178,19 +191,13 @@ impl Roster {
                 email: record.email.clone(),
                 plan: record.plan.clone(),
                 workspace: record.workspace.clone(),
-                created: false,
+                created,
                 notes: vec![
                     "the pool already has this login or a newer credential of it; kept".to_owned(),
                 ],
             };
             let record = self.save(record)?;
             return Ok((imported, record));
-        }
-        let created = known.is_none();
-        let order = known.as_ref().map_or(state.last_order + 1, |known| known.order);
-        if created {
-            state.last_order = order;
-            self.store.save_state(&state)?;
         }
         let record = Record {
             id: id.as_str().to_owned(),
@@ -240,6 +247,12 @@ impl Roster {
 
     /// Gives an account a label, or takes it away with an empty one. Blocks on the disk.
     pub(crate) fn set_label(&self, id: &AccountId, label: &str) -> Result<Arc<Record>, Fault> {
+        let label = self.free_label(id, label)?;
+        self.edit(id, |record| record.label = Some(label).filter(|label| !label.is_empty()))
+    }
+
+    /// A label that may be shown and that no other account has.
+    fn free_label(&self, id: &AccountId, label: &str) -> Result<String, Fault> {
         let label = checked_label(label)?;
         let taken = !label.is_empty()
             && self.all().iter().any(|other| {
@@ -253,7 +266,7 @@ impl Roster {
                 "choose another label",
             ));
         }
-        self.edit(id, |record| record.label = Some(label).filter(|label| !label.is_empty()))
+        Ok(label)
     }
 
     /// Makes a renewed credential durable, then known. Blocks on the disk.

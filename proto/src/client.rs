@@ -74,6 +74,8 @@ pub struct Client {
     pub daemon_pid: u32,
     /// The daemon's instance, changes at every start.
     pub instance: String,
+    /// The other side closed the connection.
+    hung_up: bool,
 }
 
 impl std::fmt::Debug for Client {
@@ -111,8 +113,16 @@ impl Client {
             daemon_version: String::new(),
             daemon_pid: 0,
             instance: String::new(),
+            hung_up: false,
         };
-        client.greet(root, program, codec)?;
+        if let Err(refusal) = client.greet(root, program, codec) {
+            // A daemon that dies while it is dialled is as good as none; one that won't speak says
+            // so before it hangs up.
+            return Err(match client.hung_up {
+                true => ConnectError::NobodyThere,
+                false => refusal.into(),
+            });
+        }
         set_deadline(&client.stream, CALL_DEADLINE);
         Ok(client)
     }
@@ -203,8 +213,9 @@ impl Client {
 
     fn greet(&mut self, root: &Root, program: &str, codec: Codec) -> Result<(), Refusal> {
         let hello = serde_json::to_vec(&ClientHello::new(program, codec)).map_err(internal)?;
-        self.send(&Frame::new(Kind::Hello, 0, hello))?;
-        let answer = self.receive()?;
+        // A refusal may be there to read although the other side takes no more.
+        let sent = self.send(&Frame::new(Kind::Hello, 0, hello));
+        let answer = self.receive().map_err(|lost| sent.err().unwrap_or(lost))?;
         let answer: ServerHello = serde_json::from_slice(&answer.payload).map_err(|error| {
             Refusal::new(
                 ErrorCode::Incompatible,
@@ -249,7 +260,13 @@ impl Client {
         frame.encode(&mut bytes).map_err(|error| {
             Refusal::new(ErrorCode::TooLarge, error.to_string(), "make the request smaller")
         })?;
-        self.stream.write_all(&bytes).map_err(|error| lost(&error))
+        self.stream.write_all(&bytes).map_err(|error| self.lost(&error))
+    }
+
+    fn lost(&mut self, error: &io::Error) -> Refusal {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        self.hung_up = matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof);
+        lost(error)
     }
 
     fn receive(&mut self) -> Result<Frame, Refusal> {
@@ -267,10 +284,10 @@ impl Client {
                 },
             }
             match self.stream.read(&mut chunk) {
-                Ok(0) => return Err(lost(&io::ErrorKind::UnexpectedEof.into())),
+                Ok(0) => return Err(self.lost(&io::ErrorKind::UnexpectedEof.into())),
                 Ok(n) => self.buffer.extend_from_slice(chunk.get(..n).unwrap_or_default()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {},
-                Err(error) => return Err(lost(&error)),
+                Err(error) => return Err(self.lost(&error)),
             }
         }
     }

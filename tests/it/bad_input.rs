@@ -41,12 +41,14 @@ fn refused(world: &World, words: &str, code: i32, name: &str, says: &[&str]) {
     assert!(lines.len() == 2 && lines[1].starts_with("hint: "), "{}", plain.stderr);
     let ran = world.ctl(&format!("{words} --json"));
     fails(&ran, code, &[]);
-    let error: Value = serde_json::from_str(&ran.stderr).unwrap_or_else(|e| panic!("{e}: {}", ran.stderr));
+    let error: Value =
+        serde_json::from_str(&ran.stderr).unwrap_or_else(|e| panic!("{e}: {}", ran.stderr));
     assert_eq!(error["schema"], 1);
     assert_eq!(error["error"]["code"], name, "{error}");
     let (message, hint) = (&error["error"]["message"], &error["error"]["hint"]);
     assert!(!message.as_str().unwrap().contains('\n'), "{error}");
-    let typed = ["`cmactl ", "`mv ", "`rm ", "end ", "mend ", "set `", "choose ", "name ", "sign in"];
+    let typed =
+        ["`cmactl ", "`mv ", "`rm ", "end ", "mend ", "set `", "choose ", "name ", "sign in"];
     let hint = hint.as_str().unwrap();
     assert!(typed.iter().any(|word| hint.contains(word)), "no next command: {error}");
 }
@@ -89,7 +91,11 @@ fn files_that_are_no_login_are_refused() {
         ("key.json", format!("{{\"OPENAI_API_KEY\":\"sk-{canary}\"}}").into_bytes(), "an API key"),
         ("noise.json", vec![0xff; 3000], "not a login file"),
         ("huge.json", vec![b' '; 3 << 20], "not a login file"),
-        ("no-access.json", changed(&|login| login["tokens"]["access_token"] = json!("")), "no access token"),
+        (
+            "no-access.json",
+            changed(&|login| login["tokens"]["access_token"] = json!("")),
+            "no access token",
+        ),
         ("no-id.json", changed(&|login| login["tokens"]["id_token"] = json!("x.y.z")), "id token"),
     ] {
         let path = file(name, &content);
@@ -135,7 +141,8 @@ fn unknown_and_ambiguous_names_change_nothing() {
 }
 
 fn account_files(world: &World) -> Vec<PathBuf> {
-    let whole = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().split('.').count() == 2;
+    let whole =
+        |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().split('.').count() == 2;
     files(&world.root().join("accounts")).into_iter().filter(whole).collect()
 }
 
@@ -216,7 +223,8 @@ fn a_root_that_is_no_private_folder_is_refused() {
     }
     // Below a link of the person's own it is the folder that counts.
     std::os::unix::fs::symlink(world.root(), world.path("link")).unwrap();
-    let linked = world.ctl(&format!("status --json --root {}", at(&world.path("link")))).ok().json();
+    let linked =
+        world.ctl(&format!("status --json --root {}", at(&world.path("link")))).ok().json();
     assert_eq!(linked["daemon"]["pid"], world.status()["daemon"]["pid"]);
     world.assert_clean();
 }
@@ -315,7 +323,7 @@ fn a_second_daemon_leaves_the_first_alone() {
     assert_eq!(world.status()["daemon"]["pid"], pid);
     assert!(door.send(&door.turn()).unwrap().is_complete());
     let again = world.ctl("daemon start --json").ok().json();
-    assert_eq!(again["pid"], pid);
+    assert_eq!((&again["pid"], &again["url"]), (&pid.into(), &world.status()["proxy"]["url"]));
     world.assert_clean();
 }
 
@@ -326,7 +334,8 @@ fn starters_at_once_get_one_daemon() {
     for _ in 0..3 {
         world.kill_daemon();
         std::thread::scope(|scope| {
-            let asked: Vec<_> = (0..12).map(|_| scope.spawn(|| world.status()["daemon"]["pid"].clone())).collect();
+            let asked: Vec<_> =
+                (0..12).map(|_| scope.spawn(|| world.status()["daemon"]["pid"].clone())).collect();
             let pids: Vec<_> = asked.into_iter().map(|asked| asked.join().unwrap()).collect();
             assert!(pids.iter().all(|pid| *pid == pids[0]), "{pids:?}");
         });

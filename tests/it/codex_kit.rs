@@ -9,7 +9,6 @@ use cma_tests::{
     world::{Ran, World, real_codex},
 };
 use std::{
-    io::Read as _,
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Output, Stdio},

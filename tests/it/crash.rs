@@ -112,24 +112,27 @@ impl Round<'_> {
             world.kill_daemon();
         });
         world.sim().clear_faults();
-        let (after, kept) = (settled(world), on_disk(world));
+        let (after, left) = (settled(world), on_disk(world));
+        let started = world.ctl("daemon start").ok();
+        self.slowest = self.slowest.max(started.took);
+        assert!(started.took < START, "the start took {:?}", started.took);
+        let kept = on_disk(world);
         let mut lost = BTreeSet::new();
         for name in NAMES {
             let sent = after[name].refresh_requests - before[name].refresh_requests;
             let spent = after[name].refreshed - before[name].refreshed;
+            let written = left[name].generation - known[name].generation;
+            if sent > written {
+                assert_eq!(left[name].noted, Some(left[name].generation), "{name}: no note of it");
+            }
+            // A credential that was whole on disk but had no name yet is found by the start.
             let saved = kept[name].generation - known[name].generation;
             assert!(sent <= 1 && saved <= spent, "{name}: {sent} sent, {saved} of {spent} saved");
-            if sent > saved {
-                assert_eq!(kept[name].noted, Some(kept[name].generation), "{name}: no note of it");
-            }
             if spent > saved {
                 lost.insert(name.to_owned());
             }
         }
         self.unknown += lost.len() as u64;
-        let started = world.ctl("daemon start").ok();
-        self.slowest = self.slowest.max(started.took);
-        assert!(started.took < START, "the start took {:?}", started.took);
         for entry in fs::read_dir(world.root().join("accounts")).unwrap() {
             let name = entry.unwrap().file_name().to_string_lossy().into_owned();
             assert!(!name.starts_with(".new-"), "a half-written credential was left: {name}");
@@ -211,7 +214,10 @@ fn kill_during_refresh_without_grace() {
                 assert_eq!(account["state"], "needs_login", "{account}");
                 let reason = account["reason"].as_str().unwrap();
                 assert!(reason.contains("refresh outcome unknown"), "{reason}");
-                assert!(account["until"].as_u64().is_some_and(|at| at > 1_600_000_000), "{account}");
+                assert!(
+                    account["until"].as_u64().is_some_and(|at| at > 1_600_000_000),
+                    "{account}"
+                );
             } else {
                 assert_eq!(account["state"], "ready", "{account}");
             }
@@ -222,4 +228,48 @@ fn kill_during_refresh_without_grace() {
             assert!(door.send(&door.turn()).unwrap().is_complete(), "{name} after a new login");
         }
     });
+}
+
+/// A person's changes are whole or not there, whenever the daemon dies.
+#[test]
+fn kill_during_changes() {
+    let seed = number("CMA_SIM_SEED").unwrap_or_else(|| fastrand::u64(..));
+    eprintln!("CMA_SIM_SEED={seed}");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let world = World::with_accounts(config(Duration::ZERO));
+    let login = world.path("tmp/login.json");
+    for round in 0..number("CMA_CRASH_ROUNDS").unwrap_or(20) {
+        fs::write(&login, world.sim().auth_json("b")).unwrap();
+        let path = login.display().to_string();
+        std::thread::scope(|scope| {
+            for words in [
+                format!("--no-start switch {}", NAMES[rng.usize(0..5)]),
+                format!("--no-start label 3 c{round}"),
+                "--no-start disable d".to_owned(),
+                "--no-start enable d".to_owned(),
+                format!("--no-start import {path}"),
+            ] {
+                // What becomes of it is what the next start shows.
+                let world = &world;
+                scope.spawn(move || drop(world.ctl(&words)));
+            }
+            std::thread::sleep(Duration::from_micros(rng.u64(0..25_000)));
+            world.kill_daemon();
+        });
+        let started = world.ctl("daemon start").ok();
+        assert!(started.took < START, "the start took {:?}", started.took);
+        let status = world.status();
+        let accounts = status["accounts"].as_array().unwrap();
+        assert_eq!(accounts.len(), NAMES.len());
+        let pin = &status["pin"]["account"];
+        assert!(pin.is_null() || accounts.iter().any(|account| account["id"] == *pin), "{status}");
+        for account in accounts.iter().filter(|account| account["label"] != "d") {
+            assert_eq!(account["state"], "ready", "{account}");
+        }
+    }
+    fs::remove_file(&login).unwrap();
+    world.ctl("enable d").ok();
+    let door = Door::of_account(&world, "b");
+    assert!(door.send(&door.turn()).unwrap().is_complete());
+    world.assert_clean();
 }

@@ -2,8 +2,8 @@
 
 use cma_tests::{
     http::Door,
-    sim::{AccountSpec, SimConfig, Window},
-    world::{World, eventually},
+    sim::{AccountSpec, Fault, Route, SimConfig, Window},
+    world::{World, bin_dir, eventually, signal},
 };
 use serde_json::{Value, json};
 use std::{
@@ -36,8 +36,8 @@ fn every_command_answers_people_and_programs() {
         ("unpin", "the pool chooses", "/epoch"),
         ("disable anna", "serves no new request", "/account"),
         ("enable anna", "may serve again", "/account"),
-        ("label anna work", "`work`", "/name"),
-        ("label work anna", "`anna`", "/name"),
+        ("label 1 work", "work", "/name"),
+        ("label 1 anna", "anna", "/name"),
         ("version", "protocol", "/protocol/max"),
         ("launch --print", "CODEX_ACCESS_TOKEN", "/client_key"),
         ("daemon status", "serving", "/pid"),
@@ -74,7 +74,8 @@ fn every_command_answers_people_and_programs() {
 #[test]
 fn any_command_that_needs_the_daemon_starts_it() {
     let world = world();
-    for words in ["status", "list", "switch ben", "unpin", "why", "launch --print", "label ben ben"] {
+    for words in ["status", "list", "switch ben", "unpin", "why", "launch --print", "label ben ben"]
+    {
         world.kill_daemon();
         let ran = world.ctl(words).ok();
         assert!(world.daemon_pid().is_some(), "{words}");
@@ -162,11 +163,17 @@ fn a_removed_account_is_kept_aside_and_can_come_back() {
     assert_eq!((status["accounts"].as_array().unwrap().len(), &status["pin"]), (2, &Value::Null));
     assert!(!world.root().join(format!("accounts/{id}.json")).exists());
     assert!(door.send(&door.turn()).unwrap().is_complete());
-    assert_eq!(world.sim().stats().accounts.get("ben").map_or(0, |stats| stats.families_revoked), 0);
+    assert_eq!(
+        world.sim().stats().accounts.get("ben").map_or(0, |stats| stats.families_revoked),
+        0
+    );
     world.kill_daemon();
     assert_eq!(world.status()["accounts"].as_array().unwrap().len(), 2);
     let back = world.import("ben", &world.sim().auth_json("ben")).ok().json();
-    assert_eq!((&back["accounts"][0]["id"], &back["accounts"][0]["created"]), (&json!(id), &json!(true)));
+    assert_eq!(
+        (&back["accounts"][0]["id"], &back["accounts"][0]["created"]),
+        (&json!(id), &json!(true))
+    );
     // It takes no other's place in the list.
     assert_eq!(world.account("ben")["index"], 3);
     world.assert_clean();
@@ -189,6 +196,7 @@ fn an_old_copy_of_a_login_does_not_replace_what_came_of_it() {
         assert_eq!(world.account("a")["generation"], generation);
         if turn == 2 {
             world.kill_daemon();
+            world.ctl("daemon start").ok();
         }
         world.sim().expire_access("a");
         assert!(door.send(&door.turn()).unwrap().is_complete());
@@ -200,6 +208,41 @@ fn an_old_copy_of_a_login_does_not_replace_what_came_of_it() {
     assert_eq!(fresh["accounts"][0]["created"], false);
     assert!(door.send(&door.turn()).unwrap().is_complete());
     assert_eq!(world.sim().stats().accounts["a"].refreshed, 6);
+    world.assert_clean();
+}
+
+/// `remove` promises that the login is kept: the old file brings back what came of it.
+#[test]
+fn a_removed_account_comes_back_with_its_newest_credential() {
+    let world = World::new(SimConfig::default());
+    let old = world.sim().auth_json("a");
+    world.import("a", &old).ok();
+    let door = Door::of(&world);
+    world.sim().expire_access("a");
+    assert!(door.send(&door.turn()).unwrap().is_complete());
+    for renewals in [2, 4] {
+        world.ctl("remove a --yes").ok();
+        let back = world.import("a", &old).ok().json();
+        assert_eq!(back["accounts"][0]["created"], true);
+        assert!(door.send(&door.turn()).unwrap().is_complete());
+        world.sim().expire_access("a");
+        assert!(door.send(&door.turn()).unwrap().is_complete());
+        // Once more, with the removal in the middle of a renewal.
+        world.sim().expire_access("a");
+        let late = Fault::DelayAnswer(Duration::from_millis(300));
+        world.sim().fault(None, Route::Refresh, late, Some(1));
+        std::thread::scope(|scope| {
+            scope.spawn(|| drop(door.send(&door.turn())));
+            eventually("it is renewed", || {
+                world.sim().stats().accounts["a"].refreshed == renewals + 1
+            });
+            world.ctl("remove a --yes").ok();
+        });
+        world.import("a", &old).ok();
+        assert!(door.send(&door.turn()).unwrap().is_complete());
+    }
+    let stats = world.sim().stats().accounts["a"].clone();
+    assert_eq!((stats.refreshed, stats.reused), (5, 0));
     world.assert_clean();
 }
 
@@ -235,6 +278,13 @@ fn a_label_is_one_accounts_only() {
     let ran = world.import("anna", &world.sim().auth_json("ben"));
     assert_eq!(ran.code, 2, "two accounts are called anna now: {}", ran.stdout);
     assert_eq!(world.account("ben")["email"], "ben@example.test");
+    // Its own name is no other's, and an empty one is none.
+    world.import("ben", &world.sim().auth_json("ben")).ok();
+    let file = world.path("tmp/login.json");
+    fs::write(&file, world.sim().auth_json("ben")).unwrap();
+    world.run("cmactl", ["import", file.to_str().unwrap(), "--label", ""]).ok();
+    fs::remove_file(file).unwrap();
+    assert_eq!(world.account("ben")["email"], "ben@example.test");
     world.assert_clean();
 }
 
@@ -253,14 +303,20 @@ fn a_shell_with_other_settings_is_told_so() {
     let mut command = world.command("cmactl");
     command.args(["status", "--json"]).env("CMA_HEAD_TIMEOUT", "7s");
     let difference = world.finish(command).ok().json()["environment_differences"][0].clone();
-    assert_eq!((&difference["name"], &difference["client"]), (&json!("CMA_HEAD_TIMEOUT"), &json!("7s")));
+    assert_eq!(
+        (&difference["name"], &difference["client"]),
+        (&json!("CMA_HEAD_TIMEOUT"), &json!("7s"))
+    );
     // A restart takes this shell's.
     let mut command = world.command("cmactl");
     command.args(["daemon", "restart"]).env("CMA_HEAD_TIMEOUT", "7s");
     world.finish(command).ok();
     let status = world.status();
     let environment = status["daemon"]["environment"].as_array().unwrap();
-    assert!(environment.contains(&json!({ "name": "CMA_HEAD_TIMEOUT", "value": "7s" })), "{status}");
+    assert!(
+        environment.contains(&json!({ "name": "CMA_HEAD_TIMEOUT", "value": "7s" })),
+        "{status}"
+    );
     world.assert_clean();
 }
 
@@ -275,7 +331,7 @@ fn events_and_why_tell_of_a_request() {
     let mut next = || -> Value { serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap() };
     assert!(next()["change"]["snapshot"]["status"]["accounts"].is_array());
     world.ctl("switch ben").ok();
-    world.sim().fault(Some("ben"), cma_tests::sim::Route::Responses, cma_tests::sim::Fault::rate_limited(Some(60)), Some(1));
+    world.sim().fault(Some("ben"), Route::Responses, Fault::rate_limited(Some(60)), Some(1));
     assert!(door.send(&door.turn()).unwrap().is_complete());
     let (mut retried, mut pinned) = (false, false);
     let request = loop {
@@ -297,7 +353,7 @@ fn events_and_why_tell_of_a_request() {
     let ben = world.account("ben");
     assert_eq!(ben["state"], "cooling");
     assert!(ben["until"].as_u64().is_some());
-    cma_tests::world::signal(child.id(), rustix::process::Signal::INT);
+    signal(child.id(), rustix::process::Signal::INT);
     assert!(child.wait().unwrap().success());
     world.assert_clean();
 }
@@ -306,7 +362,7 @@ fn events_and_why_tell_of_a_request() {
 fn a_reader_that_goes_away_is_no_failure() {
     let world = world();
     let mut command = world.command("sh");
-    let script = format!("{} status | head -1", cma_tests::world::bin_dir().join("cmactl").display());
+    let script = format!("{} status | head -1", bin_dir().join("cmactl").display());
     command.args(["-c", &script]);
     let ran = world.finish(command).ok();
     assert_eq!((ran.stdout.lines().count(), ran.stderr.as_str()), (1, ""));

@@ -123,7 +123,10 @@ fn web_pages_and_foreign_hosts_are_refused() {
         }
     }
     assert_eq!(status(&door, &upgrade(door.ask("GET", "/codex/responses"))), 426);
-    assert_eq!(status(&door, &door.ask("GET", WHOAMI).with("host", &format!("localhost:{port}"))), 200);
+    assert_eq!(
+        status(&door, &door.ask("GET", WHOAMI).with("host", &format!("localhost:{port}"))),
+        200
+    );
     assert_eq!(world.sim().seen().len(), seen, "something reached upstream");
     world.assert_clean();
 }
@@ -218,6 +221,32 @@ fn heads_and_bodies_are_bounded() {
     world.assert_clean();
 }
 
+/// What follows a refused head on the connection is its body, never a request.
+#[test]
+fn the_body_of_a_refused_request_is_not_the_next_one() {
+    let (world, door) = world();
+    let hidden = door.turn().bytes();
+    for refused in [
+        door.turn().with("authorization", "Bearer wrong"),
+        door.turn().header("origin", "null"),
+        door.turn().with("host", "evil.test"),
+        door.ask("POST", "/nowhere"),
+        door.ask("GET", WHOAMI),
+        door.ask("POST", "/backend-api/ps/mcp"),
+    ] {
+        let mut line = Line::open(door.addr).unwrap();
+        line.write(&refused.body(hidden.clone()).bytes()).unwrap();
+        line.answer().unwrap();
+        // Either it hangs up, or what comes next is the answer to what is asked next.
+        let asked = line.write(&door.ask("GET", "/nowhere/at/all").bytes());
+        if let Ok(answer) = asked.and_then(|()| line.answer()) {
+            assert_eq!(answer.status, 404, "{}", answer.text());
+        }
+    }
+    assert!(world.sim().stats().accounts.get("a").is_none_or(|stats| stats.served == 0));
+    world.assert_clean();
+}
+
 fn rss_kib(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
@@ -226,7 +255,8 @@ fn rss_kib(pid: u32) -> u64 {
 
 /// One bad request of a random kind.
 fn malformed(door: &Door, rng: &mut fastrand::Rng) -> Vec<u8> {
-    let mut noise = |most: usize| -> Vec<u8> { (0..rng.usize(1..most)).map(|_| rng.u8(..)).collect() };
+    let mut noise =
+        |most: usize| -> Vec<u8> { (0..rng.usize(1..most)).map(|_| rng.u8(..)).collect() };
     let bytes = noise(2000);
     let cut = usize::from(bytes[0]) + 1;
     match bytes.len() % 9 {
@@ -248,7 +278,11 @@ fn malformed(door: &Door, rng: &mut fastrand::Rng) -> Vec<u8> {
             ask.extend_from_slice(b"\r\n\r\n");
             ask
         },
-        _ => door.ask("GET", WHOAMI).with("authorization", "x").header("x-y", &"z".repeat(cut * 300)).bytes(),
+        _ => door
+            .ask("GET", WHOAMI)
+            .with("authorization", "x")
+            .header("x-y", &"z".repeat(cut * 300))
+            .bytes(),
     }
 }
 
@@ -273,7 +307,9 @@ fn ten_thousand_malformed_requests_change_nothing() {
             for n in 0..4 {
                 let door = &door;
                 let mut rng = fastrand::Rng::with_seed(seed ^ from ^ n);
-                scope.spawn(move || (0..many / 4).for_each(|_| throw(door, &malformed(door, &mut rng))));
+                scope.spawn(move || {
+                    (0..many / 4).for_each(|_| throw(door, &malformed(door, &mut rng)));
+                });
             }
         });
     };

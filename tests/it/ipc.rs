@@ -17,11 +17,7 @@ use serde_json::Value;
 use std::{
     fs,
     io::{Read as _, Write as _},
-    os::unix::{
-        fs::PermissionsExt as _,
-        net::UnixStream,
-        process::CommandExt as _,
-    },
+    os::unix::{fs::PermissionsExt as _, net::UnixStream, process::CommandExt as _},
     path::Path,
     time::{Duration, Instant},
 };
@@ -221,7 +217,21 @@ fn idle_clients_do_not_lock_others_out() {
     let mute: Vec<UnixStream> = (0..64).map(|_| dial(&world)).collect();
     drop(mute);
     assert_eq!(world.ctl("status --json").code, 0);
+    // One too many: a clear answer in time, not a hang.
+    let more: Vec<UnixStream> = (0..2)
+        .map(|_| {
+            let mut stream = dial(&world);
+            let hello = serde_json::to_vec(&ClientHello::new("idle", Codec::Json)).unwrap();
+            stream.write_all(&frame(Kind::Hello, 0, hello)).unwrap();
+            stream
+        })
+        .collect();
+    let ran = world.ctl("status");
+    assert!(ran.code == 4 || ran.code == 0, "{ran:?}");
+    assert!(ran.took < Duration::from_secs(4) && ran.stderr.lines().count() <= 2, "{ran:?}");
+    drop(more);
     drop(idle);
+    assert_eq!(world.ctl("status --json").code, 0);
     world.assert_clean();
 }
 
@@ -295,7 +305,9 @@ fn a_subscriber_that_never_reads_hurts_nobody() {
     });
     std::thread::scope(|scope| {
         for _ in 0..3 {
-            scope.spawn(|| (0..500).for_each(|_| assert!(door.send(&door.turn()).unwrap().is_complete())));
+            scope.spawn(|| {
+                (0..500).for_each(|_| assert!(door.send(&door.turn()).unwrap().is_complete()));
+            });
         }
     });
     served.join().unwrap();

@@ -23,7 +23,8 @@ fn sixty_four_requests_with_one_expired_token_cause_one_renewal() {
         let slow = Fault::DelayAnswer(Duration::from_millis(150));
         world.sim().fault(None, Route::Refresh, slow, Some(1));
         std::thread::scope(|scope| {
-            let sent: Vec<_> = (0..64).map(|_| scope.spawn(|| door.send(&door.turn()).unwrap())).collect();
+            let sent: Vec<_> =
+                (0..64).map(|_| scope.spawn(|| door.send(&door.turn()).unwrap())).collect();
             for sent in sent {
                 let answer = sent.join().unwrap();
                 assert!(answer.is_complete(), "{} {}", answer.status, answer.text());
@@ -62,7 +63,12 @@ fn an_issuer_that_cannot_now_is_asked_again_and_nobody_is_lost() {
         let begun = Instant::now();
         eventually("it serves again", || {
             let answer = door.send(&door.turn()).unwrap();
-            assert!(answer.is_complete() || answer.status == 400, "{} {}", answer.status, answer.text());
+            assert!(
+                answer.is_complete() || answer.status == 400,
+                "{} {}",
+                answer.status,
+                answer.text()
+            );
             answer.is_complete()
         });
         eprintln!("{fault:?}: served after {:?}", begun.elapsed());
@@ -128,10 +134,16 @@ fn without_a_grace_a_lost_answer_costs_that_login_only_and_says_so() {
         }
         let account = world.account("a");
         assert_eq!(account["state"], "needs_login");
-        assert!(account["reason"].as_str().unwrap().contains("refresh outcome unknown"), "{account}");
+        assert!(
+            account["reason"].as_str().unwrap().contains("refresh outcome unknown"),
+            "{account}"
+        );
         assert!(account["until"].as_u64().is_some(), "{account}");
         let shown = world.ctl("status").ok().stdout;
-        assert!(shown.contains("refresh outcome unknown") && shown.contains("cmactl import"), "{shown}");
+        assert!(
+            shown.contains("refresh outcome unknown") && shown.contains("cmactl import"),
+            "{shown}"
+        );
         assert_eq!(world.account("b")["state"], "ready");
         assert!(door.send(&door.turn()).unwrap().is_complete());
     }
@@ -147,7 +159,9 @@ fn without_a_grace_a_lost_answer_costs_that_login_only_and_says_so() {
 
 #[test]
 fn a_final_refusal_is_believed_once() {
-    for (name, fault) in [("revoked", None), ("expired", None), ("grant", Some(Fault::invalid_grant()))] {
+    for (name, fault) in
+        [("revoked", None), ("expired", None), ("grant", Some(Fault::invalid_grant()))]
+    {
         let (world, door) = world_with(&["a", "b"], 0);
         world.ctl("switch a").ok();
         match name {

@@ -146,7 +146,10 @@ fn a_stop_waits_for_a_renewal_and_saves_it() {
     });
     assert_eq!(world.daemon_pid(), None);
     let account = world.account("a");
-    assert_eq!((account["generation"].as_u64(), &account["state"]), (Some(generation + 1), &"ready".into()));
+    assert_eq!(
+        (account["generation"].as_u64(), &account["state"]),
+        (Some(generation + 1), &"ready".into())
+    );
     assert!(door.send(&door.turn()).unwrap().is_complete());
     let stats = world.sim().stats().accounts["a"].clone();
     assert_eq!((stats.refresh_requests, stats.reused, stats.replayed), (1, 0, 0));
@@ -170,5 +173,36 @@ fn a_daemon_in_the_foreground_says_when_it_is_ready() {
     assert!(door.send(&door.turn()).unwrap().is_complete());
     signal(child.id(), rustix::process::Signal::INT);
     assert!(child.wait().unwrap().success());
+    world.assert_clean();
+}
+
+/// A command that comes while a daemon is on its last steps gets the next one.
+#[test]
+fn a_command_during_the_last_steps_of_a_stop_waits_for_the_next_daemon() {
+    let (world, door) = world();
+    for _ in 0..3 {
+        let pid = world.daemon_pid().unwrap();
+        world.ctl("switch a").ok();
+        world.sim().expire_access("a");
+        // It serves nobody any more, and waits for this.
+        let late = Fault::DelayAnswer(Duration::from_millis(600));
+        world.sim().fault(Some("a"), Route::Refresh, late, Some(1));
+        std::thread::scope(|scope| {
+            scope.spawn(|| drop(door.send(&door.turn())));
+            eventually("the renewal is under way", || {
+                world
+                    .sim()
+                    .seen()
+                    .iter()
+                    .any(|seen| seen.path == "/oauth/token" && seen.status.is_none())
+            });
+            scope.spawn(|| world.ctl("daemon stop --now").ok());
+            eventually("it answers no more", || world.ctl("--no-start status").code == 4);
+            let asked = world.ctl("status --json").ok();
+            assert_ne!(asked.json()["daemon"]["pid"], pid, "{:?}", asked.took);
+        });
+        assert!(door.send(&door.turn()).unwrap().is_complete());
+    }
+    assert_eq!(world.sim().stats().accounts["a"].reused, 0);
     world.assert_clean();
 }

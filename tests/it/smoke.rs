@@ -1,6 +1,9 @@
 //! The straight path.
 
-use cma_tests::{sim::SimConfig, world::{World, real_codex}};
+use cma_tests::{
+    sim::SimConfig,
+    world::{World, real_codex},
+};
 
 #[test]
 fn a_turn_of_the_real_cli_is_answered() {

@@ -42,9 +42,11 @@ fn read(path: &str) -> String {
 fn files() -> Vec<String> {
     let git = Command::new("git").arg("-C").arg(root()).args(["ls-files", "-z"]).output();
     let listed: Vec<String> = match git {
-        Ok(git) if git.status.success() => {
-            git.stdout.split(|byte| *byte == 0).map(|name| String::from_utf8_lossy(name).into()).collect()
-        },
+        Ok(git) if git.status.success() => git
+            .stdout
+            .split(|byte| *byte == 0)
+            .map(|name| String::from_utf8_lossy(name).into())
+            .collect(),
         _ => {
             let mut found = Vec::new();
             walk(&root(), &mut found);
@@ -74,7 +76,8 @@ fn sources() -> Vec<(String, String)> {
 }
 
 /// Fails with all findings at once.
-fn none(rule: &str, findings: Vec<String>) {
+fn none(rule: &str, findings: impl IntoIterator<Item = String>) {
+    let findings: Vec<_> = findings.into_iter().collect();
     assert!(findings.is_empty(), "{rule}:\n  {}", findings.join("\n  "));
 }
 
@@ -85,11 +88,10 @@ fn files_are_short() {
         .into_iter()
         .map(|(file, text)| (text.lines().count(), file))
         .filter(|(lines, file)| *lines > MAX_LINES && !allowed(file))
-        .map(|(lines, file)| format!("{file}: {lines} lines, {MAX_LINES} allowed"))
-        .collect();
+        .map(|(lines, file)| format!("{file}: {lines} lines, {MAX_LINES} allowed"));
     none("a file with several subjects (split it, or say in `LONG` why not)", long);
     let gone = LONG.iter().filter(|(file, _why)| !root().join(file).exists());
-    none("listed in `LONG` and not there", gone.map(|(file, _why)| (*file).to_owned()).collect());
+    none("listed in `LONG` and not there", gone.map(|(file, _why)| (*file).to_owned()));
 }
 
 #[test]
@@ -97,21 +99,22 @@ fn every_module_says_what_it_is() {
     let silent = sources()
         .into_iter()
         .filter(|(file, text)| !text.starts_with("//!") && !file.ends_with("/tests.rs"))
-        .map(|(file, _text)| file)
-        .collect();
+        .map(|(file, _text)| file);
     none("a module without `//!` on its first line", silent);
 }
 
 #[test]
 fn nothing_unfinished_is_left() {
-    // Put together here, so that this file is not a finding.
+    // Put together here, so that this file is not a finding. A test that only another one runs, in a
+    // process of its own, says so.
     let words = ["todo", "dbg", "unimplemented"].map(|word| format!("{word}!("));
     let ignored = format!("#[{}", "ignore");
-    let found = sources()
+    let found: Vec<_> = sources()
         .iter()
         .flat_map(|(file, text)| text.lines().enumerate().map(move |(at, line)| (file, at, line)))
         .filter(|(_, _, line)| {
-            words.iter().any(|word| line.contains(word)) || line.trim_start().starts_with(&ignored)
+            words.iter().any(|word| line.contains(word))
+                || line.trim_start().starts_with(&ignored) && !line.contains("a child of")
         })
         .map(|(file, at, line)| format!("{file}:{}: {}", at + 1, line.trim()))
         .collect();
@@ -183,7 +186,8 @@ fn tree<'a>(text: &'a str, prefix: &str, found: &mut BTreeSet<String>) -> &'a st
             }
         }
     }
-    let end = text.find(|c: char| !c.is_alphanumeric() && c != '_' && c != '*').unwrap_or(text.len());
+    let end =
+        text.find(|c: char| !c.is_alphanumeric() && c != '_' && c != '*').unwrap_or(text.len());
     let (name, rest) = text.split_at(end);
     let path = match (prefix.is_empty(), name) {
         (true, name) => name.to_owned(),
@@ -226,12 +230,14 @@ fn dependencies(manifest: &str) -> Vec<String> {
 fn foundations_stay_small() {
     let only = |manifest: &str, allowed: &[&str]| {
         let more = dependencies(manifest).into_iter().filter(|name| !allowed.contains(&&**name));
-        none(&format!("dependencies that {manifest} may not have"), more.collect());
+        none(&format!("dependencies that {manifest} may not have"), more);
     };
     only("daemon/core/Cargo.toml", &["fastrand", "http", "serde_json", "thiserror"]);
     only("proto/Cargo.toml", &["bincode", "serde", "serde_json", "interprocess", "rustix"]);
     only("shims/Cargo.toml", &["cma-proto"]);
-    assert!(!dependencies("ctl/Cargo.toml").iter().any(|name| name == "cma-core" || name == "tokio"));
+    assert!(
+        !dependencies("ctl/Cargo.toml").iter().any(|name| name == "cma-core" || name == "tokio")
+    );
     assert!(dependencies("daemon/Cargo.toml").len() > 5, "the reading of manifests works");
 }
 
@@ -242,8 +248,7 @@ fn every_scenario_file_is_listed() {
         .into_iter()
         .filter_map(|file| Some(file.strip_prefix("tests/it/")?.strip_suffix(".rs")?.to_owned()))
         .filter(|name| name != "main" && !name.contains('/'))
-        .filter(|name| !main.lines().any(|line| line.trim() == format!("mod {name};")))
-        .collect();
+        .filter(|name| !main.lines().any(|line| line.trim() == format!("mod {name};")));
     none("files of tests/it that main.rs doesn't list, so that they never run", lost);
 }
 
@@ -268,9 +273,10 @@ fn no_path_of_one_machine_is_written_down() {
 
 /// FNV-1a, 64 bit: tells a change, not an attack.
 fn digest(text: &str) -> String {
-    let hash = text.bytes().filter(|byte| *byte != b'\r').fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash =
+        text.bytes().filter(|byte| *byte != b'\r').fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
     format!("{hash:016x}")
 }
 

@@ -6,7 +6,14 @@
 //! cannot hide in the thing that judges it.
 
 #[cfg(unix)]
+#[expect(clippy::expect_used, clippy::panic, reason = "what goes wrong here fails the test")]
 pub mod http;
 pub mod sim;
 #[cfg(unix)]
+#[expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "what goes wrong here fails the test"
+)]
 pub mod world;

@@ -173,7 +173,8 @@ impl World {
     pub fn import(&self, label: &str, auth_json: &str) -> Ran {
         let file = self.path(&format!("tmp/{label}.auth.json"));
         fs::write(&file, auth_json).expect("a login file");
-        let ran = self.run("cmactl", ["import", &file.display().to_string(), "--label", label, "--json"]);
+        let ran =
+            self.run("cmactl", ["import", &file.display().to_string(), "--label", label, "--json"]);
         fs::remove_file(&file).expect("removed");
         ran
     }

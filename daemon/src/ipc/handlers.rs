@@ -8,7 +8,12 @@ use crate::{
     roster::{self, Roster},
     store::record::Record,
 };
-use cma_core::{identity::AccountId, pool::Input, select::Need};
+use cma_core::{
+    account::{Account, Login},
+    identity::AccountId,
+    pool::{Input, Pool},
+    select::Need,
+};
 use cma_proto::{
     error::ErrorCode,
     message::{Changed, LaunchRequest, Reply, Request, Switched, Why},
@@ -16,6 +21,7 @@ use cma_proto::{
 use std::{
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 /// Answers one request. `pid` is the peer's, as the kernel says.
@@ -141,6 +147,10 @@ async fn remove(app: &Arc<App>, selector: &str) -> Result<Reply, Fault> {
     let record = app.roster.select(selector)?;
     let id = AccountId::from_written(&record.id);
     let pinned = pin_now(app).await?.1.is_some_and(|pin| pin == record.id);
+    // A renewal under way spends the login: what is kept has to be what comes of it.
+    while renewing(app, &id).await? {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let gone = id.clone();
     let kept = blocking(app, move |roster| {
         if pinned {
@@ -156,6 +166,15 @@ async fn remove(app: &Arc<App>, selector: &str) -> Result<Reply, Fault> {
         epoch,
         notes: vec![format!("its login is kept in `{}` and was not revoked", kept.display())],
     }))
+}
+
+async fn renewing(app: &App, id: &AccountId) -> Result<bool, Fault> {
+    let id = id.clone();
+    let look = move |pool: &Pool, _now| {
+        let renewing = |account: &Account| matches!(account.login, Login::Renewing { .. });
+        pool.accounts().iter().any(|account| account.id == id && renewing(account))
+    };
+    app.actor.look(look).await.map_err(stopping)
 }
 
 async fn upsert(app: &App, record: &Record) -> Result<u64, Fault> {

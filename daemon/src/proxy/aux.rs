@@ -78,7 +78,11 @@ pub(crate) fn accounts_check(proxy: &Proxy, launch: &Launch) -> Answer {
 
 /// The model list of an account that can serve. A refused token is renewed first: a CLI without a
 /// list takes its built-in one, and with it another model than the person's account offers.
-pub(crate) async fn models(proxy: Arc<Proxy>, launch: &Launch, request: Request<Incoming>) -> Answer {
+pub(crate) async fn models(
+    proxy: Arc<Proxy>,
+    launch: &Launch,
+    request: Request<Incoming>,
+) -> Answer {
     let need = Need { workspaces: Arc::clone(&launch.workspaces), ..Need::default() };
     let (parts, _empty) = request.into_parts();
     for _try in 0..MODEL_TRIES {

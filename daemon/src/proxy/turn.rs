@@ -334,6 +334,8 @@ impl Turn {
 
     fn give_up_on(&mut self, lease: Lease) -> Answer {
         drop(lease);
+        // Another account could serve it, but the body has gone by.
+        self.last_reason.push_str("; the request is too large to be sent again");
         self.give_up(None)
     }
 

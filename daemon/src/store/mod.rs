@@ -119,6 +119,18 @@ impl Store {
         Ok(to)
     }
 
+    /// What an account was when it was last removed. A file that can't be read is as good as none.
+    pub(crate) fn removed_account(&self, id: &AccountId) -> Option<Record> {
+        let entries = std::fs::read_dir(self.root.join("removed")).ok()?;
+        let theirs = format!("{id}-");
+        let newest = entries
+            .flatten()
+            .filter(|entry| entry.file_name().as_encoded_bytes().starts_with(theirs.as_bytes()))
+            .map(|entry| entry.path())
+            .max()?;
+        record::open(&newest).ok().flatten()
+    }
+
     /// The note of a renewal whose outcome was not stored.
     pub(crate) fn renewal_note(&self, id: &AccountId) -> Result<Option<RenewalNote>, Fault> {
         record::open(&self.account_file(id.as_str(), ".renewal"))

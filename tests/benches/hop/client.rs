@@ -44,7 +44,11 @@ impl Client {
         self.stream.write_all(request).expect("sent");
         let mut n = self.stream.read(&mut self.buffer).expect("answered");
         let first = begun.elapsed();
-        assert!(self.buffer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&self.buffer[..n]));
+        assert!(
+            self.buffer.starts_with(b"HTTP/1.1 200"),
+            "{}",
+            String::from_utf8_lossy(&self.buffer[..n])
+        );
         while !self.buffer[..n].ends_with(END) {
             let more = self.stream.read(&mut self.buffer[n..]).expect("the rest");
             assert!(more > 0, "cut");
@@ -61,7 +65,8 @@ pub(crate) fn rate(port: u16, request: &[u8], clients: usize, time: Duration) ->
     let begun = Instant::now();
     let done: u64 = runtime.block_on(async {
         let tasks = (0..clients).map(|_| async {
-            let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.expect("connected");
+            let mut stream =
+                tokio::net::TcpStream::connect(("127.0.0.1", port)).await.expect("connected");
             stream.set_nodelay(true).expect("no delay");
             let mut buffer = vec![0; 16 * 1024];
             let mut done = 0;
@@ -76,7 +81,11 @@ pub(crate) fn rate(port: u16, request: &[u8], clients: usize, time: Duration) ->
                         break;
                     }
                 }
-                assert!(buffer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&buffer[..n]));
+                assert!(
+                    buffer.starts_with(b"HTTP/1.1 200"),
+                    "{}",
+                    String::from_utf8_lossy(&buffer[..n])
+                );
                 done += 1;
             }
             done
@@ -97,12 +106,20 @@ pub(crate) struct Streamed {
 }
 
 /// Opens `count` streams, evenly over `arriving`, and reads them to their ends.
-pub(crate) fn streams(port: u16, request: &[u8], count: usize, events: usize, arriving: Duration, halfway: impl FnOnce()) -> Streamed {
+pub(crate) fn streams(
+    port: u16,
+    request: &[u8],
+    count: usize,
+    events: usize,
+    arriving: Duration,
+    halfway: impl FnOnce(),
+) -> Streamed {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let tasks = (0..count).map(|n| async move {
-            let share = f64::from(u32::try_from(n).unwrap_or(0)) / f64::from(u32::try_from(count).unwrap_or(1));
+            let share = f64::from(u32::try_from(n).unwrap_or(0))
+                / f64::from(u32::try_from(count).unwrap_or(1));
             tokio::time::sleep(arriving.mul_f64(share)).await;
             stream(port, request).await.unwrap_or_default()
         });

@@ -58,7 +58,9 @@ fn added(bench: &Bench, body: usize, count: usize) {
             p99[way].push(percentile(&differences[way], 0.99));
         }
         let shown: Vec<_> = (1..ways.len())
-            .map(|way| format!("{} p50 {:.0} p99 {:.0} us", ways[way].0, p50[way][round], p99[way][round]))
+            .map(|way| {
+                format!("{} p50 {:.0} p99 {:.0} us", ways[way].0, p50[way][round], p99[way][round])
+            })
             .collect();
         println!("round {round}: added TTFB, {body} B: {}", shown.join(", "));
     }
@@ -73,8 +75,11 @@ fn rates(bench: &Bench, body: usize, clients: usize, time: Duration) {
         for (way, (_, port)) in ways.iter().enumerate() {
             all[way].push(rate_of(*port, &request(*port, &bench.key, body, ""), clients, time));
         }
-        let shown: Vec<_> =
-            ways.iter().zip(&all).map(|((name, _), rate)| format!("{name} {:.0}/s", rate[round])).collect();
+        let shown: Vec<_> = ways
+            .iter()
+            .zip(&all)
+            .map(|((name, _), rate)| format!("{name} {:.0}/s", rate[round]))
+            .collect();
         println!("round {round}: {clients} clients, {body} B: {}", shown.join(", "));
     }
     ratio("requests/s", &ways, &all);
@@ -85,7 +90,12 @@ fn ratio(what: &str, ways: &[(&'static str, u16)], figures: &[Vec<f64>]) {
     let of = |name: &str| ways.iter().position(|(known, _)| *known == name).map(|at| &figures[at]);
     if let (Some(nginx), Some(cmad)) = (of("nginx"), of("cmad")) {
         let ratios: Vec<_> = cmad.iter().zip(nginx).map(|(cmad, nginx)| cmad / nginx).collect();
-        println!("{what}: nginx {}, cmad {}, cmad/nginx {}", spread(nginx), spread(cmad), spread(&ratios));
+        println!(
+            "{what}: nginx {}, cmad {}, cmad/nginx {}",
+            spread(nginx),
+            spread(cmad),
+            spread(&ratios)
+        );
     }
 }
 
@@ -138,7 +148,8 @@ pub(crate) fn memory(bench: &Bench) {
     let bytes = request(bench.cmad, &bench.key, 1024, "?events=50&gap=100");
     let pid = bench.pid();
     let mut peak = 0.0;
-    let seen = open_streams(bench.cmad, &bytes, 1000, 50, Duration::from_secs(3), || peak = rss_mib(pid));
+    let seen =
+        open_streams(bench.cmad, &bytes, 1000, 50, Duration::from_secs(3), || peak = rss_mib(pid));
     println!("1,000 streams: {peak:.1} MiB, {} events lost", seen.lost);
     let large = request(bench.cmad, &bench.key, 2 * 1024 * 1024, "");
     rate_of(bench.cmad, &large, 4, Duration::from_secs(2));
@@ -164,7 +175,8 @@ pub(crate) fn start(bench: &Bench) {
     fs::create_dir_all(&fake).expect("a folder");
     let package = fake.join("node_modules/@openai/codex");
     fs::create_dir_all(package.join("bin")).expect("a folder");
-    fs::write(package.join("package.json"), r#"{"name":"@openai/codex","version":"0.169.0"}"#).expect("written");
+    fs::write(package.join("package.json"), r#"{"name":"@openai/codex","version":"0.169.0"}"#)
+        .expect("written");
     let program = package.join("bin/codex");
     fs::copy("/bin/true", &program).expect("copied");
     let program = program.display().to_string();
@@ -236,6 +248,8 @@ fn cpu_seconds(pid: u32) -> f64 {
 /// Resident memory of a process.
 fn rss_mib(pid: u32) -> f64 {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let kib = text.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<f64>().ok());
+    let kib = text.lines().find_map(|line| {
+        line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<f64>().ok()
+    });
     kib.unwrap_or(f64::NAN) / 1024.0
 }

@@ -16,5 +16,10 @@ pub(crate) fn median(values: &[f64]) -> f64 {
 
 /// `median (min..max)` of some rounds.
 pub(crate) fn spread(values: &[f64]) -> String {
-    format!("{:.2} [{:.2}..{:.2}]", median(values), percentile(values, 0.0), percentile(values, 1.0))
+    format!(
+        "{:.2} [{:.2}..{:.2}]",
+        median(values),
+        percentile(values, 0.0),
+        percentile(values, 1.0)
+    )
 }

@@ -60,7 +60,12 @@ fn whole_answer() -> String {
     let mut out = HEAD.to_owned();
     for n in 0..7 {
         let pad = "x".repeat(150);
-        chunk(&mut out, &format!("event: response.output_text.delta\ndata: {{\"type\":\"response.output_text.delta\",\"n\":{n},\"delta\":\"{pad}\"}}\n\n"));
+        chunk(
+            &mut out,
+            &format!(
+                "event: response.output_text.delta\ndata: {{\"type\":\"response.output_text.delta\",\"n\":{n},\"delta\":\"{pad}\"}}\n\n"
+            ),
+        );
     }
     chunk(&mut out, COMPLETED);
     out.push_str("0\r\n\r\n");
@@ -88,7 +93,11 @@ async fn connection(mut stream: TcpStream, answer: &[u8]) -> std::io::Result<()>
             let text = String::from_utf8_lossy(&buffer[..head]).to_ascii_lowercase();
             let number = |name: &str, end: char| -> Option<u64> {
                 let rest = text.split_once(name)?.1;
-                rest.split(|c: char| c == end || c == ' ' || c == '&').find(|p| !p.is_empty())?.trim().parse().ok()
+                rest.split(|c: char| c == end || c == ' ' || c == '&')
+                    .find(|p| !p.is_empty())?
+                    .trim()
+                    .parse()
+                    .ok()
             };
             let plan = number("events=", '&').zip(number("gap=", ' '));
             (number("content-length:", '\r').unwrap_or(0), plan)
@@ -113,7 +122,10 @@ async fn connection(mut stream: TcpStream, answer: &[u8]) -> std::io::Result<()>
                 for _ in 0..events {
                     ticks.tick().await;
                     let mut out = String::new();
-                    chunk(&mut out, &format!("data: {{\"type\":\"d\",\"sent\":\"{:020}\"}}\n\n", nanos()));
+                    chunk(
+                        &mut out,
+                        &format!("data: {{\"type\":\"d\",\"sent\":\"{:020}\"}}\n\n", nanos()),
+                    );
                     stream.write_all(out.as_bytes()).await?;
                 }
                 let mut out = String::new();

@@ -1,0 +1,276 @@
+//! The fuzz targets as plain functions: any bytes in, a panic when a promise is broken.
+//!
+//! `tests/it/fuzz_corpus.rs` includes this file and runs every function over its committed corpus,
+//! so that the targets can't rot; the binaries beside it hand them to libFuzzer.
+
+use cma_core::{
+    cooldown::Cause,
+    identity::{AccountId, Claims},
+    pool::{Effect, Grant, Input, LeaseId, Pool, Release, RenewalFailure, Seed, Ticket},
+    quota::{self, MAIN_LIMIT, Place, Quota, Window},
+    select::Need,
+    time::{Mono, Now, Span, Wall},
+    token::Generation,
+    verdict::{self, Mark, Outcome},
+};
+use cma_proto::{
+    codec::Codec,
+    frame::Frame,
+    hello::{self, ClientHello, ServerHello},
+    message::{Event, Reply, Request},
+};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+
+const NOW: Now = Now { mono: Mono::from_millis(5), wall: Wall::from_secs(1_800_000_000) };
+
+/// A stream of bytes is frames, then an error or a rest; what was read encodes to what was there.
+pub fn frame(bytes: &[u8]) {
+    let mut buffer = bytes.to_vec();
+    while let Ok(decoded) = Frame::decode(&mut buffer) {
+        let before = bytes.len() - buffer.len();
+        match decoded {
+            Ok(frame) => {
+                let mut again = Vec::new();
+                frame.encode(&mut again).expect("what was decoded is within its limit");
+                assert!(bytes[..before].ends_with(&again));
+            },
+            Err(need) => {
+                assert!(need > buffer.len());
+                break;
+            },
+        }
+    }
+}
+
+/// A hello from anybody is refused or leads to a version and a codec that both have.
+pub fn hello(bytes: &[u8]) {
+    if let Ok(client) = serde_json::from_slice::<ClientHello>(bytes) {
+        match hello::negotiate(&client) {
+            Ok((version, codec)) => {
+                assert!((client.min..=client.max.max(client.min)).contains(&version));
+                assert!(
+                    client.codecs.is_empty() || client.codecs.iter().any(|c| c == codec.name())
+                );
+            },
+            Err(refused) => assert!(matches!(*refused, ServerHello::Refused { .. })),
+        }
+    }
+    drop(serde_json::from_slice::<ServerHello>(bytes));
+}
+
+/// The first byte picks the codec, the rest is any message.
+pub fn message(bytes: &[u8]) {
+    let Some((first, rest)) = bytes.split_first() else { return };
+    let codec = if first % 2 == 0 { Codec::Bincode } else { Codec::Json };
+    if let Ok(request) = codec.decode::<Request>(rest) {
+        let again = codec.encode(&request).expect("what was read can be said");
+        assert_eq!(codec.decode::<Request>(&again).expect("and read again"), request);
+    }
+    drop(codec.decode::<Reply>(rest));
+    drop(codec.decode::<Event>(rest));
+}
+
+/// Lines `name: value` as response headers.
+pub fn quota_headers(bytes: &[u8]) {
+    let mut headers = HeaderMap::new();
+    for line in bytes.split(|byte| *byte == b'\n').take(200) {
+        let Some(at) = line.iter().position(|byte| *byte == b':') else { continue };
+        let (name, value) =
+            (HeaderName::from_bytes(&line[..at]), HeaderValue::from_bytes(&line[at + 1..]));
+        if let (Ok(name), Ok(value)) = (name, value) {
+            headers.append(name, value);
+        }
+    }
+    believe(&quota::from_headers(&headers, NOW.wall));
+    for status in [200, 401, 403, 429, 500] {
+        let status = StatusCode::from_u16(status).expect("a status");
+        drop(verdict::classify(&Outcome::Head { status, headers: &headers, body: None }, NOW.wall));
+    }
+}
+
+/// Any JSON as a stream event, a usage answer and an error body.
+pub fn quota_json(bytes: &[u8]) {
+    let Ok(value) = serde_json::from_slice::<Value>(bytes) else { return };
+    believe(&quota::from_event(&value, NOW.wall));
+    believe(&quota::from_usage(&value, NOW.wall));
+    assert!(quota::reset_in_error(&value, NOW.wall).is_none_or(|at| at >= Wall::default()));
+    let headers = HeaderMap::new();
+    for status in [400, 403, 429] {
+        let status = StatusCode::from_u16(status).expect("a status");
+        let head = Outcome::Head { status, headers: &headers, body: Some(&value) };
+        drop((verdict::classify(&head, NOW.wall), verdict::stops_the_cli(status, Some(&value))));
+    }
+}
+
+fn believe(windows: &[Window]) {
+    let mut known = Quota::default();
+    known.merge(windows);
+    let headroom = known.headroom(NOW);
+    assert!((0.0..=100.0).contains(&headroom));
+    assert!(known.full_until(NOW).is_none_or(|at| at > NOW.wall));
+    assert!(known.longest(NOW).is_none_or(|window| window.resets.is_some()));
+    let again = known.windows().to_vec();
+    assert!(!known.merge(&again), "the same news is no news");
+}
+
+/// The payload of a token from anywhere.
+pub fn jwt_claims(bytes: &[u8]) {
+    let Ok(payload) = serde_json::from_slice::<Value>(bytes) else { return };
+    let claims = Claims::from_payload(&payload);
+    assert!(claims.same_identity(&claims));
+    assert_eq!(claims.clone().or(Claims::default()), claims);
+    for text in [&claims.user, &claims.workspace, &claims.email, &claims.plan].into_iter().flatten()
+    {
+        assert!(!text.is_empty() && text.len() <= 256);
+    }
+    let id = AccountId::of(&claims.user.unwrap_or_default(), &claims.workspace.unwrap_or_default());
+    assert_eq!(id.as_str().len(), 12);
+}
+
+/// Three bytes an operation on a pool: what, on whom, how much.
+pub fn pool_ops(bytes: &[u8]) {
+    let mut world = World {
+        pool: Pool::new(1),
+        now: NOW,
+        leases: Vec::new(),
+        waiting: BTreeSet::new(),
+        renewing: BTreeMap::new(),
+        generation: 1,
+    };
+    for (n, op) in (0..).zip(bytes.chunks_exact(3).take(2000)) {
+        let input = world.input(Ticket(n), op[0], op[1], op[2]);
+        world.pool.handle(world.now, input);
+        while let Some(effect) = world.pool.poll_effect() {
+            world.check(effect);
+        }
+        let pool = &world.pool;
+        assert_eq!(pool.outstanding(), world.leases.len());
+        assert!(pool.next_wake(world.now).is_none_or(|wake| wake > Span::ZERO));
+        assert!(pool.pin().is_none_or(|(pin, _)| pool.accounts().iter().any(|one| one.id == *pin)));
+    }
+}
+
+struct World {
+    pool: Pool,
+    now: Now,
+    leases: Vec<LeaseId>,
+    waiting: BTreeSet<Ticket>,
+    renewing: BTreeMap<AccountId, Generation>,
+    generation: u64,
+}
+
+impl World {
+    fn input(&mut self, ticket: Ticket, what: u8, who: u8, much: u8) -> Input {
+        let id = AccountId::of("u", &(who % 4).to_string());
+        let wait = Span::from_secs(u64::from(much).pow(2));
+        let then = self.now.wall.plus(wait);
+        match what % 12 {
+            0 | 1 => {
+                self.waiting.insert(ticket);
+                let session = (!much.is_multiple_of(3)).then(|| format!("s{}", much % 3).into());
+                Input::Select(ticket, Need { session, ..Need::default() })
+            },
+            2 | 3 if !self.leases.is_empty() => {
+                let lease = self.leases.swap_remove(usize::from(who) % self.leases.len());
+                let mark = mark(much, self.now);
+                Input::Release(lease, Release { mark, served: who.is_multiple_of(2), model: None })
+            },
+            4 => {
+                let place = if who > 127 { Place::Primary } else { Place::Secondary };
+                let used_percent = f64::from(much % 101);
+                let (limit, seen) = (MAIN_LIMIT.into(), self.now.wall);
+                let resets = Some(then);
+                let window = Window { limit, place, used_percent, minutes: None, resets, seen };
+                Input::QuotaSeen(id, vec![window])
+            },
+            5 => match (self.renewing.remove(&id), much % 3) {
+                (Some(from), 0) => {
+                    Input::RenewalFailed(id, from, RenewalFailure::Transient("busy".into()))
+                },
+                (Some(from), 1) => {
+                    Input::RenewalFailed(id, from, RenewalFailure::Permanent("revoked".into()))
+                },
+                _ => Input::Renewed(id, self.next_generation(), Some(then)),
+            },
+            6 => {
+                self.renewing.remove(&id);
+                let generation = self.next_generation();
+                Input::Upsert(seed(id, who, generation, (much > 9).then_some(then)))
+            },
+            7 => {
+                self.renewing.remove(&id);
+                Input::Remove(id)
+            },
+            8 => Input::Pin((much > 99).then_some(id)),
+            9 => {
+                self.now.wall = if who > 127 { then } else { self.now.wall.minus(wait) };
+                Input::Tick
+            },
+            _ => {
+                let wait = self.pool.next_wake(self.now).unwrap_or(wait).min(wait);
+                self.now.mono = self.now.mono.plus(wait);
+                self.now.wall = self.now.wall.plus(wait);
+                Input::Tick
+            },
+        }
+    }
+
+    fn next_generation(&mut self) -> Generation {
+        self.generation += 1;
+        Generation(self.generation)
+    }
+
+    fn check(&mut self, effect: Effect) {
+        match effect {
+            Effect::Reply(ticket, grant) => {
+                assert!(self.waiting.remove(&ticket), "answered twice");
+                match grant {
+                    Grant::Lease { lease, account, generation } => {
+                        let mut all = self.pool.accounts().iter();
+                        let one = all.find(|one| one.id == account).expect("it is there");
+                        assert!(one.enabled && one.sendable(self.now));
+                        assert_eq!(one.token.generation, generation);
+                        assert_eq!(one.rest(self.now), None);
+                        assert_eq!(one.quota.full_until(self.now), None);
+                        self.leases.push(lease);
+                    },
+                    Grant::Refused(refused) => {
+                        assert!(refused.retry_at.is_none_or(|at| at > self.now.wall));
+                    },
+                }
+            },
+            Effect::Renew(id, from) => {
+                assert_eq!(self.renewing.insert(id, from), None, "two renewals at once");
+            },
+            Effect::Changed(_) | Effect::Note(_) => {},
+        }
+    }
+}
+
+fn seed(id: AccountId, who: u8, generation: Generation, expires: Option<Wall>) -> Seed {
+    Seed {
+        id,
+        order: u32::from(who % 4),
+        workspace: "w".into(),
+        plan: None,
+        name: "n".into(),
+        enabled: who & 64 == 0,
+        at_home: who & 32 == 0,
+        generation,
+        expires,
+        gone: None,
+    }
+}
+
+fn mark(much: u8, now: Now) -> Mark {
+    match much % 8 {
+        0..=2 => Mark::Fine,
+        3 => Mark::Shaky,
+        4 => Mark::Unauthorized,
+        5 => Mark::Cool(Cause::UsageLimit(Some(now.wall.plus(Span::from_secs(much.into()))))),
+        6 => Mark::Cool(Cause::Throttled(None)),
+        _ => Mark::Cool(Cause::Forbidden),
+    }
+}
