@@ -7,7 +7,7 @@
 //! accounts in it; a CLI that found itself in another would log out and delete the person's login
 //! (observed, 0.169.0), so when in doubt the answer is "plain".
 
-use crate::{fault::Fault, proxy::keys::Keys, roster::Roster};
+use crate::{fault::Fault, proxy::keys::Keys, roster::Roster, store::import};
 use cma_proto::message::{Launch, LaunchPlan, LaunchRequest};
 use std::{
     path::{Path, PathBuf},
@@ -68,8 +68,17 @@ pub(crate) fn plan(
     {
         return aside("no account of the pool is in the workspace that codex is bound to", true);
     }
+    // The CLI notes who made a thread, and `resume --last` only finds threads of the identity it runs
+    // under (observed, 0.169.0): a person's own login, when it is in the pool, stays that identity.
+    let own = import::identity(&Path::new(&request.codex_home).join("auth.json"));
+    let face = own.filter(|id| {
+        let allowed = |workspace: &str| {
+            workspaces.is_empty() || workspaces.iter().any(|one| **one == *workspace)
+        };
+        pool.iter().any(|record| record.id == id.as_str() && allowed(&record.workspace))
+    });
     // A printed key is for any program of this person; a launch's dies with its process.
-    let (key, launch) = keys.mint(pid.filter(|_| !request.printed), workspaces)?;
+    let (key, launch) = keys.mint(pid.filter(|_| !request.printed), face, workspaces)?;
     let no_proxy = no_proxy(&request.no_proxy);
     let mut args = vec![
         "-c".to_owned(),

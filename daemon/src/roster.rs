@@ -71,14 +71,19 @@ impl Roster {
         self.records.read().iter().find(|record| record.id == id.as_str()).cloned()
     }
 
-    /// The account that speaks for the pool where the CLI wants one identity: the first in the
-    /// list that the launch allows. It stays the same while it is in the pool.
-    pub(crate) fn face(&self, workspaces: &[Arc<str>]) -> Option<Arc<Record>> {
+    /// The account that speaks for the pool where the CLI wants one identity: the launch's own, else
+    /// the first in the list that is allowed. It stays the same while it is in the pool.
+    pub(crate) fn face(
+        &self,
+        own: Option<&AccountId>,
+        workspaces: &[Arc<str>],
+    ) -> Option<Arc<Record>> {
         let records = self.records.read();
         let allowed = |record: &&Arc<Record>| {
-            workspaces.is_empty() || workspaces.iter().any(|allowed| **allowed == *record.workspace)
+            workspaces.is_empty() || workspaces.iter().any(|one| **one == *record.workspace)
         };
-        records.iter().find(allowed).cloned()
+        let chosen = own.and_then(|id| records.iter().find(|record| record.id == id.as_str()));
+        chosen.filter(allowed).or_else(|| records.iter().find(allowed)).cloned()
     }
 
     /// What the pool has to know of a record.

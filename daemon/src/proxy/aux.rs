@@ -37,7 +37,7 @@ const MAX_BODY: usize = 4 * 1024 * 1024;
 
 /// `whoami`: the account that speaks for the pool, from memory.
 pub(crate) fn whoami(proxy: &Proxy, launch: &Launch) -> Answer {
-    let Some(face) = proxy.roster.face(&launch.workspaces) else {
+    let Some(face) = proxy.roster.face(launch.face.as_ref(), &launch.workspaces) else {
         return respond::not_here();
     };
     respond::json(
@@ -55,7 +55,7 @@ pub(crate) fn whoami(proxy: &Proxy, launch: &Launch) -> Answer {
 /// `accounts/check`: one workspace, without constraints on where it is served; those of the real
 /// account are the proxy's business.
 pub(crate) fn accounts_check(proxy: &Proxy, launch: &Launch) -> Answer {
-    let Some(face) = proxy.roster.face(&launch.workspaces) else {
+    let Some(face) = proxy.roster.face(launch.face.as_ref(), &launch.workspaces) else {
         return respond::not_here();
     };
     let entry = json!({
@@ -123,7 +123,7 @@ pub(crate) async fn bundle(
     launch: &Launch,
     request: Request<Incoming>,
 ) -> Answer {
-    let Some(face) = proxy.roster.face(&launch.workspaces) else {
+    let Some(face) = proxy.roster.face(launch.face.as_ref(), &launch.workspaces) else {
         return respond::not_here();
     };
     if !managed(face.plan.as_deref()) {
@@ -140,7 +140,7 @@ fn managed(plan: Option<&str>) -> bool {
 
 /// Anything else, for the account that speaks for the pool.
 pub(crate) async fn pass(proxy: Arc<Proxy>, launch: &Launch, request: Request<Incoming>) -> Answer {
-    match proxy.roster.face(&launch.workspaces) {
+    match proxy.roster.face(launch.face.as_ref(), &launch.workspaces) {
         Some(face) => pass_on(&proxy, &id_of(&face), request).await,
         None => respond::not_here(),
     }

@@ -10,6 +10,7 @@
 //! most every [`RECHECK`], beside the request and not before it.
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use cma_core::identity::AccountId;
 use parking_lot::Mutex;
 use ring::hmac;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -44,6 +45,8 @@ pub(crate) struct Launch {
     pub(crate) boot: u64,
     /// Seconds since 1970.
     pub(crate) expires_at: u64,
+    /// The account that speaks for the pool in this launch, when the launch has one of its own.
+    pub(crate) face: Option<AccountId>,
     /// Workspaces the launch allows; empty allows all.
     pub(crate) workspaces: Arc<[Arc<str>]>,
 }
@@ -69,6 +72,7 @@ impl Keys {
     pub(crate) fn mint(
         &self,
         pid: Option<u32>,
+        face: Option<AccountId>,
         workspaces: Arc<[Arc<str>]>,
     ) -> Result<(String, Launch), Fault> {
         let mut id = [0; 8];
@@ -86,6 +90,7 @@ impl Keys {
             start,
             boot: self.boot,
             expires_at: clock::unix() + life,
+            face,
             workspaces,
         };
         let payload = launch.write();
@@ -152,26 +157,33 @@ impl Launch {
         out.extend(self.start.to_be_bytes());
         out.extend(self.boot.to_be_bytes());
         out.extend(self.expires_at.to_be_bytes());
-        out.extend(self.workspaces.join("\n").into_bytes());
+        let face = self.face.as_ref().map(AccountId::as_str).unwrap_or_default();
+        out.extend(face.bytes());
+        for workspace in self.workspaces.iter() {
+            out.push(b'\n');
+            out.extend(workspace.bytes());
+        }
         out
     }
 
     fn read(bytes: &[u8]) -> Option<Self> {
-        let (fixed, workspaces) = bytes.split_at_checked(FIXED)?;
+        let (fixed, names) = bytes.split_at_checked(FIXED)?;
         let (&version, rest) = fixed.split_first()?;
         let (id, rest) = rest.split_first_chunk()?;
         let (pid, rest) = rest.split_first_chunk()?;
         let (start, rest) = rest.split_first_chunk()?;
         let (boot, rest) = rest.split_first_chunk()?;
         let (expires, _none) = rest.split_first_chunk()?;
-        let workspaces = str::from_utf8(workspaces).ok()?;
+        let mut names = str::from_utf8(names).ok()?.split('\n');
+        let face = names.next().filter(|face| !face.is_empty()).map(AccountId::from_written);
         (version == VERSION).then(|| Self {
             id: u64::from_be_bytes(*id),
             pid: u32::from_be_bytes(*pid),
             start: u64::from_be_bytes(*start),
             boot: u64::from_be_bytes(*boot),
             expires_at: u64::from_be_bytes(*expires),
-            workspaces: workspaces.split('\n').filter(|w| !w.is_empty()).map(Into::into).collect(),
+            face,
+            workspaces: names.filter(|name| !name.is_empty()).map(Into::into).collect(),
         })
     }
 }
@@ -189,12 +201,14 @@ mod tests {
     #[tokio::test]
     async fn a_key_opens_while_its_process_lives_and_survives_a_restart() {
         let own = std::process::id();
-        let (key, launch) = Keys::new(b"secret").mint(Some(own), ["w".into()].into()).unwrap();
+        let (key, launch) = Keys::new(b"secret")
+            .mint(Some(own), Some(AccountId::of("u", "w")), ["w".into()].into())
+            .unwrap();
         let restarted = Keys::new(b"secret");
         assert_eq!(restarted.check(&key), Some(launch));
         assert_eq!(Keys::new(b"other").check(&key), None);
         let mut ended = std::process::Command::new("true").spawn().unwrap();
-        let (key, _launch) = restarted.mint(Some(ended.id()), [].into()).unwrap();
+        let (key, _launch) = restarted.mint(Some(ended.id()), None, [].into()).unwrap();
         ended.wait().unwrap();
         assert_eq!(restarted.check(&key), None, "its process has ended");
     }
@@ -202,7 +216,7 @@ mod tests {
     #[tokio::test]
     async fn no_changed_key_opens() {
         let keys = Keys::new(b"secret");
-        let (key, _launch) = keys.mint(None, [].into()).unwrap();
+        let (key, _launch) = keys.mint(None, None, [].into()).unwrap();
         assert!(keys.check(&key).is_some());
         for at in PREFIX.len()..key.len() {
             let mut changed = key.clone().into_bytes();

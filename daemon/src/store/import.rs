@@ -5,7 +5,7 @@
 
 use crate::{config::Config, fault::Fault};
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
-use cma_core::identity::Claims;
+use cma_core::identity::{AccountId, Claims};
 use cma_proto::error::ErrorCode;
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -92,6 +92,16 @@ pub(crate) fn auth_json(path: &Path, config: &Config) -> Result<Login, Fault> {
             "sign in again with `codex login`, then run `cmactl import`",
         )
     })
+}
+
+/// Whose login an `auth.json` holds; read from its claims alone, no credential leaves here. `None`
+/// when there is no such login.
+pub(crate) fn identity(path: &Path) -> Option<AccountId> {
+    let small = std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() <= MAX_FILE);
+    let bytes = small.then(|| std::fs::read(path).ok()).flatten()?;
+    let tokens = serde_json::from_slice::<AuthFile>(&bytes).ok()?.tokens?;
+    let claims = claims(tokens.id_token.as_deref()?)?;
+    Some(AccountId::of(&claims.user?, &claims.workspace.or(tokens.account_id)?))
 }
 
 fn login(tokens: &AuthTokens, config: &Config) -> Result<Login, String> {

@@ -2,7 +2,7 @@
 
 use super::upstream::nanos;
 use std::{
-    io::{Read, Write},
+    io::{Read as _, Write as _},
     net::TcpStream,
     time::{Duration, Instant},
 };

@@ -9,6 +9,12 @@
 //! upstream share the machine; ratios are taken within a round and their median over rounds is told.
 //! Nothing else may run meanwhile: a p99 says nothing then.
 
+#![expect(
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a bench ends where something goes wrong, and its figures are its output"
+)]
+
 mod client;
 mod nginx;
 mod parts;

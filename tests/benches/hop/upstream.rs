@@ -93,11 +93,7 @@ async fn connection(mut stream: TcpStream, answer: &[u8]) -> std::io::Result<()>
             let text = String::from_utf8_lossy(&buffer[..head]).to_ascii_lowercase();
             let number = |name: &str, end: char| -> Option<u64> {
                 let rest = text.split_once(name)?.1;
-                rest.split(|c: char| c == end || c == ' ' || c == '&')
-                    .find(|p| !p.is_empty())?
-                    .trim()
-                    .parse()
-                    .ok()
+                rest.split([end, ' ', '&']).find(|p| !p.is_empty())?.trim().parse().ok()
             };
             let plan = number("events=", '&').zip(number("gap=", ' '));
             (number("content-length:", '\r').unwrap_or(0), plan)
