@@ -71,7 +71,6 @@ fn open_to_all(path: &Path) {
 
 /// Says what the daemon tells a stranger. Run as another user by the next test.
 #[test]
-#[ignore = "a child of `another_user_is_denied`"]
 fn child_of_another_user() {
     let Some(socket) = std::env::var_os("CMA_TEST_SOCKET") else { return };
     let mut stream = UnixStream::connect(socket).unwrap();
@@ -116,7 +115,7 @@ fn another_user_is_denied() {
 
     let mut command = world.command(own);
     command
-        .args(["ipc::child_of_another_user", "--exact", "--ignored", "--nocapture"])
+        .args(["ipc::child_of_another_user", "--exact", "--nocapture"])
         .env("CMA_TEST_SOCKET", &socket)
         .uid(OTHER)
         .gid(OTHER);

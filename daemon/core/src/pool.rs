@@ -158,6 +158,8 @@ pub struct Refused {
     pub retry_at: Option<Wall>,
     /// Whether the one that comes back earliest is out of quota (and not out of order).
     pub quota: bool,
+    /// Whether one could serve and was only ruled out because this request tried it before.
+    pub tried: bool,
     /// Name and reason of each.
     pub reasons: Vec<(Arc<str>, String)>,
     /// Plan of the account that comes back first, else of the first in the list.
@@ -366,6 +368,7 @@ impl Pool {
             })
             .min_by(|a, b| (a.0, a.2.order).cmp(&(b.0, b.2.order)));
         Refused {
+            tried: out.iter().any(|(_account, excluded)| excluded.is_none()),
             retry_at: first.map(|(until, _quota, _account)| until),
             quota: first.is_some_and(|(_until, quota, _account)| quota),
             reasons: out

@@ -155,8 +155,7 @@ impl Turn {
             .retry_at
             .map(|at| Duration::from_millis(at.since(clock::wall()).millis()))
             .filter(|wait| *wait <= MAX_WAIT.saturating_sub(self.trace.started.elapsed()));
-        let eligible = refused.reasons.iter().any(|(_name, reason)| reason == TRIED);
-        if tried_only && eligible && !self.stops_here() {
+        if tried_only && refused.tried && !self.stops_here() {
             self.need.exclude.clear();
             self.need.only = None;
             self.pause().await;
@@ -389,9 +388,6 @@ impl Turn {
         self.proxy.traces.end(self.trace.clone());
     }
 }
-
-/// How the core words that an account was tried before.
-const TRIED: &str = "already tried for this request";
 
 /// Why no head came.
 enum Missed {
