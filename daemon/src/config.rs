@@ -105,6 +105,11 @@ impl Config {
         Self::resolve(&file, var)
     }
 
+    /// Whether both upstreams are simulated ones: plain http, which is for loopback alone.
+    pub(crate) const fn is_simulated(&self) -> bool {
+        !self.backend.tls && !self.issuer.tls
+    }
+
     fn resolve(file: &File, var: impl Fn(&str) -> Option<String>) -> Result<Self, Fault> {
         let var = |name: &str| var(name).filter(|value| !value.is_empty());
         let mut faults = Vec::new();

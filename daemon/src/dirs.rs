@@ -3,7 +3,7 @@
 //! Permissions are asserted each time, not only set on creation: a root that others may enter, or
 //! that belongs to somebody else, is refused before anything is read from it.
 
-use crate::fault::Fault;
+use crate::{disk, fault::Fault};
 use cma_proto::{endpoint::Root, error::ErrorCode};
 use std::{io, path::Path};
 
@@ -14,7 +14,7 @@ use std::{io, path::Path};
 pub(crate) fn prepare(root: &Root) -> Result<(), Fault> {
     let path = root.path();
     if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(|error| cant_make(parent, &error))?;
+        parents(parent)?;
     }
     private_dir(path)?;
     for name in ["run", "accounts", "log"] {
@@ -28,15 +28,22 @@ pub(crate) fn prepare(root: &Root) -> Result<(), Fault> {
 
 /// Makes a folder of mode 0700, or checks that it is one of ours.
 pub(crate) fn private_dir(path: &Path) -> Result<(), Fault> {
-    let mut builder = std::fs::DirBuilder::new();
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    match builder.create(path) {
-        Ok(()) => {},
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {},
-        Err(error) => return Err(cant_make(path, &error)),
-    }
+    disk::make_folder(path).map_err(|error| cant_make(path, &error))?;
     assert_private(path)
+}
+
+/// Makes the folders above the root where they are missing, and their names durable: a login that
+/// was saved below a folder that a loss of power takes away is lost.
+fn parents(path: &Path) -> Result<(), Fault> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(above) = path.parent() {
+        parents(above)?;
+    }
+    std::fs::create_dir_all(path)
+        .and_then(|()| disk::sync_folder(disk::folder_of(path)))
+        .map_err(|error| cant_make(path, &error))
 }
 
 fn cant_make(path: &Path, error: &io::Error) -> Fault {

@@ -28,7 +28,9 @@ impl Fault {
     pub(crate) fn file(path: &Path, doing: &str, error: &io::Error) -> Self {
         let hint = match error.kind() {
             io::ErrorKind::PermissionDenied => "check its owner and mode",
-            io::ErrorKind::StorageFull => "free some disk space, then try again",
+            io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::FileTooLarge => "free some disk space, then try again",
             _ => "look at that path, then try again",
         };
         Self::new(ErrorCode::Store, format!("can't {doing} `{}`: {error}", path.display()), hint)

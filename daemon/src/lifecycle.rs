@@ -50,6 +50,14 @@ pub(crate) fn hold(root: &Root) -> Result<Held, Fault> {
         Err(TryLockError::WouldBlock) => {
             let mut pid = String::new();
             drop(file.read_to_string(&mut pid));
+            let lives = pid.trim().parse().ok().and_then(sys::process_start).is_some();
+            if !lives {
+                return Err(Fault::new(
+                    ErrorCode::Negative,
+                    format!("`{}` is held by another program", path.display()),
+                    "end the program that holds it (a backup, a scanner), then try again",
+                ));
+            }
             return Err(Fault::new(
                 ErrorCode::Negative,
                 format!(

@@ -8,7 +8,9 @@ mod app;
 mod cache;
 mod clock;
 mod config;
+mod crash;
 mod dirs;
+mod disk;
 mod fault;
 mod ipc;
 mod launch;
@@ -19,6 +21,7 @@ mod roster;
 mod store;
 mod sys;
 mod telemetry;
+mod trouble;
 mod upstream;
 mod vault;
 
@@ -53,6 +56,11 @@ fn main() -> ExitCode {
             say(&format!("cmad {}", cma_proto::VERSION));
             return ExitCode::SUCCESS;
         },
+        // For tests, which go through all of them.
+        (Some("crash-points"), None) => {
+            crash::all().iter().for_each(|name| say(name));
+            return ExitCode::SUCCESS;
+        },
         _ => Err(Fault::new(
             ErrorCode::BadRequest,
             "cmad knows `run`, `start` and `--version`",
@@ -82,6 +90,8 @@ fn run(detached: bool) -> Result<(), Fault> {
     let held = lifecycle::hold(&root)?;
     let config = config::Config::load(&root, |name| std::env::var(name).ok())?;
     let log = telemetry::start(&root, config.log)?;
+    crash::arm(&config)?;
+    clock::follow_test(&config);
     sys::raise_file_limit();
     let workers = std::env::var("CMA_WORKERS").ok().and_then(|n| n.parse::<usize>().ok());
     let mut builder = match workers {

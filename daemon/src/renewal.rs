@@ -13,18 +13,21 @@
 use crate::{
     clock,
     config::Config,
+    crash::{self, Moment},
     fault::Fault,
     roster::{Renewed, Roster},
     store::{
         import,
         record::{RenewalNote, Tokens},
     },
+    trouble::Place,
     vault::Vault,
 };
 use cma_core::{
     identity::{AccountId, Claims},
     pool::RenewalFailure,
     token::Generation,
+    verdict,
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
@@ -87,7 +90,7 @@ enum Sent {
     Refused(String),
     /// The issuer answered that it can't now; the token is not spent.
     NotNow(String),
-    /// Nothing was sent.
+    /// Nothing was sent, or something on the way there answered in the issuer's place.
     Unreached(String),
     /// It was sent and no answer came.
     Unknown(String),
@@ -111,7 +114,7 @@ impl Renewer {
             Ok(fresh) => {
                 tracing::info!(account = %id, generation = fresh.generation.0, "credential renewed");
             },
-            Err(RenewalFailure::Transient(why)) => {
+            Err(RenewalFailure::Transient(why) | RenewalFailure::Unreached(why)) => {
                 tracing::warn!(account = %id, generation = generation.0, why = &**why, "renewal failed for now");
             },
             Err(RenewalFailure::Permanent(why)) => {
@@ -126,6 +129,7 @@ impl Renewer {
         id: &AccountId,
         generation: Generation,
     ) -> Result<Fresh, RenewalFailure> {
+        crash::moment(Moment::RenewalBegun);
         let Some(token) = self.vault.refresh_token(id, generation) else {
             return self.gone(id, generation, "it has no refresh token", clock::unix()).await;
         };
@@ -141,6 +145,7 @@ impl Renewer {
                 return self.gone(id, generation, UNKNOWN, note.sent_at).await;
             }
             self.write_note(id, Some(note.clone())).await?;
+            crash::moment(Moment::RenewalBeforePost);
             match self.send(&token).await {
                 Sent::Answered(answer) => return self.keep(id, generation, *answer).await,
                 Sent::Refused(code) if before.is_some() => {
@@ -152,10 +157,12 @@ impl Renewer {
                     return self.gone(id, generation, &cause, clock::unix()).await;
                 },
                 Sent::Unreached(why) => {
+                    self.roster.troubles().met(Place::Issuer, &why);
                     self.write_note(id, before).await?;
-                    return Err(RenewalFailure::Transient(why.into()));
+                    return Err(RenewalFailure::Unreached(why.into()));
                 },
                 Sent::NotNow(why) => {
+                    self.roster.troubles().met(Place::Issuer, &why);
                     self.write_note(id, before).await?;
                     return Err(RenewalFailure::Transient(why.into()));
                 },
@@ -172,6 +179,14 @@ impl Renewer {
     }
 
     async fn send(&self, token: &SecretString) -> Sent {
+        let sent = self.ask(token).await;
+        if matches!(sent, Sent::Answered(_) | Sent::Refused(_)) {
+            self.roster.troubles().gone(Place::Issuer);
+        }
+        sent
+    }
+
+    async fn ask(&self, token: &SecretString) -> Sent {
         let client = match self.client() {
             Ok(client) => client,
             Err(why) => return Sent::Unreached(why),
@@ -190,7 +205,11 @@ impl Renewer {
             .header(http::header::CONTENT_TYPE, "application/json")
             .header(http::header::ACCEPT, "application/json")
             .body(body);
-        let mut answer = match request.send().await {
+        let sent = tokio::select! {
+            sent = request.send() => sent,
+            never = crash::posted() => match never {},
+        };
+        let mut answer = match sent {
             Ok(answer) => answer,
             Err(error) if error.is_connect() || error.is_builder() => {
                 return Sent::Unreached(format!(
@@ -201,6 +220,13 @@ impl Renewer {
             Err(error) => return Sent::Unknown(kind(&error).to_owned()),
         };
         let status = answer.status();
+        if verdict::is_page(status, answer.headers()) {
+            return Sent::Unreached(format!(
+                "a web page came instead of an answer (status {}): this network wants a sign-in, \
+                 or something on the way answers for the host",
+                status.as_u16()
+            ));
+        }
         let mut bytes = Vec::new();
         loop {
             match answer.chunk().await {
@@ -212,6 +238,7 @@ impl Renewer {
                 Err(error) => return Sent::Unknown(kind(&error).to_owned()),
             }
         }
+        crash::moment(Moment::RenewalAnswered);
         judge(status, &bytes)
     }
 
@@ -222,7 +249,7 @@ impl Renewer {
         from: Generation,
         answer: Answer,
     ) -> Result<Fresh, RenewalFailure> {
-        let Some(known) = self.roster.get(id) else {
+        let Some(known) = self.roster.get_or_removed(id) else {
             return Err(RenewalFailure::Permanent("it left the pool meanwhile".into()));
         };
         let claims = |token: Option<&SecretString>| {
@@ -249,6 +276,7 @@ impl Renewer {
             refresh_token: answer.refresh_token.or_else(|| known.tokens.refresh_token.clone()),
         };
         let mut pause = Duration::from_millis(100);
+        crash::moment(Moment::RenewalBeforeSave);
         loop {
             let new = Renewed {
                 tokens: tokens.clone(),
@@ -259,6 +287,7 @@ impl Renewer {
             let account = id.clone();
             match self.blocking(move |roster| roster.renewed(&account, from, new)).await {
                 Ok(record) => {
+                    self.roster.troubles().gone(Place::Disk);
                     return Ok(Fresh {
                         generation: Generation(record.generation),
                         expires_at: record.expires_at,
@@ -266,6 +295,9 @@ impl Renewer {
                 },
                 Err(fault) if fault.code() == cma_proto::error::ErrorCode::Store => {
                     tracing::error!(account = %id, %fault, "a new credential can't be saved yet");
+                    self.roster
+                        .troubles()
+                        .met(Place::Disk, &format!("a renewed login can't be saved: {fault}"));
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(Duration::from_secs(5));
                 },
@@ -312,7 +344,13 @@ impl Renewer {
             None => roster.store().clear_renewal_note(&account),
         })
         .await
-        .map_err(transient)
+        .inspect(|()| self.roster.troubles().gone(Place::Disk))
+        .map_err(|fault| {
+            let why = format!("renewals wait for the disk: {fault}");
+            self.roster.troubles().met(Place::Disk, &why);
+            // Nothing was sent, or what came of it needs no note any more.
+            RenewalFailure::Unreached(why.into())
+        })
     }
 
     async fn blocking<T: Send + 'static>(

@@ -7,11 +7,13 @@
 use crate::{
     clock,
     config::Config,
+    crash::{self, Moment},
     fault::Fault,
     store::{
         State, Store, import,
         record::{Gone, Record, Tokens},
     },
+    trouble::Troubles,
     vault::Vault,
 };
 use cma_core::{identity::AccountId, pool::Seed, time::Wall, token::Generation};
@@ -29,6 +31,8 @@ pub(crate) struct Roster {
     config: Arc<Config>,
     vault: Arc<Vault>,
     records: RwLock<Vec<Arc<Record>>>,
+    /// What stands in the way of all of them.
+    troubles: Troubles,
     /// Held for the whole of a change, disk included; carries what stands in `state.json`.
     writer: Mutex<State>,
 }
@@ -54,7 +58,19 @@ impl Roster {
         for record in &records {
             vault.put(record);
         }
-        Ok(Self { store, config, vault, records: RwLock::new(records), writer: Mutex::new(state) })
+        Ok(Self {
+            store,
+            config,
+            vault,
+            records: RwLock::new(records),
+            troubles: Troubles::default(),
+            writer: Mutex::new(state),
+        })
+    }
+
+    /// What stands in the way of all accounts.
+    pub(crate) const fn troubles(&self) -> &Troubles {
+        &self.troubles
     }
 
     pub(crate) const fn store(&self) -> &Store {
@@ -64,6 +80,11 @@ impl Roster {
     /// All records, in order of their place.
     pub(crate) fn all(&self) -> Vec<Arc<Record>> {
         self.records.read().clone()
+    }
+
+    /// One record, or what is kept of it when it has left the pool.
+    pub(crate) fn get_or_removed(&self, id: &AccountId) -> Option<Arc<Record>> {
+        self.get(id).or_else(|| self.store.removed_account(id).map(Arc::new))
     }
 
     /// One record.
@@ -159,6 +180,7 @@ impl Roster {
         label: Option<&str>,
     ) -> Result<(Imported, Arc<Record>), Fault> {
         let login = import::auth_json(path, &self.config)?;
+        crash::moment(Moment::ImportRead);
         let mut state = self.writer.lock();
         let id = AccountId::of(&login.user, &login.workspace);
         let label = label.map(|label| self.free_label(&id, label)).transpose()?;
@@ -234,6 +256,7 @@ impl Roster {
         };
         let record = self.save(record)?;
         self.store.clear_renewal_note(&id)?;
+        crash::moment(Moment::ImportDone);
         Ok((imported, record))
     }
 
@@ -247,7 +270,9 @@ impl Roster {
         let known = self.get(id).ok_or_else(|| gone(id))?;
         let mut record = (*known).clone();
         edit(&mut record);
-        self.save(record)
+        let record = self.save(record)?;
+        crash::moment(Moment::EditDone);
+        Ok(record)
     }
 
     /// Gives an account a label, or takes it away with an empty one. Blocks on the disk.
@@ -282,7 +307,10 @@ impl Roster {
         new: Renewed,
     ) -> Result<Arc<Record>, Fault> {
         let _writer = self.writer.lock();
-        let known = self.get(id).ok_or_else(|| gone(id))?;
+        // It may have left the pool since the request did: its login waits in `removed/`, and what
+        // waits there has to be the credential that still counts.
+        let left = self.get(id).is_none();
+        let known = self.get_or_removed(id).ok_or_else(|| gone(id))?;
         if known.generation != from.0 {
             return Err(Fault::internal(format!(
                 "renewal of generation {} while {} is current",
@@ -300,10 +328,16 @@ impl Roster {
             spent: known.spent_with_current(),
             ..(*known).clone()
         };
+        if left {
+            self.store.save_removed(&record, clock::unix())?;
+            return Err(gone(id));
+        }
         let record = self.save(record)?;
+        crash::moment(Moment::RenewalSaved);
         // Only now is the note's question answered. A crash before this line asks it again, with
         // the new generation on disk: then the note is of an older generation and is dropped.
         self.store.clear_renewal_note(id)?;
+        crash::moment(Moment::RenewalSettled);
         Ok(record)
     }
 
@@ -328,7 +362,9 @@ impl Roster {
     /// Takes an account out; its file waits in `removed/`. Blocks on the disk.
     pub(crate) fn remove(&self, id: &AccountId) -> Result<std::path::PathBuf, Fault> {
         let _writer = self.writer.lock();
+        crash::moment(Moment::RemoveBegun);
         let path = self.store.remove_account(id, clock::unix())?;
+        crash::moment(Moment::RemoveMoved);
         self.records.write().retain(|record| record.id != id.as_str());
         self.vault.remove(id);
         Ok(path)
@@ -339,6 +375,7 @@ impl Roster {
         let mut state = self.writer.lock();
         let new = State { pin: pin.map(|(id, at)| (id.as_str().to_owned(), at)), ..state.clone() };
         self.store.save_state(&new)?;
+        crash::moment(Moment::PinSaved);
         *state = new;
         Ok(())
     }
@@ -360,6 +397,7 @@ impl Roster {
     /// Disk, then memory. The caller holds the writer lock.
     fn save(&self, record: Record) -> Result<Arc<Record>, Fault> {
         self.store.save_account(&record)?;
+        crash::moment(Moment::BeforeAdoption);
         let record = Arc::new(record);
         self.vault.put(&record);
         let mut records = self.records.write();
@@ -401,3 +439,6 @@ fn gone(id: &AccountId) -> Fault {
         "run `cmactl list` to see them",
     )
 }
+
+#[cfg(test)]
+mod power;

@@ -12,9 +12,12 @@
 //! that decides whether it may be repeated. It never decides itself, but for one case: a kept
 //! connection that the host closed while it was idle is replaced without a word.
 
-use crate::{app::Tasks, config::Endpoint, proxy::body::UpBody};
+use crate::{app::Tasks, clock, config::Endpoint, proxy::body::UpBody};
 use bytes::Bytes;
-use cma_core::identity::AccountId;
+use cma_core::{
+    identity::AccountId,
+    time::{Span, Wall},
+};
 use http_body::{Body, Frame, SizeHint};
 use hyper::{
     Request, Response,
@@ -48,6 +51,7 @@ use tokio_rustls::TlsConnector;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Hosts close idle connections after a minute or more; ours go before that.
 const IDLE: Duration = Duration::from_secs(30);
+const IDLE_WALL: Span = Span::from_secs(30);
 /// Idle connections kept for one account.
 const KEPT: usize = 64;
 /// A head of an answer is a few kilobytes; more is not one of this upstream.
@@ -78,6 +82,19 @@ pub(crate) struct Upstream {
 struct Idle {
     connection: Connection,
     since: Instant,
+    /// The same by the wall clock: the other one stands still while the machine sleeps, and what
+    /// was open before a sleep of hours is dead without a word.
+    since_wall: Wall,
+}
+
+impl Idle {
+    fn of(connection: Connection) -> Self {
+        Self { connection, since: Instant::now(), since_wall: clock::wall() }
+    }
+
+    fn is_fresh(&self) -> bool {
+        self.since.elapsed() < IDLE && clock::wall().since(self.since_wall) < IDLE_WALL
+    }
 }
 
 /// A connection and the work on it. Given back by [`Upstream::give_back`] when its answer was read to
@@ -247,11 +264,11 @@ impl Upstream {
         let mut idle = self.idle.lock();
         if let Some(kept) = idle.get_mut(&connection.account) {
             if kept.len() < KEPT {
-                kept.push(Idle { connection, since: Instant::now() });
+                kept.push(Idle::of(connection));
             }
         } else {
             let account = connection.account.clone();
-            idle.insert(account, vec![Idle { connection, since: Instant::now() }]);
+            idle.insert(account, vec![Idle::of(connection)]);
         }
         drop(idle);
         if !self.sweeping.swap(true, Ordering::AcqRel) {
@@ -268,9 +285,9 @@ impl Upstream {
     fn take(&self, account: &AccountId) -> Option<Connection> {
         let mut idle = self.idle.lock();
         let kept = idle.get_mut(account)?;
-        while let Some(Idle { connection, since }) = kept.pop() {
-            if since.elapsed() < IDLE {
-                return Some(connection);
+        while let Some(idle) = kept.pop() {
+            if idle.is_fresh() {
+                return Some(idle.connection);
             }
         }
         None
@@ -282,7 +299,7 @@ impl Upstream {
             tokio::time::sleep(IDLE / 2).await;
             let mut idle = self.idle.lock();
             for kept in idle.values_mut() {
-                kept.retain(|idle| idle.since.elapsed() < IDLE);
+                kept.retain(Idle::is_fresh);
                 kept.shrink_to_fit();
             }
             idle.retain(|_account, kept| !kept.is_empty());

@@ -3,6 +3,9 @@
 #[cfg(test)]
 mod bad_input;
 #[cfg(test)]
+#[cfg(target_os = "linux")]
+mod bad_world;
+#[cfg(test)]
 mod by_hand;
 #[cfg(test)]
 mod codex_faults;
@@ -17,13 +20,19 @@ mod codex_live;
 #[cfg(test)]
 mod crash;
 #[cfg(test)]
+mod crash_matrix;
+#[cfg(test)]
 mod ctl;
+#[cfg(test)]
+mod eight;
 #[cfg(test)]
 mod fuzz_corpus;
 #[cfg(test)]
 mod gate;
 #[cfg(test)]
 mod ipc;
+#[cfg(test)]
+mod losses;
 #[cfg(test)]
 mod refresh;
 #[cfg(test)]

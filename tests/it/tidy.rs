@@ -16,7 +16,7 @@ const MAX_LINES: usize = 800;
 const LONG: [(&str, &str); 0] = [];
 
 /// The daemon's floors, lowest first: who may not look at whom.
-const GROUND: [&str; 5] = ["config", "dirs", "clock", "sys", "fault"];
+const GROUND: [&str; 8] = ["config", "dirs", "clock", "sys", "fault", "crash", "disk", "trouble"];
 const KEEPERS: [&str; 5] = ["actor", "roster", "vault", "store", "cache"];
 const ROOMS: [&str; 5] = ["proxy", "ipc", "renewal", "upstream", "launch"];
 /// The stairs between rooms, and from the actor to the task that it starts.

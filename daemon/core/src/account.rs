@@ -67,6 +67,8 @@ pub struct Account {
     pub streak: u32,
     /// Renewals in a row that failed for a passing reason, and when the next may start.
     pub renewal: (u32, Option<Due>),
+    /// Why the last of these failed.
+    pub stuck: Option<Arc<str>>,
     /// Until when a fault of the way there counts against it.
     pub shaky: Option<Due>,
     /// Models its plan doesn't include, and until when that is believed.
@@ -84,6 +86,9 @@ pub enum State {
     Cooling(Cause, Wall),
     /// Its token is being renewed and the old one can't be used.
     Refreshing,
+    /// Its token has to be renewed and could not be yet: why, and when it is tried again. The
+    /// account is not to blame for it.
+    Waiting(Arc<str>, Wall),
     /// The person has to sign in.
     NeedsLogin(Arc<str>, Wall),
     /// The person disabled it.
@@ -98,7 +103,7 @@ impl State {
         match self {
             Self::Ready => "ready",
             Self::Cooling(..) => "cooling",
-            Self::Refreshing => "refreshing",
+            Self::Refreshing | Self::Waiting(..) => "refreshing",
             Self::NeedsLogin(..) => "needs_login",
             Self::Disabled => "disabled",
             Self::Elsewhere => "elsewhere",
@@ -111,6 +116,7 @@ impl State {
             Self::Ready => None,
             Self::Cooling(cause, _) => Some(cause.text().to_owned()),
             Self::Refreshing => Some("its token is being renewed".to_owned()),
+            Self::Waiting(why, _) => Some(format!("{}: {why}", Cause::RenewalFailed.text())),
             Self::NeedsLogin(cause, _) => Some(cause.to_string()),
             Self::Disabled => Some("disabled by you".to_owned()),
             Self::Elsewhere => Some("imported for another upstream".to_owned()),
@@ -120,7 +126,7 @@ impl State {
     /// When it ends by itself.
     pub const fn until(&self) -> Option<Wall> {
         match self {
-            Self::Cooling(_, until) => Some(*until),
+            Self::Cooling(_, until) | Self::Waiting(_, until) => Some(*until),
             Self::Ready
             | Self::Refreshing
             | Self::NeedsLogin(..)
@@ -149,7 +155,8 @@ impl Account {
             if let (_streak, Some(due)) = self.renewal
                 && !due.reached(now)
             {
-                return State::Cooling(Cause::RenewalFailed, due.shown(now));
+                let why = self.stuck.clone().unwrap_or_else(|| "the issuer can't now".into());
+                return State::Waiting(why, due.shown(now));
             }
             return State::Refreshing;
         }

@@ -26,6 +26,9 @@ const UNAUTHORIZED: Span = Span::from_secs(300);
 const RENEWAL_FIRST: Span = Span::from_secs(2);
 /// Cap of the above.
 const RENEWAL_CAP: Span = Span::from_secs(300);
+/// Cap of the above when the issuer was not spoken to. Less than the eight seconds for which a
+/// request waits for an account, so that a network that comes back is noticed by those who wait.
+const UNREACHED_CAP: Span = Span::from_secs(7);
 /// How long a fault of the way there is remembered against an account, as a tie-breaker only.
 pub const SHAKY: Span = Span::from_secs(15);
 
@@ -75,6 +78,12 @@ pub struct Cooldown {
     pub cause: Cause,
     /// Until when.
     pub due: Due,
+}
+
+/// When a renewal may be tried again that did not reach the issuer, for the `streak`-th time.
+pub fn unreached(now: Now, streak: u32) -> Due {
+    let wait = RENEWAL_FIRST.times(1 << streak.saturating_sub(1).min(16));
+    Due::after(now, wait.min(UNREACHED_CAP))
 }
 
 /// How long an account rests for `cause` when it is the `streak`-th failure in a row, from 1.

@@ -69,6 +69,9 @@ pub enum RenewalFailure {
     Permanent(Arc<str>),
     /// It may work later.
     Transient(Arc<str>),
+    /// The issuer was not spoken to: no way there, a page of the network's, or a disk that can't
+    /// note the attempt. It works again when that does, so it is tried again soon.
+    Unreached(Arc<str>),
 }
 
 /// How a lease ended.
@@ -501,6 +504,7 @@ impl Pool {
         account.refused_fresh = matches!(account.login, Login::Renewing { refused: true });
         account.login = Login::Good;
         account.renewal = (0, None);
+        account.stuck = None;
         // No issuer hands out a token that has expired: our clock is ahead. Then only a refusal
         // tells; believing it would renew again and again.
         let learned = Token::learned(now, generation, expires, chance);
@@ -533,14 +537,19 @@ impl Pool {
             RenewalFailure::Permanent(cause) => {
                 account.login = Login::Gone { cause, since: now.wall };
             },
-            RenewalFailure::Transient(_why) => {
+            RenewalFailure::Transient(ref why) | RenewalFailure::Unreached(ref why) => {
                 account.login = Login::Good;
                 let streak = account.renewal.0.saturating_add(1);
-                let rest = cooldown::rest(now, Cause::RenewalFailed, streak, None);
-                account.renewal = (streak, Some(rest.due));
+                let due = match failure {
+                    RenewalFailure::Unreached(_) => cooldown::unreached(now, streak),
+                    _ => cooldown::rest(now, Cause::RenewalFailed, streak, None).due,
+                };
+                account.renewal = (streak, Some(due));
+                account.stuck = Some(Arc::clone(why));
                 if refused {
-                    // The token is no good and can't be renewed yet: rest as long as that.
-                    self.cool(now, id, Cause::RenewalFailed);
+                    // It is no good, whatever its expiry says; the account itself did nothing wrong
+                    // and rests for nothing.
+                    account.token = account.token.refused(now);
                 }
             },
         }
@@ -564,6 +573,7 @@ impl Pool {
             if seed.generation > account.token.generation {
                 account.token = token;
                 account.renewal = (0, None);
+                account.stuck = None;
                 account.refused_fresh = false;
                 account.login = login;
                 if account.cooldown.as_ref().is_some_and(|rest| !rest.cause.is_quota()) {
@@ -592,6 +602,7 @@ impl Pool {
                 served: 0,
                 streak: 0,
                 renewal: (0, None),
+                stuck: None,
                 shaky: None,
                 without: BTreeMap::new(),
                 refused_fresh: false,

@@ -192,11 +192,20 @@ pub fn excluded(account: &Account, need: &Need, now: Now) -> Option<Excluded> {
     }
     // A window seen full (by a header of the last answer that still went through) is believed.
     let full = account.quota.full_until(now);
-    if let State::Cooling(cause, until) = state {
+    if let State::Cooling(cause, until) = &state {
+        let until = *until;
         return Some(Excluded {
             text: cause.text().to_owned(),
             until: Some(full.map_or(until, |full| until.max(full))),
             quota: cause.is_quota() || full.is_some_and(|full| full > until),
+        });
+    }
+    if let State::Waiting(_, until) = state {
+        let text = state.reason().unwrap_or_default();
+        return Some(Excluded {
+            text,
+            until: Some(full.map_or(until, |full| until.max(full))),
+            quota: full.is_some_and(|full| full > until),
         });
     }
     full.map(|until| Excluded {

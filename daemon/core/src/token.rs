@@ -37,6 +37,12 @@ impl Token {
         Self { generation, expires, renew }
     }
 
+    /// The same token once upstream has refused it: it is over and its renewal is due.
+    #[must_use]
+    pub const fn refused(self, now: Now) -> Self {
+        Self { expires: Some(now.wall), renew: Some(now.wall), ..self }
+    }
+
     /// Whether it may be sent.
     pub fn usable(self, now: Now) -> bool {
         self.expires.is_none_or(|expires| expires.since(now.wall) > LAST)

@@ -13,7 +13,10 @@ use crate::{
     quota,
     time::{Span, Wall},
 };
-use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
+use http::{
+    HeaderMap, StatusCode,
+    header::{CONTENT_TYPE, RETRY_AFTER},
+};
 use serde_json::Value;
 
 /// How one attempt ended before its first byte was delivered.
@@ -36,6 +39,8 @@ pub enum Outcome<'a> {
     HeadTimeout,
     /// What came is not HTTP.
     Garbage,
+    /// A web page came in upstream's place ([`is_page`]).
+    Page(StatusCode),
 }
 
 /// What to do with the request.
@@ -84,6 +89,15 @@ pub fn classify(outcome: &Outcome<'_>, now: Wall) -> Verdict {
         Outcome::ConnectFailed => verdict(Act::Wait, Mark::Fine, "could not connect"),
         Outcome::Cut => verdict(Act::RetryOther, Mark::Shaky, "connection ended before an answer"),
         Outcome::HeadTimeout => verdict(Act::RetryOther, Mark::Shaky, "no answer in time"),
+        Outcome::Page(status) => Verdict {
+            act: Act::Wait,
+            mark: Mark::Fine,
+            reason: format!(
+                "a web page came instead of an answer (status {}): this network wants a sign-in, or \
+                 something on the way answers for the host",
+                status.as_u16()
+            ),
+        },
         Outcome::Garbage => verdict(Act::RetryOther, Mark::Shaky, "answer is not HTTP"),
         Outcome::Head { status, headers, body } => head(*status, headers, *body, now),
     }
@@ -130,6 +144,24 @@ fn head(status: StatusCode, headers: &HeaderMap, body: Option<&Value>, now: Wall
         },
         500..=599 => verdict(Act::RetryOther, Mark::Shaky, format!("status {}", status.as_u16())),
         _ => verdict(Act::Deliver, Mark::Fine, format!("status {}", status.as_u16())),
+    }
+}
+
+/// Whether an answer is a page of the network's (a captive portal, a proxy) and not upstream's word:
+/// it says nothing about an account. Upstream never redirects these calls, never answers them with a
+/// page but for its front door's blocks (403, 429) and failures (5xx), and 511 is made for such
+/// networks.
+pub fn is_page(status: StatusCode, headers: &HeaderMap) -> bool {
+    let html = || {
+        headers
+            .get(CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes().to_ascii_lowercase().starts_with(b"text/html"))
+    };
+    match status.as_u16() {
+        304 | 403 | 429 => false,
+        300..=399 | 511 => true,
+        500..=599 => false,
+        _ => html(),
     }
 }
 
@@ -190,6 +222,23 @@ mod tests {
         let owner = [("x-codex-rate-limit-reached-type", "workspace_owner_credits_depleted")];
         let workspace = Mark::Cool(Cause::UsageLimit(None));
         assert_eq!(judge(429, &owner, &Value::Null), (Act::RetryOther, workspace));
+    }
+
+    #[test]
+    fn a_page_of_the_network_is_nobodys_fault() {
+        let page = |status: u16, kind: &str| {
+            let headers = HeaderMap::from_iter([(CONTENT_TYPE, kind.parse().unwrap())]);
+            is_page(StatusCode::from_u16(status).unwrap(), &headers)
+        };
+        for status in [200, 401, 404, 407] {
+            assert!(page(status, "Text/HTML; charset=utf-8"), "{status}");
+            assert!(!page(status, "application/json") && !page(status, "text/event-stream"));
+        }
+        assert!(page(302, "text/plain") && page(511, "text/plain"));
+        assert!(!page(403, "text/html") && !page(429, "text/html"));
+        assert!(!page(502, "text/html") && !page(304, "text/html"));
+        let verdict = classify(&Outcome::Page(StatusCode::OK), Wall::default());
+        assert_eq!((verdict.act, verdict.mark), (Act::Wait, Mark::Fine));
     }
 
     #[test]

@@ -74,7 +74,12 @@ pub(crate) async fn status(app: &App) -> Result<Status, Fault> {
             backend: app.config.backend.base.clone(),
             issuer: app.config.issuer.base.clone(),
         },
-        notes: notes(&records, pin.as_ref(), &accounts),
+        notes: {
+            let (backend, issuer) = (&app.config.backend.authority, &app.config.issuer.authority);
+            let mut all = app.roster.troubles().shown(backend, issuer);
+            all.extend(notes(&records, pin.as_ref(), &accounts));
+            all
+        },
         pin,
         next: seen.next.map(|id| id.to_string()),
         accounts,

@@ -21,7 +21,7 @@ use cma_core::{
     quota,
     select::{self, Need},
     token::Generation,
-    verdict::Mark,
+    verdict::{self, Mark},
 };
 use http::{HeaderValue, Request, Response, StatusCode, header, request, response};
 use http_body_util::BodyExt as _;
@@ -278,6 +278,10 @@ async fn ask(
         let repeat = || Some(build(proxy, parts, &pass, again));
         let response = proxy.upstream.send(id, request, repeat).await.ok()?;
         let (head, mut incoming) = response.into_parts();
+        if verdict::is_page(head.status, &head.headers) {
+            // A page of the network's, or a way to one: nothing for the CLI.
+            return None;
+        }
         let mut bytes = BytesMut::new();
         while let Some(frame) = incoming.frame().await {
             if let Some(data) = frame.ok()?.data_ref() {

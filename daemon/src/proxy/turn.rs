@@ -18,6 +18,7 @@ use super::{
 use crate::{
     actor::Lease,
     clock,
+    trouble::Place,
     upstream::{Driven, Failure},
 };
 use bytes::{Bytes, BytesMut};
@@ -205,7 +206,11 @@ impl Turn {
                 }
                 let verdict = verdict::classify(&failure.outcome(), clock::wall());
                 let reason = match failure {
-                    Missed::Failed(Failure::Connect(why)) => format!("{}: {why}", verdict.reason),
+                    Missed::Failed(Failure::Connect(why)) => {
+                        let reason = format!("{}: {why}", verdict.reason);
+                        self.proxy.roster.troubles().met(Place::Backend, &reason);
+                        reason
+                    },
                     _ => verdict.reason.clone(),
                 };
                 self.apply(lease, &Verdict { reason, ..verdict }).await
@@ -214,8 +219,14 @@ impl Turn {
     }
 
     async fn answered(&mut self, lease: Lease, response: Response<Driven>) -> Step {
-        lease.quota_seen(quota::from_headers(response.headers(), clock::wall()));
         let status = response.status();
+        if verdict::is_page(status, response.headers()) {
+            let verdict = verdict::classify(&Outcome::Page(status), clock::wall());
+            self.proxy.roster.troubles().met(Place::Backend, &verdict.reason);
+            return self.apply(lease, &verdict).await;
+        }
+        self.proxy.roster.troubles().gone(Place::Backend);
+        lease.quota_seen(quota::from_headers(response.headers(), clock::wall()));
         if status.is_success() {
             let verdict_free =
                 Verdict { act: Act::Deliver, mark: Mark::Fine, reason: String::new() };

@@ -1,12 +1,11 @@
 //! Files that are either the old one or the new one, whatever happens in between.
 //!
 //! temp file (0600, same folder) → write → fsync → rename → fsync of the folder. Nothing is durable
-//! before the last step has returned.
+//! before the last step has returned. The calls themselves are [`crate::disk`]'s.
 
-use crate::fault::Fault;
+use crate::{disk, fault::Fault};
 use std::{
-    fs::File,
-    io::{self, Write as _},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -15,8 +14,7 @@ use std::{
 /// # Errors
 /// [`ErrorCode::Store`](cma_proto::error::ErrorCode::Store); the old file is still whole then.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Fault> {
-    let folder = path.parent().unwrap_or_else(|| Path::new("."));
-    replace(path, folder, bytes).map_err(|error| Fault::file(path, "write", &error))
+    disk::replace(path, PREFIX, bytes).map_err(|error| Fault::file(path, "write", &error))
 }
 
 /// What a file is called until it is whole.
@@ -47,55 +45,48 @@ pub(crate) fn sweep(folder: &Path) -> Result<(), Fault> {
     unfinished(folder)?.iter().try_for_each(|path| remove(path))
 }
 
-fn replace(path: &Path, folder: &Path, bytes: &[u8]) -> io::Result<()> {
-    // tempfile makes it 0600 and removes it again on every way out but `persist`.
-    let mut temp = tempfile::Builder::new().prefix(PREFIX).tempfile_in(folder)?;
-    temp.write_all(bytes)?;
-    temp.as_file().sync_all()?;
-    temp.persist(path).map_err(|error| error.error)?;
-    sync_folder(folder)
-}
-
 /// Removes a file, durably; a missing one is fine.
 ///
 /// # Errors
 /// [`ErrorCode::Store`](cma_proto::error::ErrorCode::Store).
 pub(crate) fn remove(path: &Path) -> Result<(), Fault> {
-    let removed = match std::fs::remove_file(path) {
-        Ok(()) => path.parent().map_or(Ok(()), sync_folder),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-    };
-    removed.map_err(|error| Fault::file(path, "remove", &error))
-}
-
-/// Keeps the current content of `path` under `aside` as well (a second name, not a copy).
-///
-/// # Errors
-/// [`ErrorCode::Store`](cma_proto::error::ErrorCode::Store).
-pub(crate) fn keep_aside(path: &Path, aside: &Path) -> Result<(), Fault> {
-    let linked = match std::fs::remove_file(aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        Ok(()) | Err(_) => std::fs::hard_link(path, aside).or_else(|_no_links_here| {
-            let bytes = std::fs::read(path)?;
-            replace(aside, aside.parent().unwrap_or_else(|| Path::new(".")), &bytes)
-        }),
-    };
-    match linked {
+    match disk::remove(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Fault::file(aside, "write", &error))
+            Err(Fault::file(path, "remove", &error))
         },
         Ok(()) | Err(_) => Ok(()),
     }
 }
 
-#[cfg(unix)]
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
+/// Replaces `path` as [`write`] does and keeps what it held under `aside` (a second name, not a
+/// copy). The new content is durable first: a renewed credential exists nowhere else.
+///
+/// # Errors
+/// [`ErrorCode::Store`](cma_proto::error::ErrorCode::Store); the old file is still whole then.
+pub(crate) fn write_keeping(path: &Path, aside: &Path, bytes: &[u8]) -> Result<(), Fault> {
+    disk::replace_after(path, PREFIX, bytes, || keep_aside(path, aside))
+        .map_err(|error| Fault::file(path, "write", &error))
 }
 
-#[cfg(windows)]
-fn sync_folder(_folder: &Path) -> io::Result<()> {
-    // NTFS journals the rename; a folder can't be opened for flushing.
-    Ok(())
+fn keep_aside(path: &Path, aside: &Path) -> io::Result<()> {
+    match disk::unlink(aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {},
+    }
+    let linked = disk::link(path, aside).or_else(|error| match error.kind() {
+        io::ErrorKind::NotFound => Ok(()),
+        _no_links_here => disk::replace(aside, PREFIX, &std::fs::read(path)?),
+    });
+    match linked {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Moves a file into another folder, durably; it never has neither name.
+///
+/// # Errors
+/// [`ErrorCode::Store`](cma_proto::error::ErrorCode::Store); it may then have both.
+pub(crate) fn shift(from: &Path, to: &Path) -> Result<(), Fault> {
+    disk::shift(from, to, PREFIX).map_err(|error| Fault::file(from, "move", &error))
 }

@@ -102,9 +102,8 @@ impl Store {
 
     /// Saves an account; the generation before is kept beside it.
     pub(crate) fn save_account(&self, record: &Record) -> Result<(), Fault> {
-        let path = self.account_file(&record.id, "");
-        atomic::keep_aside(&path, &self.account_file(&record.id, ".previous"))?;
-        atomic::write(&path, &record::seal(record)?)
+        let aside = self.account_file(&record.id, ".previous");
+        atomic::write_keeping(&self.account_file(&record.id, ""), &aside, &record::seal(record)?)
     }
 
     /// Moves an account's file to `removed/`, where the login waits for second thoughts.
@@ -113,10 +112,18 @@ impl Store {
         crate::dirs::private_dir(&folder)?;
         let from = self.account_file(id.as_str(), "");
         let to = folder.join(format!("{id}-{at}.json"));
-        std::fs::rename(&from, &to).map_err(|error| Fault::file(&from, "move", &error))?;
+        atomic::shift(&from, &to)?;
         atomic::remove(&self.account_file(id.as_str(), ".previous"))?;
         atomic::remove(&self.account_file(id.as_str(), ".renewal"))?;
         Ok(to)
+    }
+
+    /// Keeps what came of a removed account's renewal, newer than what waits there.
+    pub(crate) fn save_removed(&self, record: &Record, at: u64) -> Result<(), Fault> {
+        let folder = self.root.join("removed");
+        crate::dirs::private_dir(&folder)?;
+        let path = folder.join(format!("{}-{at}.json", record.id));
+        atomic::write(&path, &record::seal(record)?)
     }
 
     /// What an account was when it was last removed. A file that can't be read is as good as none.

@@ -33,6 +33,7 @@ fn account(n: u32) -> Account {
         served: 0,
         streak: 0,
         renewal: (0, None),
+        stuck: None,
         shaky: None,
         without: BTreeMap::new(),
         refused_fresh: false,

@@ -439,7 +439,11 @@ impl World {
                 Input::Renewed(renewal.id, generation, self.expiry(life))
             },
             Answer::NotNow => {
-                let why = RenewalFailure::Transient("busy".into());
+                let why = if n.is_multiple_of(2) {
+                    RenewalFailure::Transient("busy".into())
+                } else {
+                    RenewalFailure::Unreached("no way there".into())
+                };
                 Input::RenewalFailed(renewal.id, renewal.generation, why)
             },
             Answer::Never => {
