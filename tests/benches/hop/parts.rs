@@ -43,20 +43,17 @@ fn added(bench: &Bench, body: usize, count: usize) {
         let bytes: Vec<_> =
             ways.iter().map(|(_, port)| request(*port, &bench.key, body, "")).collect();
         let mut differences: Vec<Vec<f64>> = vec![Vec::new(); ways.len()];
-        let scheme = std::env::var("SCHEME").unwrap_or_default();
-        let mut one = |way: usize, n: usize| {
-            let pause = || if scheme == "pause" { std::thread::sleep(Duration::from_micros(300)) };
-            if scheme == "discard" { clients[0].ask(&bytes[0]); }
-            pause();
-            let (straight, _) = clients[0].ask(&bytes[0]);
-            pause();
-            let (through, _) = clients[way].ask(&bytes[way]);
-            if n >= 50 { differences[way].push(through - straight); }
-        };
-        if scheme == "series" {
-            for way in 1..ways.len() { for n in 0..count + 50 { one(way, n); } }
-        } else {
-            for n in 0..count + 50 { for way in 1..ways.len() { one(way, n); } }
+        for n in 0..count + 50 {
+            // Direct in front of each other way, so that a pair sees the same machine. One more before
+            // it isn't counted: what the way before still does after its answer would delay it.
+            for way in 1..ways.len() {
+                clients[0].ask(&bytes[0]);
+                let (straight, _) = clients[0].ask(&bytes[0]);
+                let (through, _) = clients[way].ask(&bytes[way]);
+                if n >= 50 {
+                    differences[way].push(through - straight);
+                }
+            }
         }
         for way in 1..ways.len() {
             p50[way].push(percentile(&differences[way], 0.5));
