@@ -25,12 +25,18 @@ use cma_core::{
     verdict::Mark,
 };
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::{
+    sync::{broadcast, mpsc, oneshot},
+    time::Instant,
+};
 
 /// Commands waiting; each is a person's, so few.
 const CONTROL_INBOX: usize = 64;
 /// Changes a slow listener may be behind before it gets a snapshot instead.
 const CHANGES: usize = 256;
+
+/// Longest time without a look at the clocks.
+const LONGEST_SLEEP: Duration = Duration::from_secs(600);
 
 type Look = Box<dyn FnOnce(&Pool, Now) + Send>;
 
@@ -206,30 +212,39 @@ impl Actor {
     /// Runs until `stop` resolves.
     pub(crate) async fn run(mut self, stop: impl Future<Output = ()>) {
         let mut stop = std::pin::pin!(stop);
+        // A long timer is cut: the wall clock may jump while it runs (sleep, NTP).
+        let mut timer = std::pin::pin!(tokio::time::sleep(LONGEST_SLEEP));
         self.apply(self.clock.now());
         loop {
-            let wake = self
-                .pool
-                .next_wake(self.clock.now())
-                .map(|span| Duration::from_millis(span.millis()));
-            let timer = async {
-                match wake {
-                    // A long timer is cut: the wall clock may jump while it runs (sleep, NTP).
-                    Some(wake) => tokio::time::sleep(wake.min(Duration::from_secs(600))).await,
-                    None => std::future::pending().await,
+            if let Some(wake) = self.pool.next_wake(self.clock.now()) {
+                let due = Instant::now() + Duration::from_millis(wake.millis());
+                // One that fires early costs a tick; moving it costs more, and at every request.
+                if due < timer.deadline() {
+                    timer.as_mut().reset(due);
                 }
-            };
+            }
             tokio::select! {
                 biased;
                 () = &mut stop => return,
                 Some(control) = self.control.recv() => self.control(control),
-                Some(work) = self.work.recv() => self.work(work),
-                () = timer => {
+                Some(work) = self.work.recv() => self.works(work),
+                () = &mut timer => {
+                    timer.as_mut().reset(Instant::now() + LONGEST_SLEEP);
                     let now = self.clock.now();
                     self.pool.handle(now, Input::Tick);
                     self.apply(now);
                 },
             }
+        }
+    }
+
+    /// Takes in what waits in the work inbox, until something waits in the other one.
+    fn works(&mut self, first: Work) {
+        let now = self.clock.now();
+        let mut next = Some(first);
+        while let Some(work) = next {
+            self.work(now, work);
+            next = if self.control.is_empty() { self.work.try_recv().ok() } else { None };
         }
     }
 
@@ -249,8 +264,7 @@ impl Actor {
         }
     }
 
-    fn work(&mut self, work: Work) {
-        let now = self.clock.now();
+    fn work(&mut self, now: Now, work: Work) {
         let input = match work {
             Work::Select(need, reply) => {
                 let ticket = Ticket(self.next_ticket);

@@ -11,7 +11,12 @@ use crate::{
     config::Config,
     fault::Fault,
     ipc,
-    proxy::{self, Proxy, keys::Keys, trace::Traces},
+    proxy::{
+        self, Proxy,
+        keys::Keys,
+        relay::{self, Ending},
+        trace::Traces,
+    },
     renewal::Renewer,
     roster::Roster,
     store::Store,
@@ -24,7 +29,7 @@ use http::HeaderValue;
 use std::{net::SocketAddr, sync::Arc};
 use tokio::{
     net::TcpListener,
-    sync::{Notify, watch},
+    sync::{Notify, mpsc, watch},
 };
 use tokio_util::task::TaskTracker;
 
@@ -165,6 +170,7 @@ pub(crate) struct Built {
     actor: Actor,
     listener: TcpListener,
     ipc: ipc::Listener,
+    settling: mpsc::UnboundedReceiver<Box<Ending>>,
     /// Connections and renewals: a stop waits for the first within limits, for the second always.
     connections: Tasks,
     renewals: Tasks,
@@ -198,6 +204,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
     let instance = format!("{:08x}", actor::seed() & 0xffff_ffff);
     let host = HeaderValue::try_from(config.backend.authority.as_str())
         .map_err(|error| Fault::internal(error.to_string()))?;
+    let (ended, settling) = mpsc::unbounded_channel();
     let proxy = Arc::new(Proxy {
         config: Arc::clone(&config),
         actor: handle.clone(),
@@ -209,6 +216,8 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         phases: phases.clone(),
         port: at.port(),
         host,
+        ended,
+        responses: proxy::joined(&config.backend.path, "/codex/responses"),
     });
     let app = Arc::new(App {
         root,
@@ -222,7 +231,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         instance,
         started_at: clock::unix(),
     });
-    Ok(Built { app, actor, listener, ipc, connections, renewals })
+    Ok(Built { app, actor, listener, ipc, settling, connections, renewals })
 }
 
 impl Built {
@@ -233,7 +242,7 @@ impl Built {
 
     /// Serves until a stop is asked for, then goes down in order.
     pub(crate) async fn run(self) {
-        let Self { app, actor, listener, ipc, connections, renewals } = self;
+        let Self { app, actor, listener, ipc, settling, connections, renewals } = self;
         let stopped = Arc::new(Notify::new());
         let stop_actor = Arc::clone(&stopped);
         let background = Tasks::default();
@@ -241,6 +250,7 @@ impl Built {
         let proxy = Arc::clone(&app.proxy);
         let accepting = connections.clone();
         background.spawn("proxy", proxy::serve(proxy, listener, accepting));
+        background.spawn("settle", relay::settle(settling, app.phases.clone()));
         let cache = cache::keep(app.root.clone(), app.actor.clone(), app.phases.clone());
         let caching = Tasks::default();
         caching.spawn("cache", cache);

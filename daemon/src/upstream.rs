@@ -250,7 +250,8 @@ impl Upstream {
                 },
             }
         }
-        let mut connection = self.connect(account).await?;
+        // Boxed: what a handshake needs would otherwise be moved with every request.
+        let mut connection = Box::pin(self.connect(account)).await?;
         let response =
             connection.exchange(request).await.map_err(|error| failure(error.error()))?;
         Ok(connection.answered(response))

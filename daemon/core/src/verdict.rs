@@ -153,9 +153,8 @@ fn head(status: StatusCode, headers: &HeaderMap, body: Option<&Value>, now: Wall
 /// networks.
 pub fn is_page(status: StatusCode, headers: &HeaderMap) -> bool {
     let html = || {
-        headers
-            .get(CONTENT_TYPE)
-            .is_some_and(|kind| kind.as_bytes().to_ascii_lowercase().starts_with(b"text/html"))
+        let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.as_bytes().get(..9));
+        kind.is_some_and(|kind| kind.eq_ignore_ascii_case(b"text/html"))
     };
     match status.as_u16() {
         304 | 403 | 429 => false,

@@ -4,8 +4,9 @@
 //! rebinding), an `Origin` is never ours (a page in a browser), and the client key must be good.
 //! `ps/mcp` is answered 404 without a look at a key: the CLI sends none there on a loopback host.
 
-use super::keys::{Keys, Launch};
+use super::keys::{Keys, Launch, Shown};
 use http::{HeaderMap, Method, StatusCode, header};
+use std::sync::Arc;
 
 /// What a path means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,14 +118,14 @@ fn is_ours(host: &str, port: u16) -> bool {
 }
 
 /// The launch whose key a request carries.
-pub(crate) fn key(headers: &HeaderMap, keys: &Keys) -> Result<Launch, Refusal> {
+pub(crate) fn key(headers: &HeaderMap, keys: &Keys, shown: &Shown) -> Result<Arc<Launch>, Refusal> {
     let mut all = headers.get_all(header::AUTHORIZATION).iter();
     let launch = match (all.next(), all.next()) {
         (Some(value), None) => value
             .to_str()
             .ok()
             .and_then(|value| value.strip_prefix("Bearer "))
-            .and_then(|key| keys.check(key)),
+            .and_then(|key| keys.check_again(key, shown)),
         _ => None,
     };
     launch.ok_or(Refusal {

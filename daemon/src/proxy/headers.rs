@@ -10,43 +10,41 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 const ACCOUNT: HeaderName = HeaderName::from_static("chatgpt-account-id");
 const FEDRAMP: HeaderName = HeaderName::from_static("x-openai-fedramp");
 /// Headers of one connection, not of the message; named by the protocol.
-const HOP_BY_HOP: [HeaderName; 9] = [
-    header::CONNECTION,
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-];
+fn hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "proxy-connection"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+    )
+}
+
 /// Not passed up: set anew, or none of upstream's business.
-const NOT_UP: [HeaderName; 9] = [
-    header::HOST,
-    header::AUTHORIZATION,
-    header::COOKIE,
-    header::EXPECT,
-    header::FORWARDED,
-    header::VIA,
-    HeaderName::from_static("x-forwarded-for"),
-    ACCOUNT,
-    FEDRAMP,
-];
+fn stays_here(name: &str) -> bool {
+    matches!(
+        name,
+        "authorization"
+            | "chatgpt-account-id"
+            | "cookie"
+            | "expect"
+            | "forwarded"
+            | "host"
+            | "via"
+            | "x-forwarded-for"
+            | "x-openai-fedramp"
+    ) || name.starts_with("x-cma-")
+}
 
 /// A client's headers made ready to be sent; [`sign`] adds whose they are.
 pub(crate) fn upwards(mut headers: HeaderMap, host: &HeaderValue) -> HeaderMap {
-    strip_hops(&mut headers);
-    for name in &NOT_UP {
-        headers.remove(name);
-    }
-    if headers.keys().any(|name| name.as_str().starts_with("x-cma-")) {
-        let ours: Vec<_> =
-            headers.keys().filter(|name| name.as_str().starts_with("x-cma-")).cloned().collect();
-        for name in ours {
-            headers.remove(name);
-        }
-    }
+    strip_named_hops(&mut headers);
+    strip(&mut headers, |name| hop_by_hop(name) || stays_here(name));
     headers.insert(header::HOST, host.clone());
     headers
 }
@@ -62,11 +60,12 @@ pub(crate) fn sign(headers: &mut HeaderMap, pass: &Pass) {
 
 /// Upstream's headers made ready for the client.
 pub(crate) fn downwards(headers: &mut HeaderMap) {
-    strip_hops(headers);
-    headers.remove(header::SET_COOKIE);
+    strip_named_hops(headers);
+    strip(headers, |name| hop_by_hop(name) || name == "set-cookie");
 }
 
-fn strip_hops(headers: &mut HeaderMap) {
+/// What `Connection` names belongs to the connection too.
+fn strip_named_hops(headers: &mut HeaderMap) {
     if let Some(named) = headers.get(header::CONNECTION).and_then(|value| value.to_str().ok()) {
         let named: Vec<HeaderName> =
             named.split(',').filter_map(|name| name.trim().parse().ok()).collect();
@@ -74,7 +73,11 @@ fn strip_hops(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
-    for name in &HOP_BY_HOP {
+}
+
+/// A look along a dozen names is cheaper than looking a score of names up.
+fn strip(headers: &mut HeaderMap, stays: impl Fn(&str) -> bool) {
+    while let Some(name) = headers.keys().find(|name| stays(name.as_str())).cloned() {
         headers.remove(name);
     }
 }

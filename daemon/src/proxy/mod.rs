@@ -8,7 +8,7 @@ pub(crate) mod body;
 mod gate;
 mod headers;
 pub(crate) mod keys;
-mod relay;
+pub(crate) mod relay;
 mod respond;
 pub(crate) mod sniff;
 pub(crate) mod trace;
@@ -27,7 +27,7 @@ use gate::Route;
 use http::{HeaderValue, Request, StatusCode, Uri, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use keys::Keys;
+use keys::{Keys, Shown};
 use relay::Answer;
 use std::{
     convert::Infallible,
@@ -36,7 +36,7 @@ use std::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{Semaphore, mpsc},
 };
 use trace::Traces;
 
@@ -61,6 +61,10 @@ pub(crate) struct Proxy {
     pub(crate) phases: Phases,
     pub(crate) port: u16,
     pub(crate) host: HeaderValue,
+    /// Where most requests go, made once.
+    pub(crate) responses: Uri,
+    /// Answers that were delivered whole. One entry at most for each client connection.
+    pub(crate) ended: mpsc::UnboundedSender<Box<relay::Ending>>,
 }
 
 impl Proxy {
@@ -68,11 +72,18 @@ impl Proxy {
     /// rest under `<backend>`.
     fn upstream_uri(&self, uri: &Uri) -> Uri {
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        if path == "/codex/responses" {
+            return self.responses.clone();
+        }
         let path = path.strip_prefix("/backend-api").unwrap_or(path);
-        let joined = format!("{}{path}", self.upstream.endpoint.path);
-        // Both halves are valid paths, so their join is one.
-        Uri::try_from(joined).unwrap_or_default()
+        joined(&self.upstream.endpoint.path, path)
     }
+}
+
+/// A path under the backend's own.
+pub(crate) fn joined(base: &str, path: &str) -> Uri {
+    // Both halves are valid paths, so their join is one.
+    Uri::try_from(format!("{base}{path}")).unwrap_or_default()
 }
 
 /// Accepts until `phases` says that the listener may close.
@@ -107,19 +118,18 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream) {
         return;
     }
     proxy.traces.counters.connections.fetch_add(1, Ordering::Relaxed);
-    let service = {
-        let proxy = Arc::clone(&proxy);
-        service_fn(move |request| {
-            let proxy = Arc::clone(&proxy);
-            async move { Ok::<_, Infallible>(handle(proxy, request).await) }
-        })
-    };
+    let caller = Arc::new((Arc::clone(&proxy), Shown::default()));
+    let service = service_fn(move |request| {
+        let caller = Arc::clone(&caller);
+        async move { Ok::<_, Infallible>(handle(&caller.0, &caller.1, request).await) }
+    });
     let mut connection = std::pin::pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(MAX_HEAD)
             .max_headers(MAX_HEADERS)
+            .writev(false)
             .keep_alive(proxy.phases.now() < Phase::Draining)
             .serve_connection(TokioIo::new(stream), service)
     );
@@ -128,6 +138,7 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream) {
     let last =
         if proxy.phases.now() >= Phase::Draining { Phase::Flushing } else { Phase::Draining };
     let ended = tokio::select! {
+        biased;
         ended = connection.as_mut() => ended,
         () = proxy.phases.reached(last) => {
             connection.as_mut().graceful_shutdown();
@@ -140,7 +151,7 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream) {
     proxy.traces.counters.connections.fetch_sub(1, Ordering::Relaxed);
 }
 
-async fn handle(proxy: Arc<Proxy>, request: Request<Incoming>) -> Answer {
+async fn handle(proxy: &Arc<Proxy>, shown: &Shown, request: Request<Incoming>) -> Answer {
     let headers = request.headers();
     let refuse = |refusal: gate::Refusal| {
         proxy.traces.counters.refused.fetch_add(1, Ordering::Relaxed);
@@ -153,20 +164,21 @@ async fn handle(proxy: Arc<Proxy>, request: Request<Incoming>) -> Answer {
     if route == Route::Mcp {
         return respond::not_here();
     }
-    let launch = match gate::key(headers, &proxy.keys) {
+    let launch = match gate::key(headers, &proxy.keys, shown) {
         Ok(launch) => launch,
         Err(refusal) => return refuse(refusal),
     };
     match route {
-        Route::Whoami => aux::whoami(&proxy, &launch),
-        Route::AccountsCheck => aux::accounts_check(&proxy, &launch),
+        Route::Whoami => aux::whoami(proxy, &launch),
+        Route::AccountsCheck => aux::accounts_check(proxy, &launch),
         _ if proxy.phases.now() >= Phase::Draining => respond::draining(),
-        Route::Responses => turn::serve(proxy, &launch, request).await,
+        // Boxed, each: what one of them needs would otherwise be moved with every request.
+        Route::Responses => turn::serve(Arc::clone(proxy), &launch, request).await,
         Route::Upgrade => upgrade_required(),
-        Route::Models => aux::models(proxy, &launch, request).await,
-        Route::Usage => aux::usage(proxy, &launch, request).await,
-        Route::Bundle => aux::bundle(proxy, &launch, request).await,
-        Route::Aux => aux::pass(proxy, &launch, request).await,
+        Route::Models => Box::pin(aux::models(Arc::clone(proxy), &launch, request)).await,
+        Route::Usage => Box::pin(aux::usage(Arc::clone(proxy), &launch, request)).await,
+        Route::Bundle => Box::pin(aux::bundle(Arc::clone(proxy), &launch, request)).await,
+        Route::Aux => Box::pin(aux::pass(Arc::clone(proxy), &launch, request)).await,
         Route::Mcp | Route::Unknown => {
             proxy.traces.counters.refused.fetch_add(1, Ordering::Relaxed);
             respond::not_here()

@@ -1,5 +1,8 @@
 //! An answer on its way down: passed on untouched, read along, and accounted for at its end.
 //!
+//! An answer that is whole is accounted for beside its connection and not in it: its last bytes are
+//! not on their way yet when its end is seen.
+//!
 //! Whatever way it ends — whole, cut by upstream, client gone — the lease is given back exactly once
 //! and the trace gets its outcome. A cut stream is never ended cleanly: the error goes to hyper,
 //! which breaks the connection, and the CLI's own retry sees the truth.
@@ -9,7 +12,11 @@ use super::{
     sniff::{End, Sniffer},
     trace::Trace,
 };
-use crate::{actor::Lease, upstream::Driven};
+use crate::{
+    actor::Lease,
+    app::{Phase, Phases},
+    upstream::Driven,
+};
 use bytes::Bytes;
 use cma_core::{pool::Release, verdict::Mark};
 use http::Response;
@@ -19,6 +26,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
 };
+use tokio::sync::mpsc;
 
 /// What the client gets.
 pub(crate) type Answer = Response<Out>;
@@ -37,8 +45,14 @@ pub(crate) enum Out {
 pub(crate) struct Relay {
     /// `None` once it was read to its end.
     body: Option<Driven>,
+    ending: Option<Box<Ending>>,
+}
+
+/// What is left to do at an answer's end.
+#[derive(Debug)]
+pub(crate) struct Ending {
     sniffer: Option<Sniffer>,
-    end: Option<Accounts>,
+    accounts: Accounts,
 }
 
 /// What has to be settled at the end.
@@ -49,20 +63,49 @@ pub(crate) struct Accounts {
     pub(crate) trace: Trace,
 }
 
+/// Settles answers that were delivered whole, until the daemon flushes.
+pub(crate) async fn settle(mut ended: mpsc::UnboundedReceiver<Box<Ending>>, phases: Phases) {
+    let mut flushing = std::pin::pin!(phases.reached(Phase::Flushing));
+    loop {
+        tokio::select! {
+            biased;
+            Some(ending) = ended.recv() => ending.settle(true),
+            () = &mut flushing => return,
+        }
+    }
+}
+
 impl Relay {
-    pub(crate) fn new(body: Driven, sniffer: Option<Sniffer>, end: Accounts) -> Self {
-        Self { body: Some(body), sniffer, end: Some(end) }
+    pub(crate) fn new(body: Driven, sniffer: Option<Sniffer>, accounts: Accounts) -> Self {
+        Self { body: Some(body), ending: Some(Box::new(Ending { sniffer, accounts })) }
     }
 
-    fn ended(&mut self, whole: bool) {
-        let body = self.body.take().filter(|_| whole);
-        if let Some(end) = self.end.take() {
-            if let Some(body) = body {
-                end.proxy.upstream.give_back(body.into_connection());
-            }
-            let said = self.sniffer.as_mut().map(Sniffer::said).unwrap_or_default();
-            end.settle(whole, said);
+    fn whole(&mut self) {
+        let body = self.body.take();
+        let Some(ending) = self.ending.take() else { return };
+        let proxy = &ending.accounts.proxy;
+        if let Some(body) = body {
+            proxy.upstream.give_back(body.into_connection());
         }
+        let ended = proxy.ended.clone();
+        if let Err(mpsc::error::SendError(ending)) = ended.send(ending) {
+            // The daemon flushes: nobody else settles it.
+            ending.settle(true);
+        }
+    }
+
+    fn cut(&mut self) {
+        self.body = None;
+        if let Some(ending) = self.ending.take() {
+            ending.settle(false);
+        }
+    }
+}
+
+impl Ending {
+    fn settle(self: Box<Self>, whole: bool) {
+        let said = self.sniffer.map(Sniffer::said).unwrap_or_default();
+        self.accounts.settle(whole, said);
     }
 }
 
@@ -109,20 +152,21 @@ impl Body for Relay {
             Some(Ok(frame)) => {
                 // hyper doesn't poll again once the body has said that it is at its end.
                 let last = body.is_end_stream();
-                if let (Some(sniffer), Some(data)) = (this.sniffer.as_mut(), frame.data_ref()) {
+                let sniffer = this.ending.as_mut().and_then(|ending| ending.sniffer.as_mut());
+                if let (Some(sniffer), Some(data)) = (sniffer, frame.data_ref()) {
                     sniffer.feed(data);
                 }
                 if last {
-                    this.ended(true);
+                    this.whole();
                 }
                 Poll::Ready(Some(Ok(frame)))
             },
             Some(Err(error)) => {
-                this.ended(false);
+                this.cut();
                 Poll::Ready(Some(Err(error)))
             },
             None => {
-                this.ended(true);
+                this.whole();
                 Poll::Ready(None)
             },
         }
@@ -141,9 +185,9 @@ impl Drop for Relay {
     fn drop(&mut self) {
         // A body that is empty from the start is never polled.
         if self.body.as_ref().is_some_and(Body::is_end_stream) {
-            self.ended(true);
-        } else if let Some(end) = self.end.take() {
-            end.abandon();
+            self.whole();
+        } else if let Some(ending) = self.ending.take() {
+            ending.accounts.abandon();
         }
     }
 }

@@ -1,13 +1,14 @@
 //! Reads along in a stream of server-sent events: usage, limits, how it ended.
 //!
-//! What the client gets never depends on it. Only lines that can matter are kept, up to a bound; a
-//! delta costs one search for its line end. The same events come out for every way of splitting the
+//! What the client gets never depends on it, and waits for little of it: only lines that can matter
+//! are kept, up to a bound, and the last one is read when somebody asks; a delta costs one search for
+//! its line end. The same events come out for every way of splitting the
 //! same bytes.
 
 use cma_core::{quota, time::Wall};
 use memchr::memmem::Finder;
-use serde_json::Value;
-use std::sync::LazyLock;
+use serde::Deserialize;
+use std::{borrow::Cow, sync::LazyLock};
 
 /// A line longer than this isn't kept: completed events carry the whole answer, megabytes at worst.
 const MAX_LINE: usize = 4 * 1024 * 1024;
@@ -47,13 +48,15 @@ pub(crate) enum End {
 pub(crate) struct Sniffer {
     line: Vec<u8>,
     skipping: bool,
+    /// The last line that matters, not read yet.
+    unread: Vec<u8>,
     seen: Wall,
     said: Said,
 }
 
 impl Sniffer {
     pub(crate) fn new(seen: Wall) -> Self {
-        Self { line: Vec::new(), skipping: false, seen, said: Said::default() }
+        Self { line: Vec::new(), skipping: false, unread: Vec::new(), seen, said: Said::default() }
     }
 
     /// Takes the next bytes in.
@@ -64,15 +67,16 @@ impl Sniffer {
             if self.skipping {
                 self.skipping = false;
             } else if self.line.is_empty() {
-                self.whole_line(line);
-            } else {
-                let mut kept = std::mem::take(&mut self.line);
-                if kept.len() + line.len() <= MAX_LINE {
-                    kept.extend_from_slice(line);
-                    self.whole_line(&kept);
+                if matters(line) {
+                    self.keep(line.to_vec());
                 }
-                kept.clear();
-                self.line = kept;
+            } else {
+                self.line.extend_from_slice(line);
+                if self.line.len() <= MAX_LINE && matters(&self.line) {
+                    let line = std::mem::take(&mut self.line);
+                    self.keep(line);
+                }
+                self.line.clear();
             }
         }
         if self.skipping || bytes.is_empty() {
@@ -86,37 +90,90 @@ impl Sniffer {
         }
     }
 
-    /// What the stream said so far.
-    pub(crate) fn said(&mut self) -> Said {
-        self.line = Vec::new();
-        std::mem::take(&mut self.said)
+    /// What the stream said.
+    pub(crate) fn said(mut self) -> Said {
+        let last = std::mem::take(&mut self.unread);
+        self.read(&last);
+        self.said
     }
 
-    fn whole_line(&mut self, line: &[u8]) {
-        if !matters(line) {
-            return;
-        }
+    fn keep(&mut self, line: Vec<u8>) {
+        let before = std::mem::replace(&mut self.unread, line);
+        self.read(&before);
+    }
+
+    fn read(&mut self, line: &[u8]) {
         let Some(data) = line.strip_prefix(b"data:") else { return };
-        let Ok(event) = serde_json::from_slice::<Value>(data) else { return };
-        match event.get("type").and_then(Value::as_str) {
-            Some("response.completed") => {
-                self.said.usage = usage(&event);
+        let Ok(event) = serde_json::from_slice::<Event<'_>>(data) else { return };
+        let response = event.response.unwrap_or_default();
+        match &*event.kind {
+            "response.completed" => {
+                self.said.usage = response.usage.map(Into::into);
                 self.said.end = Some(End::Completed);
             },
-            Some("response.incomplete") => {
-                self.said.usage = usage(&event);
+            "response.incomplete" => {
+                self.said.usage = response.usage.map(Into::into);
                 self.said.end = Some(End::Incomplete);
             },
-            Some("response.failed") => {
-                let code = event.pointer("/response/error/code").and_then(Value::as_str);
-                let code: String = code.unwrap_or("unknown").chars().take(64).collect();
+            "response.failed" => {
+                let code = response.error.and_then(|error| error.code);
+                let code = code.as_deref().unwrap_or("unknown").chars().take(64).collect();
                 self.said.end = Some(End::Failed(code));
             },
-            Some("codex.rate_limits") => {
+            "codex.rate_limits" => {
+                let Ok(event) = serde_json::from_slice(data) else { return };
                 self.said.windows.extend(quota::from_event(&event, self.seen));
                 self.said.windows.truncate(64);
             },
-            Some(_) | None => {},
+            _ => {},
+        }
+    }
+}
+
+/// An event that may matter. What isn't asked for is skipped, not built: a final event repeats the
+/// whole answer.
+#[derive(Deserialize)]
+struct Event<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
+    #[serde(borrow)]
+    response: Option<Answered<'a>>,
+}
+
+#[derive(Default, Deserialize)]
+struct Answered<'a> {
+    usage: Option<Tokens>,
+    #[serde(borrow)]
+    error: Option<Failure<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Failure<'a> {
+    #[serde(borrow)]
+    code: Option<Cow<'a, str>>,
+}
+
+#[derive(Deserialize)]
+struct Tokens {
+    #[serde(default)]
+    input_tokens: u64,
+    input_tokens_details: Option<Details>,
+    #[serde(default)]
+    output_tokens: u64,
+}
+
+#[derive(Deserialize)]
+struct Details {
+    #[serde(default)]
+    cached_tokens: u64,
+}
+
+impl From<Tokens> for Usage {
+    fn from(tokens: Tokens) -> Self {
+        Self {
+            input: tokens.input_tokens,
+            cached: tokens.input_tokens_details.map_or(0, |details| details.cached_tokens),
+            output: tokens.output_tokens,
         }
     }
 }
@@ -139,16 +196,6 @@ fn matters(line: &[u8]) -> bool {
         b"\"codex.rate_limits\"",
     ];
     kinds.iter().any(|kind| value.starts_with(kind))
-}
-
-fn usage(event: &Value) -> Option<Usage> {
-    let usage = event.pointer("/response/usage")?;
-    let number = |path: &str| usage.pointer(path).and_then(Value::as_u64).unwrap_or_default();
-    Some(Usage {
-        input: number("/input_tokens"),
-        cached: number("/input_tokens_details/cached_tokens"),
-        output: number("/output_tokens"),
-    })
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use cma_core::{identity::AccountId, select::Candidate};
 use parking_lot::Mutex;
 use std::{
     collections::VecDeque,
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -30,10 +31,24 @@ pub(crate) struct Counters {
     pub(crate) refused: AtomicU64,
 }
 
+/// Names a request: this start of the daemon, and the n-th request of it. Written only where it is
+/// shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RequestId {
+    start: u16,
+    number: u64,
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "r{:04x}-{}", self.start, self.number)
+    }
+}
+
 /// One request from its head to its end.
 #[derive(Debug, Clone)]
 pub(crate) struct Trace {
-    pub(crate) id: Arc<str>,
+    pub(crate) id: RequestId,
     pub(crate) at: u64,
     pub(crate) started: Instant,
     pub(crate) session: Option<Arc<str>>,
@@ -52,7 +67,7 @@ pub(crate) struct Trace {
 /// News of a request, while it runs and at its end.
 #[derive(Debug, Clone)]
 pub(crate) enum News {
-    Retry { request: Arc<str>, account: AccountId, reason: Arc<str> },
+    Retry { request: RequestId, account: AccountId, reason: Arc<str> },
     Served(Arc<Trace>),
 }
 
@@ -82,7 +97,7 @@ impl Traces {
     pub(crate) fn begin(&self, session: Option<Arc<str>>, model: Option<Arc<str>>) -> Trace {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         Trace {
-            id: format!("r{:04x}-{number}", self.prefix).into(),
+            id: RequestId { start: self.prefix, number },
             at: clock::unix(),
             started: Instant::now(),
             session,
@@ -106,7 +121,7 @@ impl Traces {
         let counter = if complete { &self.counters.served } else { &self.counters.failed };
         counter.fetch_add(1, Ordering::Relaxed);
         tracing::debug!(
-            request = &*trace.id,
+            request = %trace.id,
             session = trace.session.as_deref(),
             account = trace.account.as_ref().map(AccountId::as_str),
             status = trace.status,
@@ -129,11 +144,11 @@ impl Traces {
     /// Counts a retry and tells of it.
     pub(crate) fn retry(&self, trace: &mut Trace, account: &AccountId, reason: &str) {
         self.counters.retried.fetch_add(1, Ordering::Relaxed);
-        tracing::info!(request = &*trace.id, account = %account, reason, "attempt failed");
+        tracing::info!(request = %trace.id, account = %account, reason, "attempt failed");
         trace.attempts.push(format!("{account}: {reason}"));
         if self.news.receiver_count() > 0 {
             let _nobody_listens = self.news.send(News::Retry {
-                request: Arc::clone(&trace.id),
+                request: trace.id,
                 account: account.clone(),
                 reason: reason.into(),
             });
@@ -146,7 +161,7 @@ impl Traces {
         if id.is_empty() || id == "last" {
             return kept.back().cloned();
         }
-        kept.iter().rev().find(|trace| &*trace.id == id).cloned()
+        kept.iter().rev().find(|trace| trace.id.to_string() == id).cloned()
     }
 
     /// News from now on.

@@ -27,7 +27,7 @@ use cma_core::{
     pool::{Refused, Release},
     quota,
     select::Need,
-    verdict::{self, Act, Mark, Outcome, Verdict},
+    verdict::{self, Act, Outcome, Verdict},
 };
 use cma_proto::error::ErrorCode;
 use http::{HeaderMap, Request, Response, StatusCode, header, request, response};
@@ -36,6 +36,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde_json::Value;
 use std::{
+    pin::Pin,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -74,23 +75,24 @@ struct Turn {
 
 /// What one attempt leads to.
 enum Step {
-    Deliver(Answer),
+    /// Upstream's answer, with what is wrong with it if anything.
+    Deliver(Lease, Response<Driven>, String),
+    /// An answer of our own.
+    Say(Answer),
     Again,
 }
 
 /// Serves a Responses request.
-pub(crate) async fn serve(
+///
+/// Boxed: kilobytes that would otherwise stay with the connection while the answer streams.
+pub(crate) fn serve(
     proxy: Arc<Proxy>,
     launch: &Launch,
     request: Request<Incoming>,
-) -> Answer {
+) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
     let (mut parts, incoming) = request.into_parts();
     if incoming.size_hint().lower() > BODY_LIMIT {
-        return respond::error(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            ErrorCode::TooLarge,
-            "the request is larger than any model takes",
-        );
+        return Box::pin(std::future::ready(too_large()));
     }
     let session = name(&parts.headers, "session-id");
     let model = parts
@@ -120,8 +122,15 @@ pub(crate) async fn serve(
         last: None,
         last_reason: String::new(),
     };
-    // Boxed: nine kilobytes that would otherwise stay with the connection while the answer streams.
-    Box::pin(turn.run()).await
+    Box::pin(turn.run())
+}
+
+fn too_large() -> Answer {
+    respond::error(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        ErrorCode::TooLarge,
+        "the request is larger than any model takes",
+    )
 }
 
 impl Turn {
@@ -134,14 +143,17 @@ impl Turn {
                 Err(_gone) => return respond::draining(),
                 Ok(Ok(lease)) => lease,
                 Ok(Err(refused)) => {
-                    if self.waited(&refused).await {
+                    if Box::pin(self.waited(&refused)).await {
                         continue;
                     }
                     return self.give_up(Some(&refused));
                 },
             };
             match self.attempt(lease).await {
-                Step::Deliver(answer) => return answer,
+                Step::Deliver(lease, response, reason) => {
+                    return self.deliver(lease, response, &reason);
+                },
+                Step::Say(answer) => return answer,
                 Step::Again if self.source.client_failed() => return self.client_failed(),
                 Step::Again => {},
             }
@@ -181,7 +193,7 @@ impl Turn {
             return Step::Again;
         };
         let Some(body) = self.source.attempt() else {
-            return Step::Deliver(self.give_up_on(lease));
+            return Step::Say(self.give_up_on(lease));
         };
         self.trace.tried += 1;
         let request = self.request(&pass, UpBody::Replay(body));
@@ -199,7 +211,15 @@ impl Turn {
         };
         self.trace.tried += repeats;
         match outcome {
-            Ok(response) => self.answered(lease, response).await,
+            Ok(response)
+                if response.status().is_success()
+                    && !verdict::is_page(response.status(), response.headers()) =>
+            {
+                self.proxy.roster.troubles().gone(Place::Backend);
+                quota_seen(&lease, &response);
+                Step::Deliver(lease, response, String::new())
+            },
+            Ok(response) => Box::pin(self.refused(lease, response)).await,
             Err(failure) => {
                 if self.source.client_failed() {
                     return Step::Again;
@@ -213,12 +233,13 @@ impl Turn {
                     },
                     _ => verdict.reason.clone(),
                 };
-                self.apply(lease, &Verdict { reason, ..verdict }).await
+                Box::pin(self.apply(lease, &Verdict { reason, ..verdict })).await
             },
         }
     }
 
-    async fn answered(&mut self, lease: Lease, response: Response<Driven>) -> Step {
+    /// Judges an answer that is no success, or not upstream's own.
+    async fn refused(&mut self, lease: Lease, response: Response<Driven>) -> Step {
         let status = response.status();
         if verdict::is_page(status, response.headers()) {
             let verdict = verdict::classify(&Outcome::Page(status), clock::wall());
@@ -226,19 +247,14 @@ impl Turn {
             return self.apply(lease, &verdict).await;
         }
         self.proxy.roster.troubles().gone(Place::Backend);
-        lease.quota_seen(quota::from_headers(response.headers(), clock::wall()));
-        if status.is_success() {
-            let verdict_free =
-                Verdict { act: Act::Deliver, mark: Mark::Fine, reason: String::new() };
-            return Step::Deliver(self.deliver(lease, response, &verdict_free));
-        }
+        quota_seen(&lease, &response);
         // What is delivered whatever it says is not read first.
         let blind = verdict::classify(
             &Outcome::Head { status, headers: response.headers(), body: None },
             clock::wall(),
         );
         if blind.act == Act::Deliver {
-            return Step::Deliver(self.deliver(lease, response, &blind));
+            return Step::Deliver(lease, response, blind.reason);
         }
         let (parts, body) = response.into_parts();
         let (bytes, whole) = read_error(body).await;
@@ -282,22 +298,23 @@ impl Turn {
         self.pauses += 1;
     }
 
-    fn deliver(&mut self, lease: Lease, response: Response<Driven>, verdict: &Verdict) -> Answer {
+    fn deliver(self, lease: Lease, response: Response<Driven>, reason: &str) -> Answer {
+        let Self { proxy, mut trace, .. } = self;
         let (mut parts, body) = response.into_parts();
         headers::downwards(&mut parts.headers);
-        self.trace.account = Some(lease.account.clone());
-        self.trace.status = parts.status.as_u16();
-        self.trace.first_byte_ms = Some(millis(&self.trace.started));
-        if !verdict.reason.is_empty() {
-            self.trace.attempts.push(format!("{}: {}", lease.account, verdict.reason));
+        trace.account = Some(lease.account.clone());
+        trace.status = parts.status.as_u16();
+        trace.first_byte_ms = Some(millis(&trace.started));
+        if !reason.is_empty() {
+            trace.attempts.push(format!("{}: {reason}", lease.account));
         }
-        self.proxy.traces.counters.active.fetch_add(1, Ordering::Relaxed);
+        proxy.traces.counters.active.fetch_add(1, Ordering::Relaxed);
         let stream = parts
             .headers
             .get(header::CONTENT_TYPE)
             .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
         let sniffer = stream.then(|| Sniffer::new(clock::wall()));
-        let end = Accounts { proxy: Arc::clone(&self.proxy), lease, trace: self.trace.clone() };
+        let end = Accounts { proxy, lease, trace };
         Response::from_parts(parts, Out::Relay(Box::new(Relay::new(body, sniffer, end))))
     }
 
@@ -381,11 +398,7 @@ impl Turn {
 
     fn client_failed(&mut self) -> Answer {
         let answer = if self.source.too_large() {
-            respond::error(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                ErrorCode::TooLarge,
-                "the request is larger than any model takes",
-            )
+            too_large()
         } else {
             respond::error(StatusCode::BAD_REQUEST, ErrorCode::BadRequest, "the body ended early")
         };
@@ -398,6 +411,10 @@ impl Turn {
         self.trace.outcome = outcome;
         self.proxy.traces.end(self.trace.clone());
     }
+}
+
+fn quota_seen(lease: &Lease, response: &Response<Driven>) {
+    lease.quota_seen(quota::from_headers(response.headers(), clock::wall()));
 }
 
 /// Why no head came.
