@@ -11,6 +11,7 @@ use crate::{
     config::Config,
     fault::Fault,
     ipc,
+    login::Logins,
     proxy::{self, Proxy, keys::Keys, trace::Traces},
     renewal::Renewer,
     roster::Roster,
@@ -152,6 +153,7 @@ pub(crate) struct App {
     pub(crate) actor: Handle,
     pub(crate) roster: Arc<Roster>,
     pub(crate) proxy: Arc<Proxy>,
+    pub(crate) logins: Arc<Logins>,
     pub(crate) phases: Phases,
     pub(crate) stop: Stop,
     pub(crate) url: String,
@@ -210,12 +212,19 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         port: at.port(),
         host,
     });
+    let logins = Arc::new(Logins::new(
+        Arc::clone(&config),
+        Arc::clone(&roster),
+        handle.clone(),
+        renewals.clone(),
+    ));
     let app = Arc::new(App {
         root,
         config,
         actor: handle,
         roster,
         proxy,
+        logins,
         phases,
         stop: Stop::default(),
         url: format!("http://{at}"),

@@ -13,6 +13,7 @@ mod fault;
 mod ipc;
 mod launch;
 mod lifecycle;
+mod login;
 mod proxy;
 mod renewal;
 mod roster;

@@ -25,6 +25,12 @@ mod gate;
 #[cfg(test)]
 mod ipc;
 #[cfg(test)]
+mod login;
+#[cfg(test)]
+mod login_batch;
+#[cfg(test)]
+mod login_kit;
+#[cfg(test)]
 mod refresh;
 #[cfg(test)]
 mod restart;
