@@ -80,6 +80,8 @@ pub(crate) enum Command {
         #[arg(long)]
         label: Option<String>,
     },
+    /// Sign in at ChatGPT: adds the account to the pool, or mends its login in place
+    Login(LoginArgs),
     /// Let an account serve again
     Enable {
         /// Index, e-mail, label, id or a unique prefix
@@ -131,6 +133,51 @@ pub(crate) enum Command {
     Launch(LaunchArgs),
     /// Show the whole thing with three simulated accounts: nothing installed, no network
     Demo(DemoArgs),
+}
+
+/// `cmactl login`
+#[derive(Debug, Args)]
+pub(crate) struct LoginArgs {
+    /// Sign in again as this account of the pool, and as no other
+    pub(crate) account: Option<String>,
+    #[command(flatten)]
+    pub(crate) way: LoginWay,
+    /// Print the link instead of opening a browser (also `CODEX_AUTH_NO_BROWSER=1`)
+    #[arg(long, conflicts_with = "device")]
+    pub(crate) no_browser: bool,
+    /// Only this workspace will do
+    #[arg(long, value_name = "ID")]
+    pub(crate) org: Option<String>,
+    /// A name for a new account
+    #[arg(long)]
+    pub(crate) label: Option<String>,
+    /// Sign in at another issuer (loopback, or the one in the root's `config.toml`)
+    #[arg(long, value_name = "URL")]
+    pub(crate) issuer: Option<String>,
+    /// Give up after this many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=900))]
+    pub(crate) timeout: Option<u64>,
+    /// Sign in the accounts of a list, one after another, those that need it
+    #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["account", "org", "label"])]
+    pub(crate) batch: Option<PathBuf>,
+    /// Only tell which accounts of the list need a sign-in: exit code 1 if any does
+    #[arg(long, requires = "batch")]
+    pub(crate) check: bool,
+}
+
+/// How to get to the issuer and back; chosen by itself when left out.
+#[derive(Debug, Clone, Copy, Args)]
+#[group(multiple = false)]
+pub(crate) struct LoginWay {
+    /// By a browser on this machine
+    #[arg(long)]
+    pub(crate) browser: bool,
+    /// By a code that is typed on any device
+    #[arg(long, alias = "device-auth")]
+    pub(crate) device: bool,
+    /// By pasting the address that the browser ends at
+    #[arg(long)]
+    pub(crate) manual: bool,
 }
 
 /// `cmactl daemon …`

@@ -8,6 +8,7 @@ mod daemon;
 mod demo;
 mod events;
 mod launch;
+mod login;
 mod logs;
 mod status;
 mod version;
@@ -92,6 +93,7 @@ pub(crate) fn run(cli: Cli, screen: &mut Screen) -> Result<ExitCode, Failure> {
         ),
         Command::Unpin => accounts::switch(&context, &Request::Unpin, screen),
         Command::Import { file, label } => accounts::import(&context, file, label, screen),
+        Command::Login(args) => login::login(&context, args, screen),
         Command::Enable { account } => accounts::set_enabled(&context, account, true, screen),
         Command::Disable { account } => accounts::set_enabled(&context, account, false, screen),
         Command::Label { account, label } => accounts::label(&context, account, label, screen),

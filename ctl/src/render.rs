@@ -237,6 +237,14 @@ impl Screen {
         self.err.write_all(coloured(&line).as_bytes()).map_err(Failure::Output)
     }
 
+    /// Talk of several lines on stderr; none with `--json`.
+    pub(crate) fn talk(&mut self, text: &str) -> Result<(), Failure> {
+        if self.json {
+            return Ok(());
+        }
+        self.err.write_all(coloured(text).as_bytes()).map_err(Failure::Output)
+    }
+
     /// Notes of an answer; in JSON they are part of it.
     pub(crate) fn notes(&mut self, notes: &[String]) -> Result<(), Failure> {
         if self.json {

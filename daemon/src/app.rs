@@ -11,6 +11,7 @@ use crate::{
     config::Config,
     fault::Fault,
     ipc,
+    login::Logins,
     proxy::{
         self, Proxy,
         keys::Keys,
@@ -157,6 +158,7 @@ pub(crate) struct App {
     pub(crate) actor: Handle,
     pub(crate) roster: Arc<Roster>,
     pub(crate) proxy: Arc<Proxy>,
+    pub(crate) logins: Arc<Logins>,
     pub(crate) phases: Phases,
     pub(crate) stop: Stop,
     pub(crate) url: String,
@@ -219,12 +221,19 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         ended,
         responses: proxy::joined(&config.backend.path, "/codex/responses"),
     });
+    let logins = Arc::new(Logins::new(
+        Arc::clone(&config),
+        Arc::clone(&roster),
+        handle.clone(),
+        renewals.clone(),
+    ));
     let app = Arc::new(App {
         root,
         config,
         actor: handle,
         roster,
         proxy,
+        logins,
         phases,
         stop: Stop::default(),
         url: format!("http://{at}"),

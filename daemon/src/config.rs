@@ -230,6 +230,12 @@ fn upstream(value: &str, from_env: bool) -> Result<Endpoint, String> {
     Ok(at)
 }
 
+/// The issuer that a person names for one sign-in: by the rule for the environment, so that nobody
+/// can be talked into sending a login elsewhere.
+pub(crate) fn named_issuer(value: &str) -> Result<Endpoint, String> {
+    upstream(value, true)
+}
+
 fn is_loopback(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())

@@ -59,7 +59,10 @@ pub(crate) fn plan(
     };
     let pool = roster.all();
     if pool.is_empty() {
-        return aside("the pool is empty; `cmactl import` adds the login of `codex login`", true);
+        return aside(
+            "the pool is empty; `cmactl login` signs in, `cmactl import` takes over a login you have",
+            true,
+        );
     }
     if !workspaces.is_empty()
         && !pool

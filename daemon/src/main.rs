@@ -15,6 +15,7 @@ mod fault;
 mod ipc;
 mod launch;
 mod lifecycle;
+mod login;
 mod proxy;
 mod renewal;
 mod roster;

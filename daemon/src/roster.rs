@@ -21,6 +21,10 @@ use cma_proto::{error::ErrorCode, message::Imported};
 use parking_lot::{Mutex, RwLock};
 use std::{path::Path, sync::Arc};
 
+mod sign_in;
+
+pub(crate) use sign_in::SignIn;
+
 /// A label is shown in tables.
 const MAX_LABEL: usize = 64;
 
@@ -245,6 +249,7 @@ impl Roster {
             tokens: login.tokens,
             gone: None,
             spent: known.as_ref().map(|known| known.spent_with_current()).unwrap_or_default(),
+            tags: known.as_ref().map(|known| known.tags.clone()).unwrap_or_default(),
         };
         let imported = Imported {
             id: record.id.clone(),

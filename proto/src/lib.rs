@@ -25,6 +25,7 @@ pub mod endpoint;
 pub mod error;
 pub mod frame;
 pub mod hello;
+pub mod login;
 pub mod message;
 
 /// The protocol version this crate speaks best.

@@ -4,6 +4,7 @@
 //! their unit. The same types are the `--json` output of `cmactl`, which adds a `schema` number.
 //! Fields are positional under bincode: see the crate's promises before touching one.
 
+use crate::login::{LoginReply, LoginRequest};
 use serde::{Deserialize, Serialize};
 
 /// What a client asks.
@@ -62,6 +63,8 @@ pub enum Request {
         /// Cut running turns instead of letting them end.
         now: bool,
     },
+    /// Sign in at the issuer, step by step. Answer: [`Reply::Login`].
+    Login(LoginRequest),
 }
 
 /// What the daemon answers.
@@ -85,6 +88,8 @@ pub enum Reply {
         /// Responses still running.
         active: u32,
     },
+    /// To [`Request::Login`].
+    Login(Box<LoginReply>),
 }
 
 /// The whole picture at one epoch.
@@ -210,6 +215,8 @@ pub struct AccountInfo {
     pub served: u64,
     /// What is known of its quota.
     pub windows: Vec<WindowInfo>,
+    /// Words its person put on it.
+    pub tags: Vec<String>,
 }
 
 /// One quota window as upstream last reported it.

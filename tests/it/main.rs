@@ -32,11 +32,18 @@ mod gate;
 #[cfg(test)]
 mod ipc;
 #[cfg(test)]
+mod login;
+#[cfg(test)]
+mod login_batch;
+#[cfg(test)]
+mod login_kit;
+#[cfg(test)]
 mod losses;
 #[cfg(test)]
 mod refresh;
 #[cfg(test)]
 mod restart;
+#[cfg(test)]
 mod smoke;
 #[cfg(test)]
 mod tidy;

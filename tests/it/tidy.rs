@@ -18,11 +18,14 @@ const LONG: [(&str, &str); 0] = [];
 /// The daemon's floors, lowest first: who may not look at whom.
 const GROUND: [&str; 8] = ["config", "dirs", "clock", "sys", "fault", "crash", "disk", "trouble"];
 const KEEPERS: [&str; 5] = ["actor", "roster", "vault", "store", "cache"];
-const ROOMS: [&str; 5] = ["proxy", "ipc", "renewal", "upstream", "launch"];
+const ROOMS: [&str; 6] = ["proxy", "ipc", "renewal", "upstream", "launch", "login"];
 /// The stairs between rooms, and from the actor to the task that it starts.
-const STAIRS: [(&str, &str); 7] = [
+const STAIRS: [(&str, &str); 9] = [
     ("proxy", "upstream"),
     ("renewal", "upstream::install_tls_provider"),
+    ("login", "upstream::install_tls_provider"),
+    // Its tests build a whole pool.
+    ("login", "renewal::Renewer"),
     ("upstream", "proxy::body"),
     ("ipc", "proxy::trace"),
     ("ipc", "launch"),

@@ -43,6 +43,11 @@ fn commands_of_the_contract_are_understood() {
         "import",
         "import a/auth.json --label work",
         "import -",
+        "login",
+        "login work --device-auth",
+        "login --browser --no-browser --org w-1 --json",
+        "login --manual --issuer http://127.0.0.1:9 --timeout 60",
+        "login --batch accounts.toml --check",
         "enable 1",
         "disable a@b.c",
         "label 1 work",
@@ -67,7 +72,18 @@ fn commands_of_the_contract_are_understood() {
 
 #[test]
 fn nonsense_is_a_usage_error_with_exit_code_2() {
-    for line in ["", "launch", "switch", "daemon", "status now", "demo --client curl"] {
+    for line in [
+        "",
+        "launch",
+        "switch",
+        "daemon",
+        "status now",
+        "demo --client curl",
+        "login --browser --device",
+        "login --check",
+        "login work --batch a.toml",
+        "login --timeout 901",
+    ] {
         let error = parse(line).unwrap_err();
         assert!(error.use_stderr(), "{line}");
         assert_eq!(error.exit_code(), 2, "{line}");

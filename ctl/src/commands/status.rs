@@ -73,7 +73,7 @@ pub(super) fn list(context: &Context, screen: &mut Screen) -> Result<ExitCode, F
 }
 
 const NO_ACCOUNT: &str =
-    "The pool has no account. Log in with `codex login`, then run `cmactl import`.\n";
+    "The pool has no account. Run `cmactl login`, or `cmactl import` for a login you have.\n";
 
 fn ask(context: &Context) -> Result<Status, Failure> {
     match context.connect()?.call(&Request::Status)? {

@@ -134,6 +134,7 @@ fn account(record: &Record, index: u32, seen: Option<&Seen>) -> AccountInfo {
         in_flight: seen.map_or(0, |seen| seen.in_flight),
         served: seen.map_or(0, |seen| seen.served),
         windows: seen.map(|seen| seen.windows.clone()).unwrap_or_default(),
+        tags: record.tags.clone(),
     }
 }
 
@@ -173,7 +174,10 @@ fn notes(records: &[Arc<Record>], pin: Option<&PinInfo>, accounts: &[AccountInfo
     };
     let mut notes = Vec::new();
     if records.is_empty() {
-        notes.push("the pool is empty: `cmactl import` adds the login of `codex login`".to_owned());
+        notes.push(
+            "the pool is empty: `cmactl login` signs in, `cmactl import` takes over an `auth.json`"
+                .to_owned(),
+        );
     }
     if let Some(PinInfo { account, yielded: Some(why), .. }) = pin {
         notes.push(format!(
@@ -183,9 +187,10 @@ fn notes(records: &[Arc<Record>], pin: Option<&PinInfo>, accounts: &[AccountInfo
     }
     for account in accounts.iter().filter(|account| account.state == "needs_login") {
         notes.push(format!(
-            "`{}` needs a login ({}): sign in with `codex login`, then run `cmactl import`",
+            "`{}` needs a login ({}): run `cmactl login {}` (or `cmactl import` a fresh login)",
             called(&account.id),
-            account.reason.as_deref().unwrap_or("its credential is gone")
+            account.reason.as_deref().unwrap_or("its credential is gone"),
+            account.id
         ));
     }
     notes

@@ -57,6 +57,9 @@ pub(crate) async fn handle(
         Request::Remove { selector } => remove(app, &selector).await,
         Request::Why { request } => why(app, request).await,
         Request::Launch(request) => plan(app, request, pid).await,
+        Request::Login(step) => {
+            app.logins.step(step).await.map(|reply| Reply::Login(Box::new(reply)))
+        },
         Request::Shutdown { now } => {
             let active = app.proxy.traces.counters.active.load(Ordering::Relaxed);
             if now {

@@ -28,6 +28,9 @@ pub(crate) struct State {
     /// The highest place ever given to an account, so that a place is never given twice.
     #[serde(default)]
     pub(crate) last_order: u32,
+    /// When the notice on terms was given to a client to show (seconds since 1970).
+    #[serde(default)]
+    pub(crate) notice_at: Option<u64>,
 }
 
 /// The root's files.

@@ -45,6 +45,9 @@ pub(crate) struct Record {
     /// imported again must not replace the credential that came of it.
     #[serde(default)]
     pub(crate) spent: Vec<String>,
+    /// Words its person put on it.
+    #[serde(default)]
+    pub(crate) tags: Vec<String>,
 }
 
 /// How many spent refresh tokens are remembered.

@@ -4,6 +4,7 @@ use super::*;
 use crate::{
     codec::Codec,
     error::{ErrorCode, Refusal},
+    login::{LoginBegin, LoginDone, LoginEnd, LoginMethod, LoginStarted, LoginWaiting},
 };
 use proptest::prelude::*;
 use serde::de::DeserializeOwned;
@@ -67,6 +68,7 @@ fn account() -> AccountInfo {
         in_flight: 2,
         served: 300,
         windows: vec![window()],
+        tags: vec![text("team")],
     }
 }
 
@@ -111,6 +113,61 @@ fn requests() -> Vec<(&'static str, Request)> {
         ("request.subscribe", Request::Subscribe),
         ("request.shutdown", Request::Shutdown { now: true }),
     ]
+    .into_iter()
+    .chain(login_requests())
+    .collect()
+}
+
+fn login_requests() -> [(&'static str, Request); 4] {
+    let begin = LoginBegin {
+        method: LoginMethod::Device,
+        org: Some(text("w-1")),
+        account: Some(text("work")),
+        email: None,
+        issuer: Some(text("http://127.0.0.1:9")),
+        timeout_secs: Some(900),
+        label: Some(text("work")),
+        tags: vec![text("team")],
+        enabled: true,
+    };
+    [
+        ("request.login.begin", LoginRequest::Begin(begin)),
+        ("request.login.poll", LoginRequest::Poll { id: text("s-1") }),
+        ("request.login.paste", LoginRequest::Paste { id: text("s-1"), url: text("c#s") }),
+        ("request.login.cancel", LoginRequest::Cancel { id: text("s-1") }),
+    ]
+    .map(|(name, step)| (name, Request::Login(step)))
+}
+
+fn login_replies() -> [(&'static str, Reply); 4] {
+    let started = LoginStarted {
+        id: text("s-1"),
+        method: LoginMethod::Browser,
+        url: text("https://auth.openai.com/oauth/authorize"),
+        user_code: Some(text("ABCD-12345")),
+        expires_at: 1_800_000_900,
+        first: true,
+    };
+    let waiting =
+        LoginWaiting { stage: text("person"), seconds_left: 899, notes: vec![text("a note")] };
+    let done = LoginDone {
+        account: text("aa"),
+        name: text("work"),
+        email: Some(text("a@example.test")),
+        plan: Some(text("pro")),
+        workspace: text("w-1"),
+        created: true,
+        accounts: 3,
+        notes: Vec::new(),
+    };
+    let refusal = Refusal::new(ErrorCode::Denied, "the issuer said no", "run `cmactl login`");
+    [
+        ("reply.login.started", LoginReply::Started(started)),
+        ("reply.login.waiting", LoginReply::Waiting(waiting)),
+        ("reply.login.done", LoginReply::Done(done)),
+        ("reply.login.ended", LoginReply::Ended { end: LoginEnd::Denied, refusal }),
+    ]
+    .map(|(name, reply)| (name, Reply::Login(Box::new(reply))))
 }
 
 fn replies() -> Vec<(&'static str, Reply)> {
@@ -163,6 +220,9 @@ fn replies() -> Vec<(&'static str, Reply)> {
         ("reply.launch.aside", Reply::Launch(Box::new(aside))),
         ("reply.shutting_down", Reply::ShuttingDown { active: 300 }),
     ]
+    .into_iter()
+    .chain(login_replies())
+    .collect()
 }
 
 fn events() -> Vec<(&'static str, Event)> {
@@ -281,6 +341,10 @@ fn no_variant_is_missing_above() {
         Request::Launch(_) => 8,
         Request::Subscribe => 9,
         Request::Shutdown { .. } => 10,
+        Request::Login(LoginRequest::Begin(_)) => 11,
+        Request::Login(LoginRequest::Poll { .. }) => 12,
+        Request::Login(LoginRequest::Paste { .. }) => 13,
+        Request::Login(LoginRequest::Cancel { .. }) => 14,
     };
     let reply = |reply: &Reply| match reply {
         Reply::Status(_) => 0,
@@ -293,6 +357,12 @@ fn no_variant_is_missing_above() {
             Launch::Aside { .. } => 6,
         },
         Reply::ShuttingDown { .. } => 7,
+        Reply::Login(login) => match **login {
+            LoginReply::Started(_) => 8,
+            LoginReply::Waiting(_) => 9,
+            LoginReply::Done(_) => 10,
+            LoginReply::Ended { .. } => 11,
+        },
     };
     let change = |event: &Event| match event.change {
         Change::Snapshot { .. } => 0,
@@ -308,7 +378,7 @@ fn no_variant_is_missing_above() {
     count(requests().iter().map(|(_, r)| request(r)).collect());
     count(replies().iter().map(|(_, r)| reply(r)).collect());
     count(events().iter().map(|(_, e)| change(e)).collect());
-    assert_eq!((requests().len(), replies().len(), events().len()), (11, 8, 8));
+    assert_eq!((requests().len(), replies().len(), events().len()), (15, 12, 8));
 }
 
 #[test]

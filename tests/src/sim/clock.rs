@@ -50,6 +50,21 @@ pub(super) fn rfc3339(at: UnixMs) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
+/// `Sat, 21 Nov 2026 02:37:22 GMT`, as HTTP says dates.
+pub(super) fn http_date(at: UnixMs) -> String {
+    let secs = at.secs();
+    let (days, rest) = (secs / 86_400, secs % 86_400);
+    let (year, month, day) = civil(days);
+    // 1970 began on a Thursday.
+    let weekday = "ThuFriSatSunMonTueWed".split_at(usize::try_from(days % 7).unwrap_or(0) * 3).1;
+    let months = "JanFebMarAprMayJunJulAugSepOctNovDec";
+    let month = months.split_at(usize::try_from(month - 1).unwrap_or(0) * 3).1;
+    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
+    let short = |text: &str| text.chars().take(3).collect::<String>();
+    let (weekday, month) = (short(weekday), short(month));
+    format!("{weekday}, {day:02} {month} {year:04} {hour:02}:{minute:02}:{second:02} GMT")
+}
+
 /// Days since 1970 to a date, by Hinnant's `civil_from_days` for later dates.
 fn civil(days: u64) -> (u64, u64, u64) {
     let shifted = days + 719_468;

@@ -25,6 +25,8 @@ pub enum Route {
     Refresh,
     /// `POST /oauth/revoke`.
     Revoke,
+    /// The steps of a sign-in: the authorize page, device codes, codes for tokens.
+    Login,
     /// `GET /codex/models`.
     Models,
     /// `GET /wham/usage`.

@@ -1,7 +1,7 @@
 //! The issuer: `/oauth/token` and `/oauth/revoke`.
 //!
 //! It decides what a token request is answered; whether a refresh token is good
-//! is decided in `tokens`. The only grant so far is `refresh_token`.
+//! is decided in `tokens`, whether a code is, in `login`.
 
 use std::collections::BTreeMap;
 
@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::config::CLIENT_ID;
 use super::faults::{Fault, Route};
 use super::jwt::Issued;
+use super::login;
 use super::state::{AccountNo, Busy, Work};
 use super::tokens::RefreshVerdict;
 use super::wire::{Answer, Call, Early, Gone, Reply, text};
@@ -30,6 +31,9 @@ pub(super) async fn serve(mut call: Call) -> Answer {
 async fn token(call: &mut Call) -> Result<Reply, Gone> {
     let form = fields(call);
     let field = |name: &str| form.get(name).map_or("", String::as_str);
+    if field("grant_type") == "authorization_code" {
+        return login::exchange(call, &form).await;
+    }
     if field("grant_type") != "refresh_token" {
         let fault = call.shared.state.lock().take_fault(None, Route::Refresh);
         if let Early::Instead(reply) = call.early(fault).await? {
@@ -125,7 +129,7 @@ async fn revoke(call: &mut Call) -> Result<Reply, Gone> {
     Ok(Reply::json(200, &json!({})))
 }
 
-fn granted(issued: &Issued) -> Reply {
+pub(super) fn granted(issued: &Issued) -> Reply {
     let body = json!({
         "id_token": issued.id_token,
         "access_token": issued.access_token,
@@ -155,7 +159,7 @@ fn refused(code: &str) -> Reply {
 }
 
 /// The fields of a body that is a flat JSON object or a form.
-fn fields(call: &Call) -> BTreeMap<String, String> {
+pub(super) fn fields(call: &Call) -> BTreeMap<String, String> {
     match &call.body.json {
         Some(Value::Object(object)) => object
             .iter()
@@ -170,7 +174,7 @@ fn fields(call: &Call) -> BTreeMap<String, String> {
     }
 }
 
-fn unescape(text: &str) -> String {
+pub(super) fn unescape(text: &str) -> String {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {

@@ -19,6 +19,7 @@ pub mod drive;
 mod faults;
 mod issuer;
 mod jwt;
+mod login;
 mod quota;
 mod record;
 mod reply;
@@ -41,6 +42,7 @@ use std::time::Duration;
 
 pub use config::{AccountSpec, CLIENT_ID, DEFAULT_CANARY, SimConfig, Window};
 pub use faults::{Cut, Fault, Route};
+pub use login::Consent;
 pub use record::{AccountStats, Outcome, Seen, Stats};
 
 use server::Command;

@@ -31,7 +31,7 @@ use super::config::SimConfig;
 use super::record::{Open, Outcome, Seen};
 use super::state::{Shared, State};
 use super::wire::{Answer, Call, Gone, Line, Payload, Reply, Socket, text};
-use super::{backend, control, issuer, strict};
+use super::{backend, control, issuer, login, strict};
 
 /// The largest body read, as on the wire.
 const MAX_WIRE: usize = 32 << 20;
@@ -282,6 +282,9 @@ async fn serve(shared: Arc<Shared>, line: Arc<Line>, request: Request<Incoming>)
     if let Some(path) = path.strip_prefix("/backend-api/") {
         let path = format!("/{path}");
         return Box::pin(backend::serve(call, path)).await;
+    }
+    if login::serves(path) {
+        return Box::pin(login::serve(call)).await;
     }
     if path.starts_with("/oauth/") {
         return Box::pin(issuer::serve(call)).await;

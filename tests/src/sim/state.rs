@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::clock::{UnixMs, rfc3339};
 use super::config::{AccountSpec, CLIENT_ID, SimConfig};
 use super::faults::{Fault, Faults, Route};
+use super::login::Logins;
 use super::quota::Quota;
 use super::record::Record;
 use super::server::Commands;
@@ -57,6 +58,7 @@ pub(super) struct State {
     pub(super) config: SimConfig,
     pub(super) accounts: Vec<Account>,
     pub(super) tokens: Tokens,
+    pub(super) logins: Logins,
     pub(super) faults: Faults,
     pub(super) record: Record,
     pub(super) tool: Option<ToolScript>,
@@ -73,6 +75,7 @@ impl State {
             config,
             accounts: Vec::with_capacity(accounts.len()),
             tokens: Tokens::default(),
+            logins: Logins::default(),
             faults: Faults::default(),
             record,
             tool: None,

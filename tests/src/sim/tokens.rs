@@ -119,6 +119,18 @@ impl Tokens {
         self.issue(config, account, family, valid)
     }
 
+    /// The same by a clock that is that many seconds ahead.
+    pub(super) fn login_at(
+        &mut self,
+        config: &SimConfig,
+        account: (AccountNo, &AccountSpec),
+        ahead: i64,
+    ) -> Issued {
+        let from = super::login::shifted(UnixMs::now(), ahead);
+        let family = Family(self.serial + 1);
+        self.issue(config, account, family, Validity { from, ttl: config.tokens_ttl })
+    }
+
     /// What the upstream thinks of `token` as a bearer.
     pub(super) fn judge(&self, token: &str) -> AccessVerdict {
         let Some(access) = self.access.get(token) else { return AccessVerdict::Unknown };

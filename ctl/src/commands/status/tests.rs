@@ -28,6 +28,7 @@ fn account(index: u32, label: Option<&str>, state: &str) -> AccountInfo {
             resets_at: Some(NOW + 7980),
             seen_at: NOW - 5,
         }],
+        tags: Vec::new(),
     }
 }
 
@@ -106,7 +107,7 @@ fn an_upstream_of_its_own_an_empty_pool_and_a_dry_pool_are_told() {
     assert!(text.contains("next      no account can serve now"), "{text}");
     status.accounts.clear();
     let text = plain(&picture(&status, NOW));
-    assert!(text.contains("codex login") && text.contains("cmactl import"), "{text}");
+    assert!(text.contains("cmactl login") && text.contains("cmactl import"), "{text}");
 }
 
 #[test]
