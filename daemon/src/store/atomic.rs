@@ -58,7 +58,7 @@ pub(crate) fn remove(path: &Path) -> Result<(), Fault> {
     }
 }
 
-/// Replaces `path` as [`write`] does and keeps what it held under `aside` (a second name, not a
+/// Replaces `path` as [`write()`] does and keeps what it held under `aside` (a second name, not a
 /// copy). The new content is durable first: a renewed credential exists nowhere else.
 ///
 /// # Errors
