@@ -19,6 +19,8 @@ use cma_proto::{error::ErrorCode, message::Imported};
 use parking_lot::{Mutex, RwLock};
 use std::{path::Path, sync::Arc};
 
+pub(crate) mod keep;
+
 /// A label is shown in tables.
 const MAX_LABEL: usize = 64;
 
@@ -49,12 +51,10 @@ impl Roster {
         config: Arc<Config>,
         vault: Arc<Vault>,
     ) -> Result<Self, Fault> {
-        let records: Vec<_> = store.accounts()?.into_iter().map(Arc::new).collect();
-        let state = store.state()?;
-        for record in &records {
-            vault.put(record);
-        }
-        Ok(Self { store, config, vault, records: RwLock::new(records), writer: Mutex::new(state) })
+        let state = Mutex::new(State::default());
+        let roster = Self { store, config, vault, records: RwLock::default(), writer: state };
+        roster.read_in()?;
+        Ok(roster)
     }
 
     pub(crate) const fn store(&self) -> &Store {
@@ -108,6 +108,7 @@ impl Roster {
 
     /// The record a person means by an index, e-mail, label, id or a unique prefix of these.
     pub(crate) fn select(&self, selector: &str) -> Result<Arc<Record>, Fault> {
+        self.store.writable()?;
         let records = self.all();
         let wanted = selector.trim().to_lowercase();
         let exact: Vec<_> = records
@@ -346,6 +347,9 @@ impl Roster {
     /// Makes the port of this root durable. Blocks on the disk.
     pub(crate) fn save_port(&self, port: u16) -> Result<(), Fault> {
         let mut state = self.writer.lock();
+        if self.is_locked() {
+            return Ok(());
+        }
         let new = State { port: Some(port), ..state.clone() };
         self.store.save_state(&new)?;
         *state = new;

@@ -4,6 +4,7 @@
 //! their unit. The same types are the `--json` output of `cmactl`, which adds a `schema` number.
 //! Fields are positional under bincode: see the crate's promises before touching one.
 
+use crate::survive::{Survive, Survived};
 use serde::{Deserialize, Serialize};
 
 /// What a client asks.
@@ -62,6 +63,8 @@ pub enum Request {
         /// Cut running turns instead of letting them end.
         now: bool,
     },
+    /// Backups and the seal. Answer: [`Reply::Survived`].
+    Survive(Survive),
 }
 
 /// What the daemon answers.
@@ -85,6 +88,8 @@ pub enum Reply {
         /// Responses still running.
         active: u32,
     },
+    /// To [`Request::Survive`].
+    Survived(Survived),
 }
 
 /// The whole picture at one epoch.

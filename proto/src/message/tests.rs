@@ -4,6 +4,7 @@ use super::*;
 use crate::{
     codec::Codec,
     error::{ErrorCode, Refusal},
+    survive::{SealBy, SealInfo, Secret},
 };
 use proptest::prelude::*;
 use serde::de::DeserializeOwned;
@@ -110,6 +111,12 @@ fn requests() -> Vec<(&'static str, Request)> {
         ),
         ("request.subscribe", Request::Subscribe),
         ("request.shutdown", Request::Shutdown { now: true }),
+        (
+            "request.survive",
+            Request::Survive(Survive::SealOn {
+                by: SealBy::Passphrase(Secret(text("four words"))),
+            }),
+        ),
     ]
 }
 
@@ -162,6 +169,18 @@ fn replies() -> Vec<(&'static str, Reply)> {
         ("reply.launch.through", Reply::Launch(Box::new(Launch::Through(plan)))),
         ("reply.launch.aside", Reply::Launch(Box::new(aside))),
         ("reply.shutting_down", Reply::ShuttingDown { active: 300 }),
+        (
+            "reply.survived",
+            Reply::Survived(Survived::Seal(SealInfo {
+                state: text("on"),
+                by: vec![text("keyring"), text("recovery")],
+                since: Some(1_800_000_000),
+                sealed: 300,
+                plain: 0,
+                recovery: Some(Secret(text("AAAA-BBBB"))),
+                notes: vec![text("a note")],
+            })),
+        ),
     ]
 }
 
@@ -281,6 +300,7 @@ fn no_variant_is_missing_above() {
         Request::Launch(_) => 8,
         Request::Subscribe => 9,
         Request::Shutdown { .. } => 10,
+        Request::Survive(_) => 11,
     };
     let reply = |reply: &Reply| match reply {
         Reply::Status(_) => 0,
@@ -293,6 +313,7 @@ fn no_variant_is_missing_above() {
             Launch::Aside { .. } => 6,
         },
         Reply::ShuttingDown { .. } => 7,
+        Reply::Survived(_) => 8,
     };
     let change = |event: &Event| match event.change {
         Change::Snapshot { .. } => 0,
@@ -308,7 +329,7 @@ fn no_variant_is_missing_above() {
     count(requests().iter().map(|(_, r)| request(r)).collect());
     count(replies().iter().map(|(_, r)| reply(r)).collect());
     count(events().iter().map(|(_, e)| change(e)).collect());
-    assert_eq!((requests().len(), replies().len(), events().len()), (11, 8, 8));
+    assert_eq!((requests().len(), replies().len(), events().len()), (12, 9, 8));
 }
 
 #[test]
