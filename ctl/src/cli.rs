@@ -131,6 +131,14 @@ pub(crate) enum Command {
     Version,
     /// Print what starts a client against the daemon: variables, arguments, a key for 24 h
     Launch(LaunchArgs),
+    /// Make, list, restore or prune backups of the pool
+    #[command(subcommand)]
+    Backup(Backup),
+    /// Seal the root's files with a passphrase or the system's keyring, or take the seal off
+    #[command(subcommand)]
+    Seal(Seal),
+    /// Open a sealed root; `CMA_PASSPHRASE` or a prompt gives the passphrase
+    Unlock,
     /// Show the whole thing with three simulated accounts: nothing installed, no network
     Demo(DemoArgs),
 }
@@ -201,6 +209,56 @@ pub(crate) enum Daemon {
     },
     /// Say whether the daemon runs: exit code 0 if it does, 4 if not
     Status,
+}
+
+/// `cmactl backup …`
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum Backup {
+    /// Keep all accounts and choices as they are now
+    Create {
+        /// Letters, digits, `-` and `_`; made up when left out
+        name: Option<String>,
+    },
+    /// List the backups, newest first
+    List,
+    /// Bring back what the pool no longer has; nothing is overwritten
+    Restore {
+        /// As `backup list` shows it
+        name: String,
+        /// Only say what would happen
+        #[arg(long)]
+        preview: bool,
+    },
+    /// Remove the oldest automatic backups; those made by name stay
+    Prune {
+        /// How many stay
+        #[arg(long, value_name = "N", default_value_t = 10)]
+        keep: u32,
+    },
+}
+
+/// `cmactl seal …`
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum Seal {
+    /// Seal every file with a credential, copies and backups included
+    On(SealBy),
+    /// Write the files in clear again
+    Off,
+    /// Say whether the root is sealed, and by what it opens
+    Status,
+    /// Seal everything under a new key
+    Rekey(SealBy),
+}
+
+/// What opens a sealed root.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SealBy {
+    /// A passphrase, by `CMA_PASSPHRASE` (for a rekey `CMA_NEW_PASSPHRASE`) or a prompt; the default
+    #[arg(long)]
+    pub(crate) passphrase: bool,
+    /// A key in the system's keyring, and a recovery code that is shown once
+    #[arg(long, conflicts_with = "passphrase")]
+    pub(crate) keyring: bool,
 }
 
 /// `cmactl launch`

@@ -4,12 +4,14 @@
 //! the way to the daemon, here.
 
 mod accounts;
+mod backup;
 mod daemon;
 mod demo;
 mod events;
 mod launch;
 mod login;
 mod logs;
+mod seal;
 mod status;
 mod version;
 mod why;
@@ -104,6 +106,9 @@ pub(crate) fn run(cli: Cli, screen: &mut Screen) -> Result<ExitCode, Failure> {
         Command::Daemon(command) => daemon::daemon(&context, command, screen),
         Command::Version => version::version(&context, screen),
         Command::Launch(args) => launch::launch(&context, &args, screen),
+        Command::Backup(command) => backup::backup(&context, command, screen),
+        Command::Seal(command) => seal::seal(&context, &command, screen),
+        Command::Unlock => seal::unlock(&context, screen),
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
 };
 use cma_core::{
     identity::AccountId,
+    pace::Pace,
     pool::{Effect, Grant, Input, LeaseId, Pool, Refused, Release, RenewalFailure, Ticket, Topic},
     quota::Window,
     select::Need,
@@ -199,6 +200,11 @@ impl Actor {
             renewing: true,
         };
         (actor, handle)
+    }
+
+    /// Sets how fast credentials are renewed ahead of their expiry.
+    pub(crate) fn set_pace(&mut self, pace: Pace) {
+        self.pool.set_pace(pace);
     }
 
     /// Takes inputs in before the loop runs.

@@ -20,12 +20,12 @@ use crate::{
     },
     renewal::Renewer,
     roster::Roster,
-    store::Store,
+    store::{Store, keyring::Keyring},
     upstream::Upstream,
     vault::Vault,
 };
 use cma_core::{identity::AccountId, pool::Input};
-use cma_proto::endpoint::Root;
+use cma_proto::{endpoint::Root, error::ErrorCode};
 use http::HeaderValue;
 use std::{net::SocketAddr, sync::Arc};
 use tokio::{
@@ -185,6 +185,7 @@ pub(crate) struct Built {
 pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
     let config = Arc::new(config);
     let store = Store::new(&root);
+    open_seal(&store, &config)?;
     store.sweep()?;
     let secret = store.secret()?;
     let vault = Arc::new(Vault::default());
@@ -198,6 +199,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
     let renewer =
         Arc::new(Renewer::new(Arc::clone(&roster), Arc::clone(&vault), Arc::clone(&config)));
     let (mut actor, handle) = Actor::new(actor::seed(), renewer, renewals.clone());
+    actor.set_pace(config.pace);
     actor.prime(roster.all().iter().map(|record| Input::Upsert(roster.seed(record))));
     if let Some((pin, _since)) = roster.state().pin {
         actor.prime([Input::Pin(Some(AccountId::from_written(&pin)))]);
@@ -241,6 +243,28 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         started_at: clock::unix(),
     });
     Ok(Built { app, actor, listener, ipc, settling, connections, renewals })
+}
+
+/// Opens a sealed root with what is at hand: `CMA_PASSPHRASE`, or the system's keyring. When neither
+/// does it, the daemon starts locked and says so.
+fn open_seal(store: &Store, config: &Config) -> Result<(), Fault> {
+    store.look_for_seal()?;
+    if !store.is_locked() {
+        return Ok(());
+    }
+    let opened = match std::env::var("CMA_PASSPHRASE").ok().filter(|text| !text.is_empty()) {
+        Some(passphrase) => store.unlock(&passphrase.into()),
+        None if store.opens_by_keyring() => store.unlock_by(&Keyring::find(config)),
+        None => return Ok(()),
+    };
+    match opened {
+        Err(fault) if fault.code() == ErrorCode::Denied => {
+            tracing::warn!(%fault, "the root stays locked");
+            store.stays_locked(&fault.refusal.message);
+            Ok(())
+        },
+        opened => opened,
+    }
 }
 
 impl Built {

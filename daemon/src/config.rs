@@ -6,6 +6,7 @@
 //! root's own `config.toml`, and plain http is for loopback alone.
 
 use crate::fault::Fault;
+use cma_core::pace::Pace;
 use cma_proto::{endpoint::Root, error::ErrorCode, message::Setting};
 use http::Uri;
 use serde::Deserialize;
@@ -34,6 +35,8 @@ pub(crate) struct Config {
     pub(crate) head_timeout: Duration,
     /// How long a stop lets running responses end.
     pub(crate) drain_timeout: Duration,
+    /// How fast credentials are renewed ahead of their expiry.
+    pub(crate) pace: Pace,
     /// `error`, `warn`, `info`, `debug` or `trace`.
     pub(crate) log: tracing::Level,
     /// The variables that were set.
@@ -63,6 +66,8 @@ struct File {
     listen: Option<String>,
     head_timeout: Option<String>,
     drain_timeout: Option<String>,
+    renewals_per_second: Option<f64>,
+    renewals_at_once: Option<u32>,
     log: Option<String>,
     upstream: FileUpstream,
 }
@@ -72,6 +77,14 @@ struct File {
 struct FileUpstream {
     backend: Option<String>,
     issuer: Option<String>,
+}
+
+impl File {
+    fn pace(&self) -> Result<Pace, String> {
+        Pace::default()
+            .with(self.renewals_per_second, self.renewals_at_once)
+            .map_err(|why| format!("`config.toml`: {why}"))
+    }
 }
 
 impl Config {
@@ -110,6 +123,11 @@ impl Config {
         !self.backend.tls && !self.issuer.tls
     }
 
+    /// Whether tokens go nowhere but to this machine, as in tests.
+    pub(crate) fn loopback(&self) -> bool {
+        is_loopback(&self.backend.host) && is_loopback(&self.issuer.host)
+    }
+
     fn resolve(file: &File, var: impl Fn(&str) -> Option<String>) -> Result<Self, Fault> {
         let var = |name: &str| var(name).filter(|value| !value.is_empty());
         let mut faults = Vec::new();
@@ -128,6 +146,7 @@ impl Config {
             issuer: endpoint(ISSUER).map_err(Fault::internal)?,
             head_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(600),
+            pace: Pace::default(),
             log: tracing::Level::INFO,
             environment: VARIABLES
                 .iter()
@@ -155,6 +174,7 @@ impl Config {
                     .map_err(|why| format!("`config.toml`: drain_timeout {why}")),
             );
         }
+        keep(file.pace().map(|pace| config.pace = pace));
         if let Some((whence, value)) = pick("CMA_LOG", &file.log) {
             keep(value.parse().map(|level| config.log = level).map_err(|_unknown| {
                 format!("{whence}: log level `{value}` is none of error, warn, info, debug, trace")
@@ -308,5 +328,8 @@ mod tests {
         assert_eq!(config.head_timeout, Duration::from_millis(1500));
         assert_eq!(load("head_timeout = '2'", &[]).unwrap().head_timeout, Duration::from_secs(2));
         assert!(load("", &[("CMA_HEAD_TIMEOUT", "0")]).is_err());
+        assert_eq!(load("", &[]).unwrap().pace, Pace::default());
+        assert_ne!(load("renewals_per_second = 2", &[]).unwrap().pace, Pace::default());
+        assert!(load("renewals_at_once = 0", &[]).is_err());
     }
 }

@@ -58,6 +58,9 @@ pub(crate) fn plan(
         Err(reason) => return aside(&reason, false),
     };
     let pool = roster.all();
+    if roster.is_locked() {
+        return aside("the pool is sealed and locked; `cmactl unlock` opens it", true);
+    }
     if pool.is_empty() {
         return aside(
             "the pool is empty; `cmactl login` signs in, `cmactl import` takes over a login you have",

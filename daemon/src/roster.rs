@@ -21,6 +21,7 @@ use cma_proto::{error::ErrorCode, message::Imported};
 use parking_lot::{Mutex, RwLock};
 use std::{path::Path, sync::Arc};
 
+pub(crate) mod keep;
 mod sign_in;
 
 pub(crate) use sign_in::SignIn;
@@ -57,19 +58,16 @@ impl Roster {
         config: Arc<Config>,
         vault: Arc<Vault>,
     ) -> Result<Self, Fault> {
-        let records: Vec<_> = store.accounts()?.into_iter().map(Arc::new).collect();
-        let state = store.state()?;
-        for record in &records {
-            vault.put(record);
-        }
-        Ok(Self {
+        let roster = Self {
             store,
             config,
             vault,
-            records: RwLock::new(records),
+            records: RwLock::default(),
             troubles: Troubles::default(),
-            writer: Mutex::new(state),
-        })
+            writer: Mutex::new(State::default()),
+        };
+        roster.read_in()?;
+        Ok(roster)
     }
 
     /// What stands in the way of all accounts.
@@ -133,6 +131,7 @@ impl Roster {
 
     /// The record a person means by an index, e-mail, label, id or a unique prefix of these.
     pub(crate) fn select(&self, selector: &str) -> Result<Arc<Record>, Fault> {
+        self.store.writable()?;
         let records = self.all();
         let wanted = selector.trim().to_lowercase();
         let exact: Vec<_> = records
@@ -388,6 +387,9 @@ impl Roster {
     /// Makes the port of this root durable. Blocks on the disk.
     pub(crate) fn save_port(&self, port: u16) -> Result<(), Fault> {
         let mut state = self.writer.lock();
+        if self.is_locked() {
+            return Ok(());
+        }
         let new = State { port: Some(port), ..state.clone() };
         self.store.save_state(&new)?;
         *state = new;

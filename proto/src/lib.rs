@@ -10,8 +10,9 @@
 //! - Inside one protocol version a message never changes. bincode is positional, so *any* change to
 //!   [`message`] is a new [`PROTOCOL`] number, and a tidy test compares the file with the digest in
 //!   `docs/protocol.md`.
-//! - No message carries a credential. The one secret that crosses is the client key inside
-//!   [`message::LaunchPlan`], made for exactly the process that asked.
+//! - No message carries a credential. The secrets that cross are the client key inside
+//!   [`message::LaunchPlan`], made for exactly the process that asked, and a passphrase
+//!   ([`survive::Secret`]).
 //!
 //! This crate knows nothing of the pool's rules (`cma-core`), of tokio, or of the terminal.
 
@@ -27,6 +28,7 @@ pub mod frame;
 pub mod hello;
 pub mod login;
 pub mod message;
+pub mod survive;
 
 /// The protocol version this crate speaks best.
 pub const PROTOCOL: u32 = 1;

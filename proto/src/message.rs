@@ -5,6 +5,7 @@
 //! Fields are positional under bincode: see the crate's promises before touching one.
 
 use crate::login::{LoginReply, LoginRequest};
+use crate::survive::{Survive, Survived};
 use serde::{Deserialize, Serialize};
 
 /// What a client asks.
@@ -65,6 +66,8 @@ pub enum Request {
     },
     /// Sign in at the issuer, step by step. Answer: [`Reply::Login`].
     Login(LoginRequest),
+    /// Backups and the seal. Answer: [`Reply::Survived`].
+    Survive(Survive),
 }
 
 /// What the daemon answers.
@@ -90,6 +93,8 @@ pub enum Reply {
     },
     /// To [`Request::Login`].
     Login(Box<LoginReply>),
+    /// To [`Request::Survive`].
+    Survived(Survived),
 }
 
 /// The whole picture at one epoch.

@@ -46,4 +46,6 @@ mod restart;
 #[cfg(test)]
 mod smoke;
 #[cfg(test)]
+mod survive;
+#[cfg(test)]
 mod tidy;

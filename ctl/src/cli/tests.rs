@@ -65,6 +65,17 @@ fn commands_of_the_contract_are_understood() {
         "version",
         "launch --print --json",
         "demo --client builtin --plain",
+        "backup create",
+        "backup create before-trip",
+        "backup list",
+        "backup restore x --preview",
+        "backup prune --keep 3",
+        "seal on",
+        "seal on --passphrase",
+        "seal rekey --keyring",
+        "seal off",
+        "seal status",
+        "unlock",
     ] {
         assert!(parse(line).is_ok(), "{line}");
     }

@@ -83,12 +83,16 @@ impl Teller {
     fn snapshot(&mut self, status: &Status) -> String {
         let named = |account| clean(name_of(account));
         self.names = status.accounts.iter().map(|it| (it.id.clone(), named(it))).collect();
-        format!(
+        let mut text = format!(
             "snapshot: epoch {}, {} accounts, daemon {}",
             status.epoch,
             status.accounts.len(),
             clean(&status.daemon.phase)
-        )
+        );
+        for note in &status.notes {
+            put!(text, "; {}", clean(note));
+        }
+        text
     }
 
     fn served(&self, change: &Change) -> String {

@@ -66,14 +66,24 @@ pub(super) fn status(context: &Context, screen: &mut Screen) -> Result<ExitCode,
 
 pub(super) fn list(context: &Context, screen: &mut Screen) -> Result<ExitCode, Failure> {
     let status = ask(context)?;
+    let none = nobody(&status);
     screen.answer(&Listed { epoch: status.epoch, accounts: status.accounts }, |listed| {
-        if listed.accounts.is_empty() { NO_ACCOUNT.to_owned() } else { rows(&listed.accounts) }
+        if listed.accounts.is_empty() { none.to_owned() } else { rows(&listed.accounts) }
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
 const NO_ACCOUNT: &str =
     "The pool has no account. Run `cmactl login`, or `cmactl import` for a login you have.\n";
+
+/// Why the list is empty.
+fn nobody(status: &Status) -> &'static str {
+    if status.daemon.phase == "locked" {
+        "The root is sealed and locked. Run `cmactl unlock`.\n"
+    } else {
+        NO_ACCOUNT
+    }
+}
 
 fn ask(context: &Context) -> Result<Status, Failure> {
     match context.connect()?.call(&Request::Status)? {
@@ -119,7 +129,7 @@ fn picture(status: &Status, now: u64) -> String {
     }
     text.push('\n');
     if status.accounts.is_empty() {
-        text += NO_ACCOUNT;
+        text += nobody(status);
     } else {
         text += &accounts(&status.accounts, status.next.as_deref(), now);
     }

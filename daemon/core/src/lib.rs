@@ -21,6 +21,7 @@ pub mod account;
 pub mod affinity;
 pub mod cooldown;
 pub mod identity;
+pub mod pace;
 pub mod pool;
 pub mod quota;
 pub mod select;

@@ -13,6 +13,7 @@ use crate::{
     affinity::Affinity,
     cooldown::{self, Cause},
     identity::AccountId,
+    pace::{Pace, Pacer},
     quota::{Quota, Window},
     select::{self, Candidate, Need, View},
     time::{Due, Mono, Now, Span, Wall},
@@ -189,6 +190,7 @@ pub struct Pool {
     next_lease: u64,
     epoch: u64,
     rng: fastrand::Rng,
+    pacer: Pacer,
 }
 
 impl Pool {
@@ -204,7 +206,13 @@ impl Pool {
             next_lease: 1,
             epoch: 0,
             rng: fastrand::Rng::with_seed(seed),
+            pacer: Pacer::default(),
         }
+    }
+
+    /// Renewals that nobody waits for go at this pace from here on.
+    pub fn set_pace(&mut self, pace: Pace) {
+        self.pacer = Pacer::new(pace);
     }
 
     /// Takes one input in.
@@ -246,7 +254,8 @@ impl Pool {
                 .then(|| {
                     let due = account.token.renew_at().map(|at| at.since(now.wall))?;
                     let hold = account.renewal.1.map_or(Span::ZERO, |hold| hold.left(now));
-                    Some(due.max(hold))
+                    // One that is due waits for its turn as well.
+                    Some(due.max(hold).max(self.pacer.wait(now.mono)))
                 })
                 .flatten();
             [rest, renewal].into_iter().flatten()
@@ -477,12 +486,14 @@ impl Pool {
 
     /// Starts a renewal unless one is under way. `refused` says that upstream rejected the token.
     fn renew(&mut self, now: Now, id: &AccountId, refused: bool) {
+        let chance = self.rng.f64();
         let Some(account) = self.find_mut(id) else { return };
         match &mut account.login {
             Login::Good if account.renewal.1.is_none_or(|hold| hold.reached(now)) || refused => {
                 account.login = Login::Renewing { refused };
                 let generation = account.token.generation;
                 self.effects.push_back(Effect::Renew(id.clone(), generation));
+                self.pacer.start(now.mono, chance);
                 self.changed(Topic::State(id.clone()));
             },
             Login::Renewing { refused: known } => *known |= refused,
@@ -651,13 +662,18 @@ impl Pool {
                 back.push(account.id.clone());
             }
             if account.wants_renewal(now) {
-                renew.push(account.id.clone());
+                renew.push((account.token.renew_at(), account.id.clone()));
             }
         }
         for id in back {
             self.changed(Topic::State(id));
         }
-        for id in renew {
+        // Whose token is over first goes first; who finds no place now is asked at the next wake.
+        renew.sort();
+        for (_at, id) in renew {
+            if self.pacer.wait(now.mono) > Span::ZERO {
+                break;
+            }
             self.renew(now, &id, false);
         }
         self.unpark(now, None);

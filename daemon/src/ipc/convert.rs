@@ -77,6 +77,7 @@ pub(crate) async fn status(app: &App) -> Result<Status, Fault> {
         notes: {
             let (backend, issuer) = (&app.config.backend.authority, &app.config.issuer.authority);
             let mut all = app.roster.troubles().shown(backend, issuer);
+            all.extend(super::survive::notes(app));
             all.extend(notes(&records, pin.as_ref(), &accounts));
             all
         },
@@ -144,7 +145,7 @@ fn daemon(app: &App) -> DaemonInfo {
         version: VERSION.to_owned(),
         instance: app.instance.clone(),
         started_at: app.started_at,
-        phase: app.phases.now().word().to_owned(),
+        phase: if app.roster.is_locked() { "locked" } else { app.phases.now().word() }.to_owned(),
         root: app.root.path().display().to_string(),
         log: app.root.log_file().display().to_string(),
         environment: app.config.environment.clone(),

@@ -69,6 +69,7 @@ pub(crate) async fn handle(
             }
             Ok(Reply::ShuttingDown { active })
         },
+        Request::Survive(asked) => super::survive::handle(app, asked).await,
     }
 }
 

@@ -71,7 +71,8 @@ pub(crate) fn refused(refused: &Refused) -> Answer {
         },
         None if refused.reasons.is_empty() => stop(
             ErrorCode::NeedsLogin,
-            "cma: there is no account in the pool. Run `cmactl login`, or `cmactl import` for a login you have.",
+            "cma: there is no account in the pool. Run `cmactl login`, or `cmactl import` for a login you \
+             have; when the pool is sealed, run `cmactl unlock`.",
         ),
         None => stop(
             ErrorCode::NeedsLogin,

@@ -58,17 +58,16 @@ pub(crate) fn remove(path: &Path) -> Result<(), Fault> {
     }
 }
 
-/// Replaces `path` as [`write()`] does and keeps what it held under `aside` (a second name, not a
-/// copy). The new content is durable first: a renewed credential exists nowhere else.
+/// Keeps what `path` holds under `aside` as well (a second name, not a copy); nothing when there is no
+/// such file.
 ///
 /// # Errors
-/// [`ErrorCode::Store`](cma_proto::error::ErrorCode::Store); the old file is still whole then.
-pub(crate) fn write_keeping(path: &Path, aside: &Path, bytes: &[u8]) -> Result<(), Fault> {
-    disk::replace_after(path, PREFIX, bytes, || keep_aside(path, aside))
-        .map_err(|error| Fault::file(path, "write", &error))
+/// [`ErrorCode::Store`](cma_proto::error::ErrorCode::Store).
+pub(crate) fn keep_aside(path: &Path, aside: &Path) -> Result<(), Fault> {
+    second_name(path, aside).map_err(|error| Fault::file(aside, "write", &error))
 }
 
-fn keep_aside(path: &Path, aside: &Path) -> io::Result<()> {
+fn second_name(path: &Path, aside: &Path) -> io::Result<()> {
     match disk::unlink(aside) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {},

@@ -1,27 +1,37 @@
 //! Durable truth: accounts, the person's choices, the root's secret.
 //!
-//! Few small files, each replaced whole ([`atomic`]), each with a checksum ([`record`]). This module
-//! is their only writer; the order of writes is its business: a renewal's note is durable before
-//! the request leaves, a new credential before anyone may use it.
+//! Few small files, each replaced whole ([`atomic`]), each with a checksum ([`record`]), in clear or
+//! sealed ([`disk`], [`seal`]). This module is their only writer; the order of writes is its
+//! business: a renewal's note is durable before the request leaves, a new credential before anyone
+//! may use it. What is found damaged is mended from what is still whole ([`repair`], [`backup`]).
 //!
 //! All functions here block on the disk. The daemon calls them off its event loop, one at a time
 //! (`Roster`'s writer lock), so two changes of one account can't cross.
 
 pub(crate) mod atomic;
+pub(crate) mod backup;
+mod crypt;
+mod disk;
 pub(crate) mod import;
+pub(crate) mod keyring;
 pub(crate) mod record;
+mod repair;
+pub(crate) mod seal;
 
 use crate::fault::Fault;
 use cma_core::identity::AccountId;
-use cma_proto::{endpoint::Root, error::ErrorCode};
+use cma_proto::endpoint::Root;
+use disk::Disk;
 use record::{Record, RenewalNote};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 /// What is kept besides the accounts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct State {
-    /// The pinned account and since when (seconds since 1970).
+    /// The pinned account and since when (seconds since 1970). Required, so that another file's
+    /// content is not taken for choices.
+    #[serde(deserialize_with = "Option::deserialize")]
     pub(crate) pin: Option<(String, u64)>,
     /// The port picked for this root.
     pub(crate) port: Option<u16>,
@@ -37,6 +47,7 @@ pub(crate) struct State {
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
     root: PathBuf,
+    disk: Arc<Disk>,
 }
 
 /// The root's secret: what client keys are made from.
@@ -44,80 +55,35 @@ const SECRET_BYTES: usize = 32;
 
 impl Store {
     pub(crate) fn new(root: &Root) -> Self {
-        Self { root: root.path().to_path_buf() }
-    }
-
-    /// Settles what a killed daemon left behind. Before anything else is written.
-    ///
-    /// A temporary file that is whole and holds the credential right after the current one is that
-    /// credential: the issuer gave it, and it exists nowhere else. It takes its place. Everything
-    /// else is half-written and goes.
-    ///
-    /// # Errors
-    /// [`ErrorCode::Store`].
-    pub(crate) fn sweep(&self) -> Result<(), Fault> {
-        let folder = self.root.join("accounts");
-        for path in atomic::unfinished(&folder)? {
-            let Ok(Some(found)) = record::open::<Record>(&path) else { continue };
-            let Ok(Some(known)) = record::open::<Record>(&self.account_file(&found.id, "")) else {
-                continue;
-            };
-            if found.id == known.id && found.generation == known.generation + 1 {
-                self.save_account(&found)?;
-            }
-        }
-        atomic::sweep(&self.root)?;
-        atomic::sweep(&folder)
+        Self { root: root.path().to_path_buf(), disk: Arc::default() }
     }
 
     fn account_file(&self, id: &str, kind: &str) -> PathBuf {
         self.root.join("accounts").join(format!("{id}{kind}.json"))
     }
 
-    /// All accounts, in order of their place.
-    ///
-    /// # Errors
-    /// [`ErrorCode::Store`] when any is damaged: starting without it would look like a lost login.
-    pub(crate) fn accounts(&self) -> Result<Vec<Record>, Fault> {
-        let folder = self.root.join("accounts");
-        let entries =
-            std::fs::read_dir(&folder).map_err(|error| Fault::file(&folder, "read", &error))?;
-        let mut records = Vec::new();
-        for entry in entries {
-            let path = entry.map_err(|error| Fault::file(&folder, "read", &error))?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let Some(id) = name.strip_suffix(".json").filter(|id| !id.contains('.')) else {
-                continue;
-            };
-            let Some(record) = record::open::<Record>(&path)? else { continue };
-            if record.id != id {
-                return Err(Fault::new(
-                    ErrorCode::Store,
-                    format!("`{}` holds account {}, not {id}", path.display(), record.id),
-                    format!("move it away: `mv {0} {0}.damaged`", path.display()),
-                ));
-            }
-            records.push(record);
-        }
-        records.sort_by(|a, b| (a.order, &a.id).cmp(&(b.order, &b.id)));
-        Ok(records)
-    }
-
-    /// Saves an account; the generation before is kept beside it.
+    /// Saves an account; the generation before is kept beside it, without its refresh token when
+    /// that is or may be spent.
     pub(crate) fn save_account(&self, record: &Record) -> Result<(), Fault> {
-        let aside = self.account_file(&record.id, ".previous");
-        atomic::write_keeping(&self.account_file(&record.id, ""), &aside, &record::seal(record)?)
+        let path = self.account_file(&record.id, "");
+        // A renewed credential exists nowhere else: what can't be kept of the old one must not keep
+        // the new one from the disk.
+        if let Err(fault) = self.keep_previous(&path, record) {
+            tracing::warn!(account = %record.id, error = %fault, "the generation before is not kept");
+        }
+        self.put(&path, record)
     }
 
     /// Moves an account's file to `removed/`, where the login waits for second thoughts.
     pub(crate) fn remove_account(&self, id: &AccountId, at: u64) -> Result<PathBuf, Fault> {
         let folder = self.root.join("removed");
         crate::dirs::private_dir(&folder)?;
+        self.disk.writable()?;
         let from = self.account_file(id.as_str(), "");
         let to = folder.join(format!("{id}-{at}.json"));
         atomic::shift(&from, &to)?;
-        atomic::remove(&self.account_file(id.as_str(), ".previous"))?;
-        atomic::remove(&self.account_file(id.as_str(), ".renewal"))?;
+        self.drop_file(&self.account_file(id.as_str(), ".previous"))?;
+        self.drop_file(&self.account_file(id.as_str(), ".renewal"))?;
         Ok(to)
     }
 
@@ -126,7 +92,7 @@ impl Store {
         let folder = self.root.join("removed");
         crate::dirs::private_dir(&folder)?;
         let path = folder.join(format!("{}-{at}.json", record.id));
-        atomic::write(&path, &record::seal(record)?)
+        self.put(&path, record)
     }
 
     /// What an account was when it was last removed. A file that can't be read is as good as none.
@@ -138,46 +104,48 @@ impl Store {
             .filter(|entry| entry.file_name().as_encoded_bytes().starts_with(theirs.as_bytes()))
             .map(|entry| entry.path())
             .max()?;
-        record::open(&newest).ok().flatten()
+        self.get(&newest).ok().flatten()
     }
 
     /// The note of a renewal whose outcome was not stored.
     pub(crate) fn renewal_note(&self, id: &AccountId) -> Result<Option<RenewalNote>, Fault> {
-        record::open(&self.account_file(id.as_str(), ".renewal"))
+        self.note_or_doubt(id)
     }
 
     /// Makes "renewal of generation g sent at t" durable.
     pub(crate) fn note_renewal(&self, id: &AccountId, note: &RenewalNote) -> Result<(), Fault> {
-        atomic::write(&self.account_file(id.as_str(), ".renewal"), &record::seal(note)?)
+        self.put(&self.account_file(id.as_str(), ".renewal"), note)
     }
 
     /// Takes the note back, when its outcome is stored or nothing can have been sent.
     pub(crate) fn clear_renewal_note(&self, id: &AccountId) -> Result<(), Fault> {
-        atomic::remove(&self.account_file(id.as_str(), ".renewal"))
+        self.drop_file(&self.account_file(id.as_str(), ".renewal"))
     }
 
-    pub(crate) fn state(&self) -> Result<State, Fault> {
-        Ok(record::open(&self.root.join("state.json"))?.unwrap_or_default())
-    }
-
+    /// Makes the person's choices durable.
     pub(crate) fn save_state(&self, state: &State) -> Result<(), Fault> {
-        atomic::write(&self.root.join("state.json"), &record::seal(state)?)
+        let path = self.root.join("state.json");
+        self.keep_aside(&path, &self.root.join("state.previous.json"))?;
+        self.put(&path, state)?;
+        self.tell_seal_the_port(state.port)
     }
 
-    /// The root's secret, made at the first start.
+    /// The root's secret, made at the first start. It is never sealed: it opens nothing but this
+    /// daemon's own loopback port to this user's own programs, and CLIs that run while a sealed root
+    /// is locked have to be told so instead of being refused.
     pub(crate) fn secret(&self) -> Result<[u8; SECRET_BYTES], Fault> {
         let path = self.root.join("root.key");
         match std::fs::read(&path) {
-            Ok(bytes) => bytes.try_into().map_err(|_length| {
-                Fault::new(
-                    ErrorCode::Store,
-                    format!("`{}` is damaged", path.display()),
-                    format!(
-                        "remove it: `rm {}`; running CLIs must be started again",
-                        path.display()
-                    ),
-                )
-            }),
+            Ok(bytes) => match bytes.try_into() {
+                Ok(secret) => Ok(secret),
+                Err(_length) => {
+                    let what = "it has another length; CLIs that run need a new start";
+                    self.set_aside(&path, what)?;
+                    self.mended(&path, what, "nothing: a new one was made");
+                    atomic::remove(&path)?;
+                    self.secret()
+                },
+            },
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let mut secret = [0; SECRET_BYTES];
                 getrandom::fill(&mut secret)

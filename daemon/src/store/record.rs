@@ -1,9 +1,10 @@
 //! One account on disk: its format, its checksum, and nothing of its meaning.
 //!
-//! `accounts/<id>.json` holds an envelope `{schema, sha256, account}`. The checksum is over the
-//! exact text of `account`, so a torn or edited file is noticed and never half believed.
+//! `accounts/<id>.json` holds an envelope `{schema, sha256, content}`. The checksum is over the
+//! exact text of `content`, so a torn or edited file is noticed and never half believed.
 //! `accounts/<id>.previous.json` is the generation before. `accounts/<id>.renewal.json` is the note
-//! "renewal of generation g sent at t", durable before the request leaves.
+//! "renewal of generation g sent at t", durable before the request leaves. What of it lies on disk
+//! in clear and what sealed is `disk`'s business, not this module's.
 
 use crate::fault::Fault;
 use cma_proto::error::ErrorCode;
@@ -12,8 +13,10 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 use std::path::Path;
+use zeroize::Zeroizing;
 
-const SCHEMA: u32 = 1;
+/// Since 2 a previous generation never holds a refresh token that may have been sent (`repair`).
+const SCHEMA: u32 = 2;
 
 /// An account as it is kept.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -61,6 +64,20 @@ impl Record {
         let drop = spent.len().saturating_sub(SPENT);
         spent.drain(..drop);
         spent
+    }
+
+    /// The same without a refresh token, whose fingerprint is remembered: nobody can send it again.
+    pub(crate) fn without_refresh_token(&self) -> Self {
+        let mut record = self.clone();
+        record.spent = self.spent_with_current();
+        record.tokens.refresh_token = None;
+        record
+    }
+
+    /// Whether both hold the very same refresh token.
+    pub(crate) fn same_refresh_token(&self, other: &Self) -> bool {
+        let print = |record: &Self| record.tokens.refresh_token.as_ref().map(fingerprint);
+        print(self).is_some() && print(self) == print(other)
     }
 
     /// Whether a login's refresh token is this record's own or one it has spent.
@@ -128,59 +145,66 @@ fn expose_some<S: serde::Serializer>(
     }
 }
 
-/// The bytes of a file that holds `content`.
+/// Why bytes are not a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unfit {
+    /// Torn, edited, or something else altogether.
+    Damaged(&'static str),
+    /// Written by a newer version: nothing is wrong with it.
+    Newer(u32),
+}
+
+impl Unfit {
+    /// The fault of a file; its message never shows the content.
+    pub(crate) fn fault(self, path: &Path) -> Fault {
+        match self {
+            Self::Damaged(what) => Fault::new(
+                ErrorCode::Store,
+                format!("`{}` is damaged: {what}", path.display()),
+                format!(
+                    "restore it from a backup, or move it away: `mv {0} {0}.damaged`",
+                    path.display()
+                ),
+            ),
+            Self::Newer(schema) => Fault::new(
+                ErrorCode::Store,
+                format!("`{}` was written by a newer version (schema {schema})", path.display()),
+                "upgrade cma, or choose another root with `CODEX_MULTI_AUTH_DIR`",
+            ),
+        }
+    }
+}
+
+/// The bytes of a record.
 ///
 /// # Errors
 /// [`ErrorCode::Internal`]: the value can't be written as JSON.
-pub(crate) fn seal<T: Serialize>(content: &T) -> Result<Vec<u8>, Fault> {
+pub(crate) fn encode<T: Serialize>(content: &T) -> Result<Zeroizing<Vec<u8>>, Fault> {
     let broken =
         |error: serde_json::Error| Fault::internal(format!("can't write a record: {error}"));
-    let text = serde_json::to_string(content).map_err(broken)?;
+    let text = Zeroizing::new(serde_json::to_string(content).map_err(broken)?);
     let sha256 = sum(&text);
     let content: &RawValue = serde_json::from_str(&text).map_err(broken)?;
-    serde_json::to_vec(&Envelope { schema: SCHEMA, sha256, content }).map_err(broken)
+    let bytes = serde_json::to_vec(&Envelope { schema: SCHEMA, sha256, content });
+    bytes.map(Zeroizing::new).map_err(broken)
 }
 
-/// What a sealed file holds; `None` when there is no such file.
+/// What such bytes hold, and the schema they were written by.
 ///
 /// # Errors
-/// [`ErrorCode::Store`] when the file is damaged, from a newer version, or can't be read. The
-/// message names the file, never its content.
-pub(crate) fn open<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Fault> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Fault::file(path, "read", &error)),
-    };
-    let damaged = |what: &str| {
-        Fault::new(
-            ErrorCode::Store,
-            format!("`{}` is damaged: {what}", path.display()),
-            format!(
-                "restore it from a backup, or move it away: `mv {0} {0}.damaged`",
-                path.display()
-            ),
-        )
-    };
+/// [`Unfit`], which says nothing of the content.
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, u32), Unfit> {
     let envelope: Envelope<'_> =
-        serde_json::from_slice(&bytes).map_err(|_torn| damaged("it is not whole"))?;
+        serde_json::from_slice(bytes).map_err(|_torn| Unfit::Damaged("it is not whole"))?;
     if envelope.schema > SCHEMA {
-        return Err(Fault::new(
-            ErrorCode::Store,
-            format!(
-                "`{}` was written by a newer version (schema {})",
-                path.display(),
-                envelope.schema
-            ),
-            "upgrade cma, or choose another root with `CODEX_MULTI_AUTH_DIR`",
-        ));
+        return Err(Unfit::Newer(envelope.schema));
     }
     if sum(envelope.content.get()) != envelope.sha256 {
-        return Err(damaged("its checksum does not match"));
+        return Err(Unfit::Damaged("its checksum does not match"));
     }
     serde_json::from_str(envelope.content.get())
-        .map(Some)
-        .map_err(|_shape| damaged("its content has another shape"))
+        .map(|content| (content, envelope.schema))
+        .map_err(|_shape| Unfit::Damaged("its content has another shape"))
 }
 
 fn sum(text: &str) -> String {

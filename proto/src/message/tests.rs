@@ -5,6 +5,7 @@ use crate::{
     codec::Codec,
     error::{ErrorCode, Refusal},
     login::{LoginBegin, LoginDone, LoginEnd, LoginMethod, LoginStarted, LoginWaiting},
+    survive::{SealBy, SealInfo, Secret},
 };
 use proptest::prelude::*;
 use serde::de::DeserializeOwned;
@@ -112,6 +113,12 @@ fn requests() -> Vec<(&'static str, Request)> {
         ),
         ("request.subscribe", Request::Subscribe),
         ("request.shutdown", Request::Shutdown { now: true }),
+        (
+            "request.survive",
+            Request::Survive(Survive::SealOn {
+                by: SealBy::Passphrase(Secret(text("four words"))),
+            }),
+        ),
     ]
     .into_iter()
     .chain(login_requests())
@@ -219,6 +226,18 @@ fn replies() -> Vec<(&'static str, Reply)> {
         ("reply.launch.through", Reply::Launch(Box::new(Launch::Through(plan)))),
         ("reply.launch.aside", Reply::Launch(Box::new(aside))),
         ("reply.shutting_down", Reply::ShuttingDown { active: 300 }),
+        (
+            "reply.survived",
+            Reply::Survived(Survived::Seal(SealInfo {
+                state: text("on"),
+                by: vec![text("keyring"), text("recovery")],
+                since: Some(1_800_000_000),
+                sealed: 300,
+                plain: 0,
+                recovery: Some(Secret(text("AAAA-BBBB"))),
+                notes: vec![text("a note")],
+            })),
+        ),
     ]
     .into_iter()
     .chain(login_replies())
@@ -345,6 +364,7 @@ fn no_variant_is_missing_above() {
         Request::Login(LoginRequest::Poll { .. }) => 12,
         Request::Login(LoginRequest::Paste { .. }) => 13,
         Request::Login(LoginRequest::Cancel { .. }) => 14,
+        Request::Survive(_) => 15,
     };
     let reply = |reply: &Reply| match reply {
         Reply::Status(_) => 0,
@@ -363,6 +383,7 @@ fn no_variant_is_missing_above() {
             LoginReply::Done(_) => 10,
             LoginReply::Ended { .. } => 11,
         },
+        Reply::Survived(_) => 12,
     };
     let change = |event: &Event| match event.change {
         Change::Snapshot { .. } => 0,
@@ -378,7 +399,7 @@ fn no_variant_is_missing_above() {
     count(requests().iter().map(|(_, r)| request(r)).collect());
     count(replies().iter().map(|(_, r)| reply(r)).collect());
     count(events().iter().map(|(_, e)| change(e)).collect());
-    assert_eq!((requests().len(), replies().len(), events().len()), (15, 12, 8));
+    assert_eq!((requests().len(), replies().len(), events().len()), (16, 13, 8));
 }
 
 #[test]
