@@ -11,7 +11,8 @@ use crate::{
     config::Config,
     fault::Fault,
     ipc,
-    proxy::{self, Proxy, keys::Keys, trace::Traces},
+    mirror::{self, Mirror},
+    proxy::{self, Proxy, keys::Keys, own::Lent, trace::Traces},
     renewal::Renewer,
     roster::Roster,
     store::Store,
@@ -152,6 +153,8 @@ pub(crate) struct App {
     pub(crate) actor: Handle,
     pub(crate) roster: Arc<Roster>,
     pub(crate) proxy: Arc<Proxy>,
+    pub(crate) renewer: Arc<Renewer>,
+    pub(crate) mirror: Mirror,
     pub(crate) phases: Phases,
     pub(crate) stop: Stop,
     pub(crate) url: String,
@@ -189,7 +192,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
     let (connections, renewals) = (Tasks::default(), Tasks::default());
     let renewer =
         Arc::new(Renewer::new(Arc::clone(&roster), Arc::clone(&vault), Arc::clone(&config)));
-    let (mut actor, handle) = Actor::new(actor::seed(), renewer, renewals.clone());
+    let (mut actor, handle) = Actor::new(actor::seed(), Arc::clone(&renewer), renewals.clone());
     actor.prime(roster.all().iter().map(|record| Input::Upsert(roster.seed(record))));
     if let Some((pin, _since)) = roster.state().pin {
         actor.prime([Input::Pin(Some(AccountId::from_written(&pin)))]);
@@ -205,17 +208,21 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         vault,
         upstream: Upstream::new(config.backend.clone(), connections.clone()),
         keys: Keys::new(&secret),
+        lent: Lent::default(),
         traces: Traces::new(u16::from_str_radix(&instance[..4], 16).unwrap_or_default()),
         phases: phases.clone(),
         port: at.port(),
         host,
     });
+    let mirror = Mirror::load(&root)?;
     let app = Arc::new(App {
         root,
         config,
         actor: handle,
         roster,
         proxy,
+        renewer,
+        mirror,
         phases,
         stop: Stop::default(),
         url: format!("http://{at}"),
@@ -244,6 +251,7 @@ impl Built {
         let cache = cache::keep(app.root.clone(), app.actor.clone(), app.phases.clone());
         let caching = Tasks::default();
         caching.spawn("cache", cache);
+        background.spawn_idle("mirror", mirror::keep(Arc::clone(&app)));
         background.spawn_idle("ipc", ipc.serve(Arc::clone(&app), background.clone()));
         app.phases.enter(Phase::Serving);
 

@@ -36,6 +36,8 @@ pub(crate) struct Config {
     pub(crate) drain_timeout: Duration,
     /// `error`, `warn`, `info`, `debug` or `trace`.
     pub(crate) log: tracing::Level,
+    /// Whether CLIs stay on their own `auth.json` (`auth_mode = "own"`).
+    pub(crate) own_auth: bool,
     /// The variables that were set.
     pub(crate) environment: Vec<Setting>,
 }
@@ -64,6 +66,7 @@ struct File {
     head_timeout: Option<String>,
     drain_timeout: Option<String>,
     log: Option<String>,
+    auth_mode: Option<String>,
     upstream: FileUpstream,
 }
 
@@ -124,6 +127,7 @@ impl Config {
             head_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(600),
             log: tracing::Level::INFO,
+            own_auth: false,
             environment: VARIABLES
                 .iter()
                 .filter_map(|&name| Some(Setting { name: name.to_owned(), value: var(name)? }))
@@ -154,6 +158,15 @@ impl Config {
             keep(value.parse().map(|level| config.log = level).map_err(|_unknown| {
                 format!("{whence}: log level `{value}` is none of error, warn, info, debug, trace")
             }));
+        }
+        if let Some(value) = &file.auth_mode {
+            keep(match value.as_str() {
+                "pool" | "own" => {
+                    config.own_auth = value == "own";
+                    Ok(())
+                },
+                _ => Err(format!("`config.toml`: auth_mode `{value}` is neither pool nor own")),
+            });
         }
         for (name, written, slot) in [
             ("CMA_UPSTREAM_BACKEND", &file.upstream.backend, &mut config.backend),

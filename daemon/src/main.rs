@@ -13,6 +13,7 @@ mod fault;
 mod ipc;
 mod launch;
 mod lifecycle;
+mod mirror;
 mod proxy;
 mod renewal;
 mod roster;

@@ -11,7 +11,8 @@
 //!   [`message`] is a new [`PROTOCOL`] number, and a tidy test compares the file with the digest in
 //!   `docs/protocol.md`.
 //! - No message carries a credential. The one secret that crosses is the client key inside
-//!   [`message::LaunchPlan`], made for exactly the process that asked.
+//!   [`message::LaunchPlan`], made for exactly the process that asked; in own-auth mode it is the
+//!   secret in the path of the renewal endpoints, in that plan's variables.
 //!
 //! This crate knows nothing of the pool's rules (`cma-core`), of tokio, or of the terminal.
 
@@ -26,6 +27,7 @@ pub mod error;
 pub mod frame;
 pub mod hello;
 pub mod message;
+pub mod owner;
 
 /// The protocol version this crate speaks best.
 pub const PROTOCOL: u32 = 1;

@@ -4,6 +4,7 @@
 //! their unit. The same types are the `--json` output of `cmactl`, which adds a `schema` number.
 //! Fields are positional under bincode: see the crate's promises before touching one.
 
+use crate::owner::{OwnerReply, OwnerRequest};
 use serde::{Deserialize, Serialize};
 
 /// What a client asks.
@@ -62,6 +63,9 @@ pub enum Request {
         /// Cut running turns instead of letting them end.
         now: bool,
     },
+    /// Who owns a login: own-auth launches, the mirror, accounts set aside. Answer: see
+    /// [`OwnerRequest`].
+    Owner(OwnerRequest),
 }
 
 /// What the daemon answers.
@@ -85,6 +89,8 @@ pub enum Reply {
         /// Responses still running.
         active: u32,
     },
+    /// To [`Request::Owner`].
+    Owner(OwnerReply),
 }
 
 /// The whole picture at one epoch.

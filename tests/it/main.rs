@@ -19,11 +19,17 @@ mod crash;
 #[cfg(test)]
 mod ctl;
 #[cfg(test)]
+mod flagged;
+#[cfg(test)]
 mod fuzz_corpus;
 #[cfg(test)]
 mod gate;
 #[cfg(test)]
 mod ipc;
+#[cfg(test)]
+mod mirror;
+#[cfg(test)]
+mod own_auth;
 #[cfg(test)]
 mod refresh;
 #[cfg(test)]

@@ -18,14 +18,18 @@ const LONG: [(&str, &str); 0] = [];
 /// The daemon's floors, lowest first: who may not look at whom.
 const GROUND: [&str; 5] = ["config", "dirs", "clock", "sys", "fault"];
 const KEEPERS: [&str; 5] = ["actor", "roster", "vault", "store", "cache"];
-const ROOMS: [&str; 5] = ["proxy", "ipc", "renewal", "upstream", "launch"];
+const ROOMS: [&str; 6] = ["proxy", "ipc", "renewal", "upstream", "launch", "mirror"];
 /// The stairs between rooms, and from the actor to the task that it starts.
-const STAIRS: [(&str, &str); 7] = [
+const STAIRS: [(&str, &str); 11] = [
     ("proxy", "upstream"),
     ("renewal", "upstream::install_tls_provider"),
     ("upstream", "proxy::body"),
     ("ipc", "proxy::trace"),
     ("ipc", "launch"),
+    ("ipc", "mirror"),
+    ("ipc", "proxy::aux"),
+    ("ipc", "renewal::PERMANENT"),
+    ("ipc", "renewal::UNKNOWN"),
     ("launch", "proxy::keys"),
     ("actor", "renewal::Renewer"),
 ];

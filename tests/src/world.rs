@@ -287,7 +287,7 @@ impl World {
         for (what, bytes) in self.outputs.lock().iter() {
             assert!(!has(bytes), "the canary is in {what}");
         }
-        let vault = [self.root().join("accounts"), self.root().join("removed")];
+        let vault = ["accounts", "removed", "mirror"].map(|folder| self.root().join(folder));
         for file in files(self.dir.path()) {
             let login = file.file_name().is_some_and(|name| name == "auth.json");
             if login || vault.iter().any(|folder| file.starts_with(folder)) {

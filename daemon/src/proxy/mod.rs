@@ -8,6 +8,7 @@ pub(crate) mod body;
 mod gate;
 mod headers;
 pub(crate) mod keys;
+pub(crate) mod own;
 mod relay;
 mod respond;
 pub(crate) mod sniff;
@@ -57,6 +58,7 @@ pub(crate) struct Proxy {
     pub(crate) vault: Arc<Vault>,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) keys: Keys,
+    pub(crate) lent: own::Lent,
     pub(crate) traces: Traces,
     pub(crate) phases: Phases,
     pub(crate) port: u16,
@@ -153,10 +155,23 @@ async fn handle(proxy: Arc<Proxy>, request: Request<Incoming>) -> Answer {
     if route == Route::Mcp {
         return respond::not_here();
     }
+    if route == Route::Unknown && own::is_own(request.uri().path()) {
+        return Box::pin(own::serve(proxy, request)).await;
+    }
     let launch = match gate::key(headers, &proxy.keys) {
         Ok(launch) => launch,
         Err(refusal) => return refuse(refusal),
     };
+    dispatch(proxy, launch, route, request).await
+}
+
+/// Serves a request of a launch that may come in.
+async fn dispatch(
+    proxy: Arc<Proxy>,
+    launch: keys::Launch,
+    route: Route,
+    request: Request<Incoming>,
+) -> Answer {
     match route {
         Route::Whoami => aux::whoami(&proxy, &launch),
         Route::AccountsCheck => aux::accounts_check(&proxy, &launch),

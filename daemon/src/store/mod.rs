@@ -7,6 +7,7 @@
 //! All functions here block on the disk. The daemon calls them off its event loop, one at a time
 //! (`Roster`'s writer lock), so two changes of one account can't cross.
 
+pub(crate) mod aside;
 pub(crate) mod atomic;
 pub(crate) mod import;
 pub(crate) mod record;
@@ -116,6 +117,7 @@ impl Store {
         std::fs::rename(&from, &to).map_err(|error| Fault::file(&from, "move", &error))?;
         atomic::remove(&self.account_file(id.as_str(), ".previous"))?;
         atomic::remove(&self.account_file(id.as_str(), ".renewal"))?;
+        self.remove_asides(id)?;
         Ok(to)
     }
 

@@ -4,6 +4,7 @@ use super::*;
 use crate::{
     codec::Codec,
     error::{ErrorCode, Refusal},
+    owner::{FlaggedInfo, MirrorInfo, Verified},
 };
 use proptest::prelude::*;
 use serde::de::DeserializeOwned;
@@ -110,6 +111,35 @@ fn requests() -> Vec<(&'static str, Request)> {
         ),
         ("request.subscribe", Request::Subscribe),
         ("request.shutdown", Request::Shutdown { now: true }),
+        (
+            "request.owner.launch",
+            Request::Owner(OwnerRequest::Launch(LaunchRequest {
+                printed: true,
+                codex_version: String::new(),
+                codex_home: text("/home/a/.codex"),
+                cwd: text("/"),
+                overrides: Vec::new(),
+                profile: None,
+                interactive: false,
+                no_proxy: String::new(),
+            })),
+        ),
+        (
+            "request.owner.mirror_on",
+            Request::Owner(OwnerRequest::MirrorOn {
+                selector: Some(selector()),
+                path: text("/home/a/.codex/auth.json"),
+                with_refresh: true,
+            }),
+        ),
+        ("request.owner.mirror_off", Request::Owner(OwnerRequest::MirrorOff)),
+        ("request.owner.mirror_status", Request::Owner(OwnerRequest::MirrorStatus)),
+        ("request.owner.flagged", Request::Owner(OwnerRequest::Flagged)),
+        (
+            "request.owner.verify_flagged",
+            Request::Owner(OwnerRequest::VerifyFlagged { dry_run: true, restore: false }),
+        ),
+        ("request.owner.revoke", Request::Owner(OwnerRequest::Revoke { selector: selector() })),
     ]
 }
 
@@ -153,6 +183,32 @@ fn replies() -> Vec<(&'static str, Reply)> {
     };
     let changed = Changed { account: text("aa"), name: text("work"), epoch: 44, notes: Vec::new() };
     let aside = Launch::Aside { reason: text("an own provider"), tell: false };
+    let mirror = MirrorInfo {
+        on: true,
+        path: Some(text("/home/a/.codex/auth.json")),
+        account: Some(text("aa")),
+        follows: true,
+        with_refresh: false,
+        since: Some(1_800_000_000),
+        held: Some(text("it holds another login")),
+        notes: vec![text("n")],
+    };
+    let flagged = FlaggedInfo {
+        account: text("aa"),
+        name: text("work"),
+        cause: text("revoked"),
+        since: 1_800_000_000,
+        status: Some(401),
+        code: Some(text("refresh_token_reused")),
+        excerpt: Some(text("{}")),
+        next: text("sign in"),
+    };
+    let verified = Verified {
+        account: text("aa"),
+        name: text("work"),
+        outcome: text("restored"),
+        message: text("m"),
+    };
     vec![
         ("reply.status", Reply::Status(Box::new(status()))),
         ("reply.imported", Reply::Imported(vec![imported])),
@@ -162,6 +218,9 @@ fn replies() -> Vec<(&'static str, Reply)> {
         ("reply.launch.through", Reply::Launch(Box::new(Launch::Through(plan)))),
         ("reply.launch.aside", Reply::Launch(Box::new(aside))),
         ("reply.shutting_down", Reply::ShuttingDown { active: 300 }),
+        ("reply.owner.mirror", Reply::Owner(OwnerReply::Mirror(mirror))),
+        ("reply.owner.flagged", Reply::Owner(OwnerReply::Flagged(vec![flagged]))),
+        ("reply.owner.verified", Reply::Owner(OwnerReply::Verified(vec![verified]))),
     ]
 }
 
@@ -281,6 +340,13 @@ fn no_variant_is_missing_above() {
         Request::Launch(_) => 8,
         Request::Subscribe => 9,
         Request::Shutdown { .. } => 10,
+        Request::Owner(OwnerRequest::Launch(_)) => 11,
+        Request::Owner(OwnerRequest::MirrorOn { .. }) => 12,
+        Request::Owner(OwnerRequest::MirrorOff) => 13,
+        Request::Owner(OwnerRequest::MirrorStatus) => 14,
+        Request::Owner(OwnerRequest::Flagged) => 15,
+        Request::Owner(OwnerRequest::VerifyFlagged { .. }) => 16,
+        Request::Owner(OwnerRequest::Revoke { .. }) => 17,
     };
     let reply = |reply: &Reply| match reply {
         Reply::Status(_) => 0,
@@ -293,6 +359,9 @@ fn no_variant_is_missing_above() {
             Launch::Aside { .. } => 6,
         },
         Reply::ShuttingDown { .. } => 7,
+        Reply::Owner(OwnerReply::Mirror(_)) => 8,
+        Reply::Owner(OwnerReply::Flagged(_)) => 9,
+        Reply::Owner(OwnerReply::Verified(_)) => 10,
     };
     let change = |event: &Event| match event.change {
         Change::Snapshot { .. } => 0,
@@ -308,7 +377,7 @@ fn no_variant_is_missing_above() {
     count(requests().iter().map(|(_, r)| request(r)).collect());
     count(replies().iter().map(|(_, r)| reply(r)).collect());
     count(events().iter().map(|(_, e)| change(e)).collect());
-    assert_eq!((requests().len(), replies().len(), events().len()), (11, 8, 8));
+    assert_eq!((requests().len(), replies().len(), events().len()), (18, 11, 8));
 }
 
 #[test]
