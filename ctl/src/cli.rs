@@ -68,6 +68,9 @@ pub(crate) enum Command {
         /// Refuse unless the pool is still in this epoch (from `status --json`)
         #[arg(long, value_name = "EPOCH")]
         expected_epoch: Option<u64>,
+        /// Keep it in the official `auth.json` too (see `mirror`)
+        #[arg(long)]
+        write_auth: bool,
     },
     /// Let the pool choose again
     Unpin,
@@ -106,6 +109,21 @@ pub(crate) enum Command {
         /// Don't ask
         #[arg(long, short)]
         yes: bool,
+        /// End its login at the issuer too
+        #[arg(long)]
+        revoke: bool,
+    },
+    /// Keep an account in the official `auth.json`, for plain `codex`
+    #[command(subcommand)]
+    Mirror(Mirror),
+    /// Try the accounts that were set aside, and let those that work again serve
+    VerifyFlagged {
+        /// Only say what would be done; nothing is sent
+        #[arg(long, short = 'n')]
+        dry_run: bool,
+        /// Leave them set aside even where they work
+        #[arg(long)]
+        no_restore: bool,
     },
     /// Explain which account would serve now, or served a request, and why
     Why {
@@ -188,6 +206,26 @@ pub(crate) struct LoginWay {
     pub(crate) manual: bool,
 }
 
+/// `cmactl mirror …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Mirror {
+    /// Write the account there and keep it current; the file from before comes back with `off`
+    On {
+        /// Index, e-mail, label, id or a unique prefix; follows the active account when left out
+        account: Option<String>,
+        /// Write the refresh token too: a second owner of the login, which may end it
+        #[arg(long)]
+        with_refresh: bool,
+        /// The file; `auth.json` in the Codex home folder when left out
+        #[arg(long, value_name = "AUTH_JSON")]
+        file: Option<PathBuf>,
+    },
+    /// Stop, and put the file from before back
+    Off,
+    /// Say how it stands
+    Status,
+}
+
 /// `cmactl daemon …`
 #[derive(Debug, Clone, Copy, Subcommand)]
 pub(crate) enum Daemon {
@@ -267,6 +305,9 @@ pub(crate) struct LaunchArgs {
     /// Print the plan (starting the CLI is the `codex` shim's work)
     #[arg(long, required = true)]
     pub(crate) print: bool,
+    /// Let the CLI stay on its own `auth.json`
+    #[arg(long)]
+    pub(crate) own_auth: bool,
     /// The CLI's version; the newest one known when left out
     #[arg(long, value_name = "X.Y.Z", default_value = "")]
     pub(crate) codex_version: String,

@@ -11,6 +11,7 @@ mod events;
 mod launch;
 mod login;
 mod logs;
+mod owner;
 mod seal;
 mod status;
 mod version;
@@ -88,18 +89,27 @@ pub(crate) fn run(cli: Cli, screen: &mut Screen) -> Result<ExitCode, Failure> {
         Command::Demo(_) => Ok(ExitCode::SUCCESS),
         Command::Status => status::status(&context, screen),
         Command::List => status::list(&context, screen),
-        Command::Switch { account, expected_epoch } => accounts::switch(
-            &context,
-            &Request::Switch { selector: account, expected_epoch },
-            screen,
-        ),
+        Command::Switch { account, expected_epoch, write_auth } => {
+            let request = Request::Switch { selector: account.clone(), expected_epoch };
+            let done = accounts::switch(&context, &request, screen)?;
+            if write_auth {
+                owner::write_auth(&context, account, screen)?;
+            }
+            Ok(done)
+        },
         Command::Unpin => accounts::switch(&context, &Request::Unpin, screen),
         Command::Import { file, label } => accounts::import(&context, file, label, screen),
         Command::Login(args) => login::login(&context, args, screen),
         Command::Enable { account } => accounts::set_enabled(&context, account, true, screen),
         Command::Disable { account } => accounts::set_enabled(&context, account, false, screen),
         Command::Label { account, label } => accounts::label(&context, account, label, screen),
-        Command::Remove { account, yes } => accounts::remove(&context, account, yes, screen),
+        Command::Remove { account, yes, revoke } => {
+            accounts::remove(&context, account, (yes, revoke), screen)
+        },
+        Command::Mirror(command) => owner::mirror(&context, command, screen),
+        Command::VerifyFlagged { dry_run, no_restore } => {
+            owner::verify_flagged(&context, dry_run, no_restore, screen)
+        },
         Command::Why { request } => why::why(&context, request, screen),
         Command::Events => events::events(&context, screen),
         Command::Logs { follow, lines } => logs::logs(&context, lines, follow, screen),

@@ -12,9 +12,11 @@ use crate::{
     fault::Fault,
     ipc,
     login::Logins,
+    mirror::{self, Mirror},
     proxy::{
         self, Proxy,
         keys::Keys,
+        own::Lent,
         relay::{self, Ending},
         trace::Traces,
     },
@@ -159,6 +161,8 @@ pub(crate) struct App {
     pub(crate) roster: Arc<Roster>,
     pub(crate) proxy: Arc<Proxy>,
     pub(crate) logins: Arc<Logins>,
+    pub(crate) renewer: Arc<Renewer>,
+    pub(crate) mirror: Mirror,
     pub(crate) phases: Phases,
     pub(crate) stop: Stop,
     pub(crate) url: String,
@@ -198,7 +202,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
     let (connections, renewals) = (Tasks::default(), Tasks::default());
     let renewer =
         Arc::new(Renewer::new(Arc::clone(&roster), Arc::clone(&vault), Arc::clone(&config)));
-    let (mut actor, handle) = Actor::new(actor::seed(), renewer, renewals.clone());
+    let (mut actor, handle) = Actor::new(actor::seed(), Arc::clone(&renewer), renewals.clone());
     actor.set_pace(config.pace);
     actor.prime(roster.all().iter().map(|record| Input::Upsert(roster.seed(record))));
     if let Some((pin, _since)) = roster.state().pin {
@@ -216,6 +220,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         vault,
         upstream: Upstream::new(config.backend.clone(), connections.clone()),
         keys: Keys::new(&secret),
+        lent: Lent::default(),
         traces: Traces::new(u16::from_str_radix(&instance[..4], 16).unwrap_or_default()),
         phases: phases.clone(),
         port: at.port(),
@@ -229,6 +234,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         handle.clone(),
         renewals.clone(),
     ));
+    let mirror = Mirror::load(&root, roster.store().clone())?;
     let app = Arc::new(App {
         root,
         config,
@@ -236,6 +242,8 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         roster,
         proxy,
         logins,
+        renewer,
+        mirror,
         phases,
         stop: Stop::default(),
         url: format!("http://{at}"),
@@ -287,6 +295,7 @@ impl Built {
         let cache = cache::keep(app.root.clone(), app.actor.clone(), app.phases.clone());
         let caching = Tasks::default();
         caching.spawn("cache", cache);
+        background.spawn_idle("mirror", mirror::keep(Arc::clone(&app)));
         background.spawn_idle("ipc", ipc.serve(Arc::clone(&app), background.clone()));
         app.phases.enter(Phase::Serving);
 

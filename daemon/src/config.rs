@@ -39,6 +39,8 @@ pub(crate) struct Config {
     pub(crate) pace: Pace,
     /// `error`, `warn`, `info`, `debug` or `trace`.
     pub(crate) log: tracing::Level,
+    /// Whether CLIs stay on their own `auth.json` (`auth_mode = "own"`).
+    pub(crate) own_auth: bool,
     /// The variables that were set.
     pub(crate) environment: Vec<Setting>,
 }
@@ -69,6 +71,7 @@ struct File {
     renewals_per_second: Option<f64>,
     renewals_at_once: Option<u32>,
     log: Option<String>,
+    auth_mode: Option<String>,
     upstream: FileUpstream,
 }
 
@@ -148,6 +151,7 @@ impl Config {
             drain_timeout: Duration::from_secs(600),
             pace: Pace::default(),
             log: tracing::Level::INFO,
+            own_auth: false,
             environment: VARIABLES
                 .iter()
                 .filter_map(|&name| Some(Setting { name: name.to_owned(), value: var(name)? }))
@@ -179,6 +183,15 @@ impl Config {
             keep(value.parse().map(|level| config.log = level).map_err(|_unknown| {
                 format!("{whence}: log level `{value}` is none of error, warn, info, debug, trace")
             }));
+        }
+        if let Some(value) = &file.auth_mode {
+            keep(match value.as_str() {
+                "pool" | "own" => {
+                    config.own_auth = value == "own";
+                    Ok(())
+                },
+                _ => Err(format!("`config.toml`: auth_mode `{value}` is neither pool nor own")),
+            });
         }
         for (name, written, slot) in [
             ("CMA_UPSTREAM_BACKEND", &file.upstream.backend, &mut config.backend),

@@ -7,8 +7,14 @@
 //! accounts in it; a CLI that found itself in another would log out and delete the person's login
 //! (observed, 0.169.0), so when in doubt the answer is "plain".
 
-use crate::{fault::Fault, proxy::keys::Keys, roster::Roster, store::import};
+use crate::{
+    fault::Fault,
+    proxy::keys::Keys,
+    roster::Roster,
+    store::{import, record::sum},
+};
 use cma_proto::message::{Launch, LaunchPlan, LaunchRequest};
+use secrecy::ExposeSecret as _;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -19,6 +25,10 @@ use toml::{Table, Value};
 const TAKES_KEY: Version = (0, 149, 0);
 /// The first version with `--no-daemon` (0.155 doesn't know it).
 const HAS_NO_DAEMON: Version = (0, 156, 0);
+/// Where the CLI renews its own login (0.169.0).
+const REFRESH: &str = "CODEX_REFRESH_TOKEN_URL_OVERRIDE";
+/// Where it revokes it (0.169.0).
+const REVOKE: &str = "CODEX_REVOKE_TOKEN_URL_OVERRIDE";
 /// A configuration file larger than this is none.
 const MAX_FILE: u64 = 1024 * 1024;
 
@@ -34,6 +44,7 @@ pub(crate) fn plan(
     base: &str,
     keys: &Keys,
     roster: &Roster,
+    own_auth: bool,
 ) -> Result<Launch, Fault> {
     let aside = |reason: &str, tell| Ok(Launch::Aside { reason: reason.to_owned(), tell });
     let version = version(&request.codex_version);
@@ -74,6 +85,9 @@ pub(crate) fn plan(
     {
         return aside("no account of the pool is in the workspace that codex is bound to", true);
     }
+    if own_auth {
+        return own(request, pid, (base, keys, roster), workspaces);
+    }
     // The CLI notes who made a thread, and `resume --last` only finds threads of the identity it runs
     // under (observed, 0.169.0): a person's own login, when it is in the pool, stays that identity.
     let own = import::identity(&Path::new(&request.codex_home).join("auth.json"));
@@ -86,20 +100,15 @@ pub(crate) fn plan(
     // A printed key is for any program of this person; a launch's dies with its process.
     let (key, launch) = keys.mint(pid.filter(|_| !request.printed), face, workspaces)?;
     let no_proxy = no_proxy(&request.no_proxy);
-    let mut args = vec![
-        "-c".to_owned(),
-        format!("openai_base_url=\"{base}/codex\""),
-        "-c".to_owned(),
-        format!("chatgpt_base_url=\"{base}/backend-api\""),
+    let mut args = addresses(base);
+    args.extend([
         // Commands that the CLI runs inherit its environment; the key is not for them.
         "-c".to_owned(),
         "shell_environment_policy.set.CODEX_ACCESS_TOKEN=\"\"".to_owned(),
         "-c".to_owned(),
         "shell_environment_policy.set.CODEX_AUTHAPI_BASE_URL=\"\"".to_owned(),
-    ];
-    if request.interactive && version.is_some_and(|version| version >= HAS_NO_DAEMON) {
-        args.push("--no-daemon".to_owned());
-    }
+    ]);
+    args.extend(no_daemon(request));
     Ok(Launch::Through(LaunchPlan {
         env: vec![
             ("CODEX_ACCESS_TOKEN".to_owned(), key.clone()),
@@ -113,6 +122,72 @@ pub(crate) fn plan(
         key_expires_at: launch.expires_at,
         session: launch.name(),
     }))
+}
+
+/// The plan of a CLI that stays on its own `auth.json`: no key in the environment, but the two
+/// addresses at which this CLI renews and revokes, which are ours. The ticket in the addresses is no
+/// secret (arguments can be seen); what opens them is the person's own bearer.
+fn own(
+    request: &LaunchRequest,
+    pid: Option<u32>,
+    (base, keys, roster): (&str, &Keys, &Roster),
+    workspaces: Arc<[Arc<str>]>,
+) -> Result<Launch, Fault> {
+    let aside = |reason: String| Ok(Launch::Aside { reason, tell: true });
+    let path = Path::new(&request.codex_home).join("auth.json");
+    let Some((face, bearer)) = import::bearer(&path) else {
+        return aside(format!(
+            "own-auth mode needs a ChatGPT login in `{}`; sign in with `codex login`",
+            path.display()
+        ));
+    };
+    let allowed =
+        |workspace: &str| workspaces.is_empty() || workspaces.iter().any(|one| **one == *workspace);
+    if !roster.get(&face).is_some_and(|record| allowed(&record.workspace)) {
+        return aside(format!(
+            "own-auth mode: the login in `{}` is not in the pool; `cmactl import` adds it",
+            path.display()
+        ));
+    }
+    let print = sum(bearer.expose_secret()).into();
+    let (ticket, secret, launch) =
+        keys.mint_own(pid.filter(|_| !request.printed), face, print, workspaces)?;
+    let no_proxy = no_proxy(&request.no_proxy);
+    let (opened, renewal) = (format!("{base}/own/{ticket}"), format!("{base}/own/{secret}"));
+    let mut args = addresses(&opened);
+    for name in [REFRESH, REVOKE] {
+        // Commands that the CLI runs inherit its environment; the endpoints are not for them.
+        args.extend(["-c".to_owned(), format!("shell_environment_policy.set.{name}=\"\"")]);
+    }
+    args.extend(no_daemon(request));
+    Ok(Launch::Through(LaunchPlan {
+        env: vec![
+            (REFRESH.to_owned(), format!("{renewal}/oauth/token")),
+            (REVOKE.to_owned(), format!("{renewal}/oauth/revoke")),
+            ("NO_PROXY".to_owned(), no_proxy.clone()),
+            ("no_proxy".to_owned(), no_proxy),
+        ],
+        args,
+        base_url: format!("{opened}/codex"),
+        // The person's own bearer is the key: none is made.
+        client_key: String::new(),
+        key_expires_at: launch.expires_at,
+        session: launch.name(),
+    }))
+}
+
+fn addresses(base: &str) -> Vec<String> {
+    vec![
+        "-c".to_owned(),
+        format!("openai_base_url=\"{base}/codex\""),
+        "-c".to_owned(),
+        format!("chatgpt_base_url=\"{base}/backend-api\""),
+    ]
+}
+
+fn no_daemon(request: &LaunchRequest) -> Option<String> {
+    let has = version(&request.codex_version).is_some_and(|version| version >= HAS_NO_DAEMON);
+    (request.interactive && has).then(|| "--no-daemon".to_owned())
 }
 
 /// `MAJOR.MINOR.PATCH`, with whatever follows a `-` or `+` ignored.

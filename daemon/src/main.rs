@@ -16,6 +16,7 @@ mod ipc;
 mod launch;
 mod lifecycle;
 mod login;
+mod mirror;
 mod proxy;
 mod renewal;
 mod roster;

@@ -10,6 +10,8 @@
 //! is then sent once more, because an issuer may grant a short grace; a refusal of that one means
 //! the first was processed and its answer lost, and only the person can mend that.
 
+mod revoke;
+
 use crate::{
     clock,
     config::Config,
@@ -17,6 +19,7 @@ use crate::{
     fault::Fault,
     roster::{Renewed, Roster},
     store::{
+        aside::{Evidence, redacted},
         import,
         record::{RenewalNote, Tokens},
     },
@@ -39,7 +42,7 @@ use std::{
 /// The official CLI's public client id: the login was made with it.
 const CLIENT_ID: &str = "app_EMoamEEZ73f0CkXaXp7hrann";
 /// Refusals that are final at any status.
-const PERMANENT: [&str; 3] =
+pub(crate) const PERMANENT: [&str; 3] =
     ["refresh_token_expired", "refresh_token_reused", "refresh_token_invalidated"];
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -51,7 +54,7 @@ const MAX_SENT: u32 = 6;
 /// An answer is a few kilobytes.
 const MAX_ANSWER: usize = 256 * 1024;
 /// Cause of a login whose last renewal got no answer.
-const UNKNOWN: &str = "refresh outcome unknown";
+pub(crate) const UNKNOWN: &str = "refresh outcome unknown";
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -146,7 +149,7 @@ impl Renewer {
             }
             self.write_note(id, Some(note.clone())).await?;
             crash::moment(Moment::RenewalBeforePost);
-            match self.send(&token).await {
+            match self.send(id, generation, &token).await {
                 Sent::Answered(answer) => return self.keep(id, generation, *answer).await,
                 Sent::Refused(code) if before.is_some() => {
                     let cause = format!("{UNKNOWN} ({code})");
@@ -178,15 +181,15 @@ impl Renewer {
         }
     }
 
-    async fn send(&self, token: &SecretString) -> Sent {
-        let sent = self.ask(token).await;
+    async fn send(&self, id: &AccountId, generation: Generation, token: &SecretString) -> Sent {
+        let sent = self.ask(id, generation, token).await;
         if matches!(sent, Sent::Answered(_) | Sent::Refused(_)) {
             self.roster.troubles().gone(Place::Issuer);
         }
         sent
     }
 
-    async fn ask(&self, token: &SecretString) -> Sent {
+    async fn ask(&self, id: &AccountId, generation: Generation, token: &SecretString) -> Sent {
         let client = match self.client() {
             Ok(client) => client,
             Err(why) => return Sent::Unreached(why),
@@ -239,7 +242,24 @@ impl Renewer {
             }
         }
         crash::moment(Moment::RenewalAnswered);
-        judge(status, &bytes)
+        let judged = judge(status, &bytes);
+        if let Sent::Refused(code) = &judged {
+            let evidence = Evidence {
+                generation: generation.0,
+                at: clock::unix(),
+                status: status.as_u16(),
+                code: code.clone(),
+                excerpt: redacted(&bytes),
+            };
+            let account = id.clone();
+            let kept = self
+                .blocking(move |roster| roster.store().save_evidence(&account, &evidence))
+                .await;
+            if let Err(fault) = kept {
+                tracing::warn!(account = %id, %fault, "can't keep why a login was refused");
+            }
+        }
+        judged
     }
 
     /// Makes the new credential durable. It exists nowhere else: a full disk is waited for.

@@ -210,7 +210,7 @@ impl Roster {
             ));
         }
         if let Some(known) =
-            known.as_ref().filter(|known| known.knows(login.tokens.refresh_token.as_ref()))
+            known.as_ref().filter(|known| known.covers(login.tokens.refresh_token.as_ref()))
         {
             // The file is an older copy of what the pool has (or the very same): what came of it
             // since then is worth more.

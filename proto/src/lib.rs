@@ -11,8 +11,8 @@
 //!   [`message`] is a new [`PROTOCOL`] number, and a tidy test compares the file with the digest in
 //!   `docs/protocol.md`.
 //! - No message carries a credential. The secrets that cross are the client key inside
-//!   [`message::LaunchPlan`], made for exactly the process that asked, and a passphrase
-//!   ([`survive::Secret`]).
+//!   [`message::LaunchPlan`], made for exactly the process that asked, a passphrase
+//!   ([`survive::Secret`]), and in own-auth mode the secret in the path of the renewal endpoints.
 //!
 //! This crate knows nothing of the pool's rules (`cma-core`), of tokio, or of the terminal.
 
@@ -28,6 +28,7 @@ pub mod frame;
 pub mod hello;
 pub mod login;
 pub mod message;
+pub mod owner;
 pub mod survive;
 
 /// The protocol version this crate speaks best.

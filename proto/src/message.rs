@@ -5,6 +5,7 @@
 //! Fields are positional under bincode: see the crate's promises before touching one.
 
 use crate::login::{LoginReply, LoginRequest};
+use crate::owner::{OwnerReply, OwnerRequest};
 use crate::survive::{Survive, Survived};
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +69,9 @@ pub enum Request {
     Login(LoginRequest),
     /// Backups and the seal. Answer: [`Reply::Survived`].
     Survive(Survive),
+    /// Who owns a login: own-auth launches, the mirror, accounts set aside. Answer: see
+    /// [`OwnerRequest`].
+    Owner(OwnerRequest),
 }
 
 /// What the daemon answers.
@@ -95,6 +99,8 @@ pub enum Reply {
     Login(Box<LoginReply>),
     /// To [`Request::Survive`].
     Survived(Survived),
+    /// To [`Request::Owner`].
+    Owner(OwnerReply),
 }
 
 /// The whole picture at one epoch.

@@ -8,7 +8,7 @@ use crate::{
     Failure, Lookup,
     args::{self, Invocation, Through},
     guard::Guard,
-    say, set, version,
+    login, say, set, version,
 };
 use cma_proto::{
     client::Client,
@@ -16,6 +16,7 @@ use cma_proto::{
     endpoint::{Root, codex_home},
     error::{ErrorCode, Refusal},
     message::{Launch, LaunchPlan, LaunchRequest, Reply, Request},
+    owner::OwnerRequest,
 };
 use std::{
     env,
@@ -45,7 +46,10 @@ pub(crate) fn prepare(
         Invocation::Through(through) if !has_own_key(lookup) => {
             decide(ask(codex, &through, guard, lookup), lookup)?.map(|plan| (plan, through))
         },
-        Invocation::Through(_) | Invocation::Plain => None,
+        Invocation::Through(_) | Invocation::Plain => {
+            login::explain(args, lookup);
+            None
+        },
     };
     match plan {
         Some((plan, through)) => {
@@ -101,7 +105,10 @@ fn ask(
     let root = Root::from_env()?;
     let request = request(version::of(codex, guard, lookup), through, lookup)?;
     let mut daemon = Client::connect_or_start(&root, "codex", Codec::Bincode)?;
-    match daemon.call(&Request::Launch(request))? {
+    let own = set(lookup, "CMA_AUTH_MODE").is_some_and(|mode| mode == "own");
+    let request =
+        if own { Request::Owner(OwnerRequest::Launch(request)) } else { Request::Launch(request) };
+    match daemon.call(&request)? {
         Reply::Launch(launch) => Ok(*launch),
         _ => Err(Refusal::new(
             ErrorCode::Internal,

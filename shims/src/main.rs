@@ -14,6 +14,7 @@
 mod args;
 mod guard;
 mod launch;
+mod login;
 mod resolve;
 mod version;
 

@@ -26,6 +26,8 @@ mod ctl;
 #[cfg(test)]
 mod eight;
 #[cfg(test)]
+mod flagged;
+#[cfg(test)]
 mod fuzz_corpus;
 #[cfg(test)]
 mod gate;
@@ -39,6 +41,10 @@ mod login_batch;
 mod login_kit;
 #[cfg(test)]
 mod losses;
+#[cfg(test)]
+mod mirror;
+#[cfg(test)]
+mod own_auth;
 #[cfg(test)]
 mod refresh;
 #[cfg(test)]

@@ -18,9 +18,9 @@ const LONG: [(&str, &str); 0] = [];
 /// The daemon's floors, lowest first: who may not look at whom.
 const GROUND: [&str; 8] = ["config", "dirs", "clock", "sys", "fault", "crash", "disk", "trouble"];
 const KEEPERS: [&str; 5] = ["actor", "roster", "vault", "store", "cache"];
-const ROOMS: [&str; 6] = ["proxy", "ipc", "renewal", "upstream", "launch", "login"];
+const ROOMS: [&str; 7] = ["proxy", "ipc", "renewal", "upstream", "launch", "login", "mirror"];
 /// The stairs between rooms, and from the actor to the task that it starts.
-const STAIRS: [(&str, &str); 9] = [
+const STAIRS: [(&str, &str); 13] = [
     ("proxy", "upstream"),
     ("renewal", "upstream::install_tls_provider"),
     ("login", "upstream::install_tls_provider"),
@@ -29,6 +29,10 @@ const STAIRS: [(&str, &str); 9] = [
     ("upstream", "proxy::body"),
     ("ipc", "proxy::trace"),
     ("ipc", "launch"),
+    ("ipc", "mirror"),
+    ("ipc", "proxy::aux"),
+    ("ipc", "renewal::PERMANENT"),
+    ("ipc", "renewal::UNKNOWN"),
     ("launch", "proxy::keys"),
     ("actor", "renewal::Renewer"),
 ];

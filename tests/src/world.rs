@@ -287,8 +287,8 @@ impl World {
         for (what, bytes) in self.outputs.lock().iter() {
             assert!(!has(bytes), "the canary is in {what}");
         }
-        let vault =
-            ["accounts", "removed", "backups", "damaged"].map(|name| self.root().join(name));
+        let vault = ["accounts", "removed", "backups", "damaged", "mirror"]
+            .map(|name| self.root().join(name));
         for file in files(self.dir.path()) {
             let login = file.file_name().is_some_and(|name| name == "auth.json");
             if login || vault.iter().any(|folder| file.starts_with(folder)) {

@@ -135,7 +135,7 @@ pub(super) fn label(
 pub(super) fn remove(
     context: &Context,
     selector: String,
-    yes: bool,
+    (yes, revoke): (bool, bool),
     screen: &mut Screen,
 ) -> Result<ExitCode, Failure> {
     if !yes {
@@ -143,22 +143,26 @@ pub(super) fn remove(
             return Err(Refusal::new(
                 ErrorCode::BadRequest,
                 "nobody can be asked here whether the account is really meant to go",
-                format!("run `cmactl remove {selector} --yes`"),
+                format!(
+                    "run `cmactl remove {selector} --yes{}`",
+                    if revoke { " --revoke" } else { "" }
+                ),
             )
             .into());
         }
-        let question = format!(
-            "Take `{}` out of the pool? Its login is kept in `{}`.",
-            clean(&selector),
-            context.root.path().join("removed").display()
-        );
+        let login = if revoke {
+            "is ended at the issuer, for every program that has it".to_owned()
+        } else {
+            format!("is kept in `{}`", context.root.path().join("removed").display())
+        };
+        let question = format!("Take `{}` out of the pool? Its login {login}.", clean(&selector));
         if !screen.ask(&question)? {
             let said = "nothing was removed: the answer was no";
             return Err(Refusal::new(ErrorCode::Negative, said, "").into());
         }
     }
     let said = |_changed: &Changed| "is out of the pool".to_owned();
-    change(context, &Request::Remove { selector }, said, screen)
+    change(context, &super::owner::removal(selector, revoke), said, screen)
 }
 
 fn change(

@@ -10,6 +10,7 @@ use cma_proto::{
     endpoint::codex_home,
     error::{ErrorCode, Refusal},
     message::{Launch, LaunchPlan, LaunchRequest, Reply, Request},
+    owner::OwnerRequest,
 };
 use serde::Serialize;
 use std::{collections::BTreeMap, process::ExitCode};
@@ -45,7 +46,12 @@ pub(super) fn launch(
         interactive: false,
         no_proxy: no_proxy(|name| std::env::var(name).ok()),
     };
-    match context.connect()?.call(&Request::Launch(request))? {
+    let request = if args.own_auth {
+        Request::Owner(OwnerRequest::Launch(request))
+    } else {
+        Request::Launch(request)
+    };
+    match context.connect()?.call(&request)? {
         Reply::Launch(launch) => match *launch {
             Launch::Through(plan) => {
                 screen.answer(&printed(&plan), |_json| shell(&plan))?;

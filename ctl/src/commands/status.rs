@@ -1,6 +1,6 @@
 //! `status` and `list`: the picture at one epoch.
 
-use super::{Context, name_of};
+use super::{Context, name_of, owner};
 use crate::{
     error::{Failure, unexpected},
     render::{Column, Screen, Tone, bar, clean, pressure, put, table, time},
@@ -8,6 +8,7 @@ use crate::{
 use cma_proto::{
     VERSION,
     message::{AccountInfo, Reply, Request, Setting, Status, WindowInfo},
+    owner::FlaggedInfo,
 };
 use serde::Serialize;
 use std::process::ExitCode;
@@ -33,20 +34,26 @@ struct Shown {
     #[serde(flatten)]
     status: Status,
     environment_differences: Vec<Difference>,
+    flagged: Vec<FlaggedInfo>,
 }
 
 #[derive(Debug, Serialize)]
 struct Listed {
     epoch: u64,
     accounts: Vec<AccountInfo>,
+    flagged: Vec<FlaggedInfo>,
 }
 
 pub(super) fn status(context: &Context, screen: &mut Screen) -> Result<ExitCode, Failure> {
     let status = ask(context)?;
     let environment_differences =
         differences(&status.daemon.environment, |name| std::env::var(name).ok());
-    let shown = Shown { status, environment_differences };
-    screen.answer(&shown, |shown| picture(&shown.status, time::now()))?;
+    let flagged = owner::flagged(context, &status)?;
+    let shown = Shown { status, environment_differences, flagged };
+    screen.answer(&shown, |shown| {
+        let now = time::now();
+        picture(&shown.status, now) + &owner::set_aside(&shown.flagged, now)
+    })?;
     if screen.json() {
         return Ok(ExitCode::SUCCESS);
     }
@@ -67,8 +74,13 @@ pub(super) fn status(context: &Context, screen: &mut Screen) -> Result<ExitCode,
 pub(super) fn list(context: &Context, screen: &mut Screen) -> Result<ExitCode, Failure> {
     let status = ask(context)?;
     let none = nobody(&status);
-    screen.answer(&Listed { epoch: status.epoch, accounts: status.accounts }, |listed| {
-        if listed.accounts.is_empty() { none.to_owned() } else { rows(&listed.accounts) }
+    let flagged = owner::flagged(context, &status)?;
+    let listed = Listed { epoch: status.epoch, accounts: status.accounts, flagged };
+    screen.answer(&listed, |listed| {
+        if listed.accounts.is_empty() {
+            return none.to_owned();
+        }
+        rows(&listed.accounts) + &owner::set_aside(&listed.flagged, time::now())
     })?;
     Ok(ExitCode::SUCCESS)
 }

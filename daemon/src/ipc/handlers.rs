@@ -54,12 +54,15 @@ pub(crate) async fn handle(
         Request::SetLabel { selector, label } => {
             change(app, &selector, move |roster, id| roster.set_label(id, &label)).await
         },
-        Request::Remove { selector } => remove(app, &selector).await,
+        Request::Remove { selector } => {
+            remove(app, &selector, |_roster| ()).await.map(|(reply, ())| reply)
+        },
         Request::Why { request } => why(app, request).await,
-        Request::Launch(request) => plan(app, request, pid).await,
+        Request::Launch(request) => plan(app, request, pid, app.config.own_auth).await,
         Request::Login(step) => {
             app.logins.step(step).await.map(|reply| Reply::Login(Box::new(reply)))
         },
+        Request::Owner(request) => super::owner::handle(app, request, pid).await,
         Request::Shutdown { now } => {
             let active = app.proxy.traces.counters.active.load(Ordering::Relaxed);
             if now {
@@ -147,7 +150,12 @@ async fn change(
     }))
 }
 
-async fn remove(app: &Arc<App>, selector: &str) -> Result<Reply, Fault> {
+/// `last` looks at the roster when nothing changes the account any more, right before it goes.
+pub(super) async fn remove<T: Send + 'static>(
+    app: &Arc<App>,
+    selector: &str,
+    last: impl FnOnce(&Roster) -> T + Send + 'static,
+) -> Result<(Reply, T), Fault> {
     let record = app.roster.select(selector)?;
     let id = AccountId::from_written(&record.id);
     let pinned = pin_now(app).await?.1.is_some_and(|pin| pin == record.id);
@@ -156,23 +164,25 @@ async fn remove(app: &Arc<App>, selector: &str) -> Result<Reply, Fault> {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let gone = id.clone();
-    let kept = blocking(app, move |roster| {
+    let (kept, seen) = blocking(app, move |roster| {
         if pinned {
             roster.save_pin(None)?;
         }
-        roster.remove(&gone)
+        let seen = last(roster);
+        Ok((roster.remove(&gone)?, seen))
     })
     .await?;
     let epoch = app.actor.command(Input::Remove(id)).await.map_err(stopping)?;
-    Ok(Reply::Changed(Changed {
+    let changed = Changed {
         account: record.id.clone(),
         name: roster::name(&record).to_owned(),
         epoch,
         notes: vec![format!("its login is kept in `{}` and was not revoked", kept.display())],
-    }))
+    };
+    Ok((Reply::Changed(changed), seen))
 }
 
-async fn renewing(app: &App, id: &AccountId) -> Result<bool, Fault> {
+pub(super) async fn renewing(app: &App, id: &AccountId) -> Result<bool, Fault> {
     let id = id.clone();
     let look = move |pool: &Pool, _now| {
         let renewing = |account: &Account| matches!(account.login, Login::Renewing { .. });
@@ -181,7 +191,7 @@ async fn renewing(app: &App, id: &AccountId) -> Result<bool, Fault> {
     app.actor.look(look).await.map_err(stopping)
 }
 
-async fn upsert(app: &App, record: &Record) -> Result<u64, Fault> {
+pub(super) async fn upsert(app: &App, record: &Record) -> Result<u64, Fault> {
     app.actor.command(Input::Upsert(app.roster.seed(record))).await.map_err(stopping)
 }
 
@@ -241,15 +251,21 @@ async fn why(app: &App, request: Option<String>) -> Result<Reply, Fault> {
     Ok(Reply::Why(Box::new(why)))
 }
 
-async fn plan(app: &Arc<App>, request: LaunchRequest, pid: Option<u32>) -> Result<Reply, Fault> {
+pub(super) async fn plan(
+    app: &Arc<App>,
+    request: LaunchRequest,
+    pid: Option<u32>,
+    own: bool,
+) -> Result<Reply, Fault> {
     let app = Arc::clone(app);
-    let launch =
-        off_the_loop(move || launch::plan(&request, pid, &app.url, &app.proxy.keys, &app.roster))
-            .await?;
+    let launch = off_the_loop(move || {
+        launch::plan(&request, pid, &app.url, &app.proxy.keys, &app.roster, own)
+    })
+    .await?;
     Ok(Reply::Launch(Box::new(launch)))
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     app: &App,
     work: impl FnOnce(&Roster) -> Result<T, Fault> + Send + 'static,
 ) -> Result<T, Fault> {
@@ -257,7 +273,7 @@ async fn blocking<T: Send + 'static>(
     off_the_loop(move || work(&roster)).await
 }
 
-async fn off_the_loop<T: Send + 'static>(
+pub(super) async fn off_the_loop<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
 ) -> Result<T, Fault> {
     tokio::task::spawn_blocking(work)

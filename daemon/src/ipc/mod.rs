@@ -6,6 +6,7 @@
 
 mod convert;
 mod handlers;
+mod owner;
 mod session;
 mod survive;
 

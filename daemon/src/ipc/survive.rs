@@ -102,6 +102,8 @@ async fn unlock(app: &Arc<App>, passphrase: Option<Secret>) -> Result<Survived, 
             let pin = Some(AccountId::from_written(&pin));
             app.actor.command(Input::Pin(pin)).await.map_err(stopping)?;
         }
+        let mirrored = Arc::clone(app);
+        disk(app, move |_roster| mirrored.mirror.read_in()).await?;
         tracing::info!("the root is open");
     }
     let mut seal = seal(disk(app, |roster| roster.store().seal_report()).await?);

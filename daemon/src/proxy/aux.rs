@@ -238,6 +238,14 @@ fn whole(percent: f64) -> u64 {
     percent.ceil().clamp(0.0, 100_000.0) as u64
 }
 
+/// What upstream says to an account's access token; nothing is spent by asking. None without an
+/// answer.
+pub(crate) async fn probe(proxy: &Arc<Proxy>, id: &AccountId) -> Option<StatusCode> {
+    let request = Request::builder().uri("/backend-api/wham/usage").body(()).ok()?;
+    let (parts, ()) = request.into_parts();
+    ask(proxy, id, &parts, Bytes::new()).await.map(|(head, _bytes)| head.status)
+}
+
 /// Sends a call with an account's credential and answers with what comes, or 404.
 async fn pass_on(proxy: &Arc<Proxy>, id: &AccountId, request: Request<Incoming>) -> Answer {
     let (parts, body) = request.into_parts();

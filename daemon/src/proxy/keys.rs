@@ -28,7 +28,19 @@ pub(crate) const PROCESS_LIFE: u64 = 90 * 24 * 3600;
 const RECHECK: Duration = Duration::from_secs(5);
 /// Launches remembered as living; older ones are simply looked at again.
 const REMEMBERED: usize = 1024;
-const VERSION: u8 = 1;
+/// What a signed text is for: its first byte, so that one kind can't be passed off as another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Kind {
+    /// A client key.
+    Client = 1,
+    /// Names an own-auth launch in its addresses. Other users can see it among the arguments: it
+    /// opens nothing without the bearer that it names.
+    Ticket = 2,
+    /// Opens an own-auth launch's renewal endpoints; handed over by environment.
+    Renewal = 3,
+}
+
 const FIXED: usize = 1 + 8 + 4 + 8 + 8 + 8;
 const MAX_KEY: usize = 4096;
 
@@ -47,6 +59,8 @@ pub(crate) struct Launch {
     pub(crate) expires_at: u64,
     /// The account that speaks for the pool in this launch, when the launch has one of its own.
     pub(crate) face: Option<AccountId>,
+    /// SHA-256 of the bearer that an own-auth launch began with, in hex; none for other launches.
+    pub(crate) bearer: Option<Arc<str>>,
     /// Workspaces the launch allows; empty allows all.
     pub(crate) workspaces: Arc<[Arc<str>]>,
 }
@@ -79,6 +93,37 @@ impl Keys {
         face: Option<AccountId>,
         workspaces: Arc<[Arc<str>]>,
     ) -> Result<(String, Launch), Fault> {
+        let launch = self.launch(pid, face, workspaces)?;
+        Ok((format!("{PREFIX}{}", self.seal(Kind::Client, &launch)), launch))
+    }
+
+    /// A ticket and the renewal endpoints' secret, for a CLI on its own login.
+    pub(crate) fn mint_own(
+        &self,
+        pid: Option<u32>,
+        face: AccountId,
+        bearer: Arc<str>,
+        workspaces: Arc<[Arc<str>]>,
+    ) -> Result<(String, String, Launch), Fault> {
+        let launch = Launch { bearer: Some(bearer), ..self.launch(pid, Some(face), workspaces)? };
+        let ticket = self.seal(Kind::Ticket, &launch);
+        Ok((ticket, self.seal(Kind::Renewal, &launch), launch))
+    }
+
+    fn seal(&self, kind: Kind, launch: &Launch) -> String {
+        let payload = launch.write(kind);
+        let tag = hmac::sign(&self.mac, &payload);
+        let (payload, tag) =
+            (BASE64_URL_SAFE_NO_PAD.encode(payload), BASE64_URL_SAFE_NO_PAD.encode(tag));
+        format!("{payload}.{tag}")
+    }
+
+    fn launch(
+        &self,
+        pid: Option<u32>,
+        face: Option<AccountId>,
+        workspaces: Arc<[Arc<str>]>,
+    ) -> Result<Launch, Fault> {
         let mut id = [0; 8];
         getrandom::fill(&mut id)
             .map_err(|error| Fault::internal(format!("no randomness: {error}")))?;
@@ -88,25 +133,35 @@ impl Keys {
             None => 0,
         };
         let life = if pid.is_some() { PROCESS_LIFE } else { PRINTED_LIFE };
-        let launch = Launch {
+        Ok(Launch {
             id: u64::from_be_bytes(id),
             pid: pid.unwrap_or(0),
             start,
             boot: self.boot,
             expires_at: clock::unix() + life,
             face,
+            bearer: None,
             workspaces,
-        };
-        let payload = launch.write();
-        let tag = hmac::sign(&self.mac, &payload);
-        let (payload, tag) =
-            (BASE64_URL_SAFE_NO_PAD.encode(payload), BASE64_URL_SAFE_NO_PAD.encode(tag));
-        Ok((format!("{PREFIX}{payload}.{tag}"), launch))
+        })
     }
 
     /// What a key says, if it is ours, of this boot, in time, and its process lives.
     pub(crate) fn check(&self, key: &str) -> Option<Launch> {
-        let (payload, tag) = key.strip_prefix(PREFIX)?.split_once('.')?;
+        self.unseal(Kind::Client, key.strip_prefix(PREFIX)?)
+    }
+
+    /// The own-auth launch that a ticket names.
+    pub(crate) fn check_ticket(&self, ticket: &str) -> Option<Launch> {
+        self.unseal(Kind::Ticket, ticket)
+    }
+
+    /// The own-auth launch whose renewal endpoints a secret opens.
+    pub(crate) fn check_renewal(&self, secret: &str) -> Option<Launch> {
+        self.unseal(Kind::Renewal, secret)
+    }
+
+    fn unseal(&self, kind: Kind, key: &str) -> Option<Launch> {
+        let (payload, tag) = key.split_once('.')?;
         if key.len() > MAX_KEY {
             return None;
         }
@@ -114,7 +169,7 @@ impl Keys {
         let tag = BASE64_URL_SAFE_NO_PAD.decode(tag).ok()?;
         // Compares in constant time.
         hmac::verify(&self.mac, &payload, &tag).ok()?;
-        let launch = Launch::read(&payload)?;
+        let launch = Launch::read(kind, &payload)?;
         self.holds(&launch).then_some(launch)
     }
 
@@ -174,8 +229,8 @@ impl Launch {
         format!("{:016x}", self.id)
     }
 
-    fn write(&self) -> Vec<u8> {
-        let mut out = vec![VERSION];
+    fn write(&self, kind: Kind) -> Vec<u8> {
+        let mut out = vec![kind as u8];
         out.extend(self.id.to_be_bytes());
         out.extend(self.pid.to_be_bytes());
         out.extend(self.start.to_be_bytes());
@@ -183,6 +238,10 @@ impl Launch {
         out.extend(self.expires_at.to_be_bytes());
         let face = self.face.as_ref().map(AccountId::as_str).unwrap_or_default();
         out.extend(face.bytes());
+        if let Some(bearer) = &self.bearer {
+            out.push(b'\n');
+            out.extend(bearer.bytes());
+        }
         for workspace in self.workspaces.iter() {
             out.push(b'\n');
             out.extend(workspace.bytes());
@@ -190,9 +249,9 @@ impl Launch {
         out
     }
 
-    fn read(bytes: &[u8]) -> Option<Self> {
+    fn read(kind: Kind, bytes: &[u8]) -> Option<Self> {
         let (fixed, names) = bytes.split_at_checked(FIXED)?;
-        let (&version, rest) = fixed.split_first()?;
+        let (&first, rest) = fixed.split_first()?;
         let (id, rest) = rest.split_first_chunk()?;
         let (pid, rest) = rest.split_first_chunk()?;
         let (start, rest) = rest.split_first_chunk()?;
@@ -200,13 +259,15 @@ impl Launch {
         let (expires, _none) = rest.split_first_chunk()?;
         let mut names = str::from_utf8(names).ok()?.split('\n');
         let face = names.next().filter(|face| !face.is_empty()).map(AccountId::from_written);
-        (version == VERSION).then(|| Self {
+        let bearer = if kind == Kind::Client { None } else { Some(names.next()?.into()) };
+        (first == kind as u8).then(|| Self {
             id: u64::from_be_bytes(*id),
             pid: u32::from_be_bytes(*pid),
             start: u64::from_be_bytes(*start),
             boot: u64::from_be_bytes(*boot),
             expires_at: u64::from_be_bytes(*expires),
             face,
+            bearer,
             workspaces: names.filter(|name| !name.is_empty()).map(Into::into).collect(),
         })
     }
@@ -255,6 +316,23 @@ mod tests {
         tokio::time::pause();
         tokio::time::advance(RECHECK).await;
         assert_eq!(keys.check_again(&key, &shown), None, "its process has ended");
+    }
+
+    #[tokio::test]
+    async fn one_kind_cannot_be_passed_off_as_another() {
+        let keys = Keys::new(b"secret");
+        let (face, all) = (AccountId::of("u", "w"), ["w".into()]);
+        let (ticket, secret, launch) =
+            keys.mint_own(None, face, "print".into(), all.into()).unwrap();
+        assert_eq!(keys.check_ticket(&ticket), Some(launch.clone()));
+        assert_eq!(keys.check_renewal(&secret), Some(launch));
+        assert_eq!(keys.check_renewal(&ticket), None);
+        assert_eq!(keys.check_ticket(&secret), None);
+        for stolen in [ticket, secret] {
+            assert_eq!(keys.check(&format!("{PREFIX}{stolen}")), None);
+        }
+        let (key, _launch) = keys.mint(None, None, [].into()).unwrap();
+        assert_eq!(keys.check_ticket(key.strip_prefix(PREFIX).unwrap()), None);
     }
 
     #[tokio::test]

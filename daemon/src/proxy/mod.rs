@@ -8,6 +8,7 @@ pub(crate) mod body;
 mod gate;
 mod headers;
 pub(crate) mod keys;
+pub(crate) mod own;
 pub(crate) mod relay;
 mod respond;
 pub(crate) mod sniff;
@@ -57,6 +58,7 @@ pub(crate) struct Proxy {
     pub(crate) vault: Arc<Vault>,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) keys: Keys,
+    pub(crate) lent: own::Lent,
     pub(crate) traces: Traces,
     pub(crate) phases: Phases,
     pub(crate) port: u16,
@@ -164,21 +166,34 @@ async fn handle(proxy: &Arc<Proxy>, shown: &Shown, request: Request<Incoming>) -
     if route == Route::Mcp {
         return respond::not_here();
     }
+    if route == Route::Unknown && own::is_own(request.uri().path()) {
+        return Box::pin(own::serve(Arc::clone(proxy), request)).await;
+    }
     let launch = match gate::key(headers, &proxy.keys, shown) {
         Ok(launch) => launch,
         Err(refusal) => return refuse(refusal),
     };
+    dispatch(proxy, &launch, route, request).await
+}
+
+/// Serves a request of a launch that may come in.
+async fn dispatch(
+    proxy: &Arc<Proxy>,
+    launch: &keys::Launch,
+    route: Route,
+    request: Request<Incoming>,
+) -> Answer {
     match route {
-        Route::Whoami => aux::whoami(proxy, &launch),
-        Route::AccountsCheck => aux::accounts_check(proxy, &launch),
+        Route::Whoami => aux::whoami(proxy, launch),
+        Route::AccountsCheck => aux::accounts_check(proxy, launch),
         _ if proxy.phases.now() >= Phase::Draining => respond::draining(),
         // Boxed, each: what one of them needs would otherwise be moved with every request.
-        Route::Responses => turn::serve(Arc::clone(proxy), &launch, request).await,
+        Route::Responses => turn::serve(Arc::clone(proxy), launch, request).await,
         Route::Upgrade => upgrade_required(),
-        Route::Models => Box::pin(aux::models(Arc::clone(proxy), &launch, request)).await,
-        Route::Usage => Box::pin(aux::usage(Arc::clone(proxy), &launch, request)).await,
-        Route::Bundle => Box::pin(aux::bundle(Arc::clone(proxy), &launch, request)).await,
-        Route::Aux => Box::pin(aux::pass(Arc::clone(proxy), &launch, request)).await,
+        Route::Models => Box::pin(aux::models(Arc::clone(proxy), launch, request)).await,
+        Route::Usage => Box::pin(aux::usage(Arc::clone(proxy), launch, request)).await,
+        Route::Bundle => Box::pin(aux::bundle(Arc::clone(proxy), launch, request)).await,
+        Route::Aux => Box::pin(aux::pass(Arc::clone(proxy), launch, request)).await,
         Route::Mcp | Route::Unknown => {
             proxy.traces.counters.refused.fetch_add(1, Ordering::Relaxed);
             respond::not_here()

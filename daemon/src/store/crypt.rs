@@ -192,6 +192,9 @@ pub(crate) fn label(path: &Path) -> String {
     let stem = name.split('.').next().unwrap_or_default();
     let (kind, id) = match &*folder {
         "accounts" if name.contains(".renewal.") => ("renewal", stem),
+        "accounts" if name.contains(".flag.") => ("flag", stem),
+        "accounts" if name.contains(".lent.") => ("lent", stem),
+        "mirror" => ("mirror", stem),
         "accounts" => ("account", stem),
         "removed" => ("account", stem.rsplit_once('-').map_or(stem, |(id, _at)| id)),
         "backups" => ("backup", stem),

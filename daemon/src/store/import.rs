@@ -94,12 +94,29 @@ pub(crate) fn auth_json(path: &Path, config: &Config) -> Result<Login, Fault> {
     })
 }
 
+/// What stands for a refresh token in an `auth.json` whose login the pool renews. The CLI keeps any
+/// text (0.169.0); the issuer knows none like it, so sending it costs no chain.
+pub(crate) const OPAQUE: &str = "cma-the-pool-renews-this-login";
+
+/// Whose login an `auth.json` holds, and its access token: what a CLI on that file shows at our gate.
+/// `None` when there is no such login.
+pub(crate) fn bearer(path: &Path) -> Option<(AccountId, SecretString)> {
+    let tokens = auth_tokens(path)?;
+    let claims = claims(tokens.id_token.as_deref()?)?;
+    let id = AccountId::of(&claims.user?, &claims.workspace.or(tokens.account_id)?);
+    Some((id, tokens.access_token.filter(|token| !token.is_empty())?.into()))
+}
+
+fn auth_tokens(path: &Path) -> Option<AuthTokens> {
+    let small = std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() <= MAX_FILE);
+    let bytes = small.then(|| std::fs::read(path).ok()).flatten()?;
+    serde_json::from_slice::<AuthFile>(&bytes).ok()?.tokens
+}
+
 /// Whose login an `auth.json` holds; read from its claims alone, no credential leaves here. `None`
 /// when there is no such login.
 pub(crate) fn identity(path: &Path) -> Option<AccountId> {
-    let small = std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() <= MAX_FILE);
-    let bytes = small.then(|| std::fs::read(path).ok()).flatten()?;
-    let tokens = serde_json::from_slice::<AuthFile>(&bytes).ok()?.tokens?;
+    let tokens = auth_tokens(path)?;
     let claims = claims(tokens.id_token.as_deref()?)?;
     Some(AccountId::of(&claims.user?, &claims.workspace.or(tokens.account_id)?))
 }
@@ -124,7 +141,7 @@ fn login(tokens: &AuthTokens, config: &Config) -> Result<Login, String> {
         .or_else(|| filled(&tokens.account_id))
         .ok_or("it names no workspace")?;
     let user = claims.user.clone().ok_or("it names no user")?;
-    let refresh_token = filled(&tokens.refresh_token);
+    let refresh_token = filled(&tokens.refresh_token).filter(|token| token != OPAQUE);
     let mut notes = Vec::new();
     // Said, not refused: the pair it is imported for is the person's choice, and it binds.
     if let Some(issuer) = tokens.oauth_provenance.as_ref().and_then(|made| made.issuer.as_deref())

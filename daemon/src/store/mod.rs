@@ -8,6 +8,7 @@
 //! All functions here block on the disk. The daemon calls them off its event loop, one at a time
 //! (`Roster`'s writer lock), so two changes of one account can't cross.
 
+pub(crate) mod aside;
 pub(crate) mod atomic;
 pub(crate) mod backup;
 mod crypt;
@@ -69,7 +70,10 @@ impl Store {
         // A renewed credential exists nowhere else: what can't be kept of the old one must not keep
         // the new one from the disk.
         if let Err(fault) = self.keep_previous(&path, record) {
-            tracing::warn!(account = %record.id, error = %fault, "the generation before is not kept");
+            // A renewed credential exists nowhere else: a copy of the old one that can't be made must
+            // not keep it from the disk. A stale copy could hold a spent token, so it goes.
+            tracing::warn!(account = record.id, error = %fault, "the generation before is not kept");
+            self.drop_file(&self.account_file(&record.id, ".previous"))?;
         }
         self.put(&path, record)
     }
@@ -84,6 +88,7 @@ impl Store {
         atomic::shift(&from, &to)?;
         self.drop_file(&self.account_file(id.as_str(), ".previous"))?;
         self.drop_file(&self.account_file(id.as_str(), ".renewal"))?;
+        self.remove_asides(id)?;
         Ok(to)
     }
 

@@ -88,6 +88,15 @@ impl Record {
     }
 }
 
+impl Record {
+    /// Whether a login brings nothing that this record lacks: its refresh token is known, or it has
+    /// none (a copy that was written without) while this one can renew itself.
+    pub(crate) fn covers(&self, refresh_token: Option<&SecretString>) -> bool {
+        let renews = self.tokens.refresh_token.is_some() && self.gone.is_none();
+        self.knows(refresh_token) || (refresh_token.is_none() && renews)
+    }
+}
+
 /// 16 hex digits of a secret's SHA-256: enough to recognise it, useless to guess it.
 fn fingerprint(secret: &SecretString) -> String {
     sum(secret.expose_secret()).get(..16).unwrap_or_default().to_owned()
@@ -207,7 +216,8 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, u32), Unfi
         .map_err(|_shape| Unfit::Damaged("its content has another shape"))
 }
 
-fn sum(text: &str) -> String {
+/// SHA-256 in hex.
+pub(crate) fn sum(text: &str) -> String {
     use std::fmt::Write as _;
     let mut hex = String::with_capacity(64);
     for byte in digest::digest(&digest::SHA256, text.as_bytes()).as_ref() {

@@ -5,6 +5,7 @@ use crate::{
     codec::Codec,
     error::{ErrorCode, Refusal},
     login::{LoginBegin, LoginDone, LoginEnd, LoginMethod, LoginStarted, LoginWaiting},
+    owner::{FlaggedInfo, MirrorInfo, Verified},
     survive::{SealBy, SealInfo, Secret},
 };
 use proptest::prelude::*;
@@ -119,6 +120,35 @@ fn requests() -> Vec<(&'static str, Request)> {
                 by: SealBy::Passphrase(Secret(text("four words"))),
             }),
         ),
+        (
+            "request.owner.launch",
+            Request::Owner(OwnerRequest::Launch(LaunchRequest {
+                printed: true,
+                codex_version: String::new(),
+                codex_home: text("/home/a/.codex"),
+                cwd: text("/"),
+                overrides: Vec::new(),
+                profile: None,
+                interactive: false,
+                no_proxy: String::new(),
+            })),
+        ),
+        (
+            "request.owner.mirror_on",
+            Request::Owner(OwnerRequest::MirrorOn {
+                selector: Some(selector()),
+                path: text("/home/a/.codex/auth.json"),
+                with_refresh: true,
+            }),
+        ),
+        ("request.owner.mirror_off", Request::Owner(OwnerRequest::MirrorOff)),
+        ("request.owner.mirror_status", Request::Owner(OwnerRequest::MirrorStatus)),
+        ("request.owner.flagged", Request::Owner(OwnerRequest::Flagged)),
+        (
+            "request.owner.verify_flagged",
+            Request::Owner(OwnerRequest::VerifyFlagged { dry_run: true, restore: false }),
+        ),
+        ("request.owner.revoke", Request::Owner(OwnerRequest::Revoke { selector: selector() })),
     ]
     .into_iter()
     .chain(login_requests())
@@ -217,6 +247,32 @@ fn replies() -> Vec<(&'static str, Reply)> {
     };
     let changed = Changed { account: text("aa"), name: text("work"), epoch: 44, notes: Vec::new() };
     let aside = Launch::Aside { reason: text("an own provider"), tell: false };
+    let mirror = MirrorInfo {
+        on: true,
+        path: Some(text("/home/a/.codex/auth.json")),
+        account: Some(text("aa")),
+        follows: true,
+        with_refresh: false,
+        since: Some(1_800_000_000),
+        held: Some(text("it holds another login")),
+        notes: vec![text("n")],
+    };
+    let flagged = FlaggedInfo {
+        account: text("aa"),
+        name: text("work"),
+        cause: text("revoked"),
+        since: 1_800_000_000,
+        status: Some(401),
+        code: Some(text("refresh_token_reused")),
+        excerpt: Some(text("{}")),
+        next: text("sign in"),
+    };
+    let verified = Verified {
+        account: text("aa"),
+        name: text("work"),
+        outcome: text("restored"),
+        message: text("m"),
+    };
     vec![
         ("reply.status", Reply::Status(Box::new(status()))),
         ("reply.imported", Reply::Imported(vec![imported])),
@@ -238,6 +294,9 @@ fn replies() -> Vec<(&'static str, Reply)> {
                 notes: vec![text("a note")],
             })),
         ),
+        ("reply.owner.mirror", Reply::Owner(OwnerReply::Mirror(mirror))),
+        ("reply.owner.flagged", Reply::Owner(OwnerReply::Flagged(vec![flagged]))),
+        ("reply.owner.verified", Reply::Owner(OwnerReply::Verified(vec![verified]))),
     ]
     .into_iter()
     .chain(login_replies())
@@ -365,6 +424,13 @@ fn no_variant_is_missing_above() {
         Request::Login(LoginRequest::Paste { .. }) => 13,
         Request::Login(LoginRequest::Cancel { .. }) => 14,
         Request::Survive(_) => 15,
+        Request::Owner(OwnerRequest::Launch(_)) => 16,
+        Request::Owner(OwnerRequest::MirrorOn { .. }) => 17,
+        Request::Owner(OwnerRequest::MirrorOff) => 18,
+        Request::Owner(OwnerRequest::MirrorStatus) => 19,
+        Request::Owner(OwnerRequest::Flagged) => 20,
+        Request::Owner(OwnerRequest::VerifyFlagged { .. }) => 21,
+        Request::Owner(OwnerRequest::Revoke { .. }) => 22,
     };
     let reply = |reply: &Reply| match reply {
         Reply::Status(_) => 0,
@@ -384,6 +450,9 @@ fn no_variant_is_missing_above() {
             LoginReply::Ended { .. } => 11,
         },
         Reply::Survived(_) => 12,
+        Reply::Owner(OwnerReply::Mirror(_)) => 13,
+        Reply::Owner(OwnerReply::Flagged(_)) => 14,
+        Reply::Owner(OwnerReply::Verified(_)) => 15,
     };
     let change = |event: &Event| match event.change {
         Change::Snapshot { .. } => 0,
@@ -399,7 +468,7 @@ fn no_variant_is_missing_above() {
     count(requests().iter().map(|(_, r)| request(r)).collect());
     count(replies().iter().map(|(_, r)| reply(r)).collect());
     count(events().iter().map(|(_, e)| change(e)).collect());
-    assert_eq!((requests().len(), replies().len(), events().len()), (16, 13, 8));
+    assert_eq!((requests().len(), replies().len(), events().len()), (23, 16, 8));
 }
 
 #[test]

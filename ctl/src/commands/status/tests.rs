@@ -134,7 +134,8 @@ fn json_has_the_status_at_top_level() {
         daemon: None,
         client: Some("127.0.0.1:1".to_owned()),
     }];
-    let shown = Shown { status: sample(), environment_differences: differences };
+    let shown =
+        Shown { status: sample(), environment_differences: differences, flagged: Vec::new() };
     let line = crate::render::json_line(&shown).unwrap();
     let read: serde_json::Value = serde_json::from_str(&line).unwrap();
     assert_eq!(read["schema"], 1);
