@@ -59,6 +59,12 @@ pub(crate) fn plan(
     };
     let pool = roster.all();
     if pool.is_empty() {
+        if offers(&request.codex_home) {
+            return aside(
+                "the pool is empty; `cmactl import --preview` shows the logins found",
+                true,
+            );
+        }
         return aside("the pool is empty; `cmactl import` adds the login of `codex login`", true);
     }
     if !workspaces.is_empty()
@@ -110,6 +116,14 @@ pub(crate) fn plan(
 }
 
 /// `MAJOR.MINOR.PATCH`, with whatever follows a `-` or `+` ignored.
+/// Whether other programs' logins lie at the usual places. For an empty pool only.
+fn offers(codex_home: &str) -> bool {
+    let home = std::env::home_dir().unwrap_or_default();
+    cma_proto::takeover::anything_there(&home, Path::new(codex_home), |name| {
+        std::env::var(name).ok()
+    })
+}
+
 fn version(text: &str) -> Option<Version> {
     let numbers = text.split(['-', '+']).next()?;
     let mut parts = numbers.split('.').map(str::parse);

@@ -18,6 +18,7 @@ mod renewal;
 mod roster;
 mod store;
 mod sys;
+mod takeover;
 mod telemetry;
 mod upstream;
 mod vault;

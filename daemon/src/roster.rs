@@ -19,6 +19,8 @@ use cma_proto::{error::ErrorCode, message::Imported};
 use parking_lot::{Mutex, RwLock};
 use std::{path::Path, sync::Arc};
 
+mod adopt;
+
 /// A label is shown in tables.
 const MAX_LABEL: usize = 64;
 
@@ -223,6 +225,9 @@ impl Roster {
             tokens: login.tokens,
             gone: None,
             spent: known.as_ref().map(|known| known.spent_with_current()).unwrap_or_default(),
+            tags: known.as_ref().map(|known| known.tags.clone()).unwrap_or_default(),
+            notes: known.as_ref().and_then(|known| known.notes.clone()),
+            pools: known.as_ref().map(|known| known.pools.clone()).unwrap_or_default(),
         };
         let imported = Imported {
             id: record.id.clone(),

@@ -4,6 +4,7 @@
 //! their unit. The same types are the `--json` output of `cmactl`, which adds a `schema` number.
 //! Fields are positional under bincode: see the crate's promises before touching one.
 
+use crate::takeover::{TakeoverReply, TakeoverRequest};
 use serde::{Deserialize, Serialize};
 
 /// What a client asks.
@@ -62,6 +63,8 @@ pub enum Request {
         /// Cut running turns instead of letting them end.
         now: bool,
     },
+    /// Take over other programs' logins, or write the pool down. Answer: [`Reply::Takeover`].
+    Takeover(TakeoverRequest),
 }
 
 /// What the daemon answers.
@@ -85,6 +88,8 @@ pub enum Reply {
         /// Responses still running.
         active: u32,
     },
+    /// To [`Request::Takeover`].
+    Takeover(Box<TakeoverReply>),
 }
 
 /// The whole picture at one epoch.

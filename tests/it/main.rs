@@ -30,4 +30,6 @@ mod refresh;
 mod restart;
 mod smoke;
 #[cfg(test)]
+mod takeover;
+#[cfg(test)]
 mod tidy;

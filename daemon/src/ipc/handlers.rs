@@ -66,6 +66,7 @@ pub(crate) async fn handle(
             }
             Ok(Reply::ShuttingDown { active })
         },
+        Request::Takeover(request) => super::takeover::handle(app, request).await,
     }
 }
 
@@ -168,7 +169,7 @@ async fn remove(app: &Arc<App>, selector: &str) -> Result<Reply, Fault> {
     }))
 }
 
-async fn renewing(app: &App, id: &AccountId) -> Result<bool, Fault> {
+pub(super) async fn renewing(app: &App, id: &AccountId) -> Result<bool, Fault> {
     let id = id.clone();
     let look = move |pool: &Pool, _now| {
         let renewing = |account: &Account| matches!(account.login, Login::Renewing { .. });
@@ -177,7 +178,7 @@ async fn renewing(app: &App, id: &AccountId) -> Result<bool, Fault> {
     app.actor.look(look).await.map_err(stopping)
 }
 
-async fn upsert(app: &App, record: &Record) -> Result<u64, Fault> {
+pub(super) async fn upsert(app: &App, record: &Record) -> Result<u64, Fault> {
     app.actor.command(Input::Upsert(app.roster.seed(record))).await.map_err(stopping)
 }
 
@@ -245,7 +246,7 @@ async fn plan(app: &Arc<App>, request: LaunchRequest, pid: Option<u32>) -> Resul
     Ok(Reply::Launch(Box::new(launch)))
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     app: &App,
     work: impl FnOnce(&Roster) -> Result<T, Fault> + Send + 'static,
 ) -> Result<T, Fault> {
@@ -253,7 +254,7 @@ async fn blocking<T: Send + 'static>(
     off_the_loop(move || work(&roster)).await
 }
 
-async fn off_the_loop<T: Send + 'static>(
+pub(super) async fn off_the_loop<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
 ) -> Result<T, Fault> {
     tokio::task::spawn_blocking(work)

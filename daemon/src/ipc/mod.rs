@@ -7,6 +7,7 @@
 mod convert;
 mod handlers;
 mod session;
+mod takeover;
 
 use crate::{
     app::{App, Phase, Tasks},
