@@ -14,8 +14,9 @@ use cma_proto::{
 use cma_tests::{
     http::Door,
     sim::{AccountSpec, SimConfig},
-    world::{Ran, World, eventually, files},
+    world::{Ran, World, eventually, files, signal},
 };
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -41,6 +42,19 @@ struct Bench {
     world: World,
     foreign: tempfile::TempDir,
     table: Value,
+    /// Daemons of roots that the world doesn't know.
+    daemons: Mutex<Vec<u32>>,
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        for pid in self.daemons.lock().drain(..) {
+            let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+            if program.file_name().is_some_and(|name| name == "cmad") {
+                signal(pid, rustix::process::Signal::KILL);
+            }
+        }
+    }
 }
 
 type Photo = BTreeMap<PathBuf, (Vec<u8>, SystemTime, u32)>;
@@ -54,7 +68,7 @@ impl Bench {
             fs::create_dir_all(to.parent().unwrap()).unwrap();
             fs::copy(&file, &to).unwrap();
         }
-        Self { world, foreign, table: table() }
+        Self { world, foreign, table: table(), daemons: Mutex::default() }
     }
 
     fn passphrase(&self) -> &str {
@@ -80,7 +94,10 @@ impl Bench {
     fn ctl(&self, root: &Path, args: &[&str]) -> Ran {
         let mut command = self.world.command("cmactl");
         command.env("CMA_IMPORT_PASSPHRASE", self.passphrase()).arg("--root").arg(root).args(args);
-        self.no_canary(self.world.finish(command))
+        let ran = self.world.finish(command);
+        let lock = fs::read_to_string(root.join("run/daemon.lock")).unwrap_or_default();
+        self.daemons.lock().extend(lock.trim().parse::<u32>());
+        self.no_canary(ran)
     }
 
     fn no_canary(&self, ran: Ran) -> Ran {
