@@ -74,7 +74,7 @@ pub(crate) enum Command {
     },
     /// Let the pool choose again
     Unpin,
-    /// Read the login of an official `auth.json` into the pool
+    /// Read the login of an official `auth.json` into the pool, or take over other programs' logins
     Import {
         /// The file; `auth.json` in the Codex home folder when left out
         #[arg(value_name = "AUTH_JSON")]
@@ -82,9 +82,13 @@ pub(crate) enum Command {
         /// A name for the account
         #[arg(long)]
         label: Option<String>,
+        #[command(flatten)]
+        take: TakeArgs,
     },
     /// Sign in at ChatGPT: adds the account to the pool, or mends its login in place
     Login(LoginArgs),
+    /// Print the pool without its logins, or write it with them to a file of your own
+    Export(ExportArgs),
     /// Let an account serve again
     Enable {
         /// Index, e-mail, label, id or a unique prefix
@@ -224,6 +228,31 @@ pub(crate) enum Mirror {
     Off,
     /// Say how it stands
     Status,
+}
+
+/// `cmactl import` from any program
+#[derive(Debug, Args)]
+pub(crate) struct TakeArgs {
+    /// Show what codex-multi-auth, the OpenCode plugin, OpenCode and codex have to take over
+    #[arg(long, conflicts_with_all = ["file", "label"])]
+    pub(crate) preview: bool,
+    /// Take what is new and newer there
+    #[arg(long, visible_alias = "yes", conflicts_with_all = ["file", "label", "preview"])]
+    pub(crate) apply: bool,
+    /// One file or folder instead of the usual places
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["file", "label"])]
+    pub(crate) from: Option<PathBuf>,
+}
+
+/// `cmactl export`
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// Write the logins too: whoever has that file is you
+    #[arg(long, requires = "to")]
+    pub(crate) secrets: bool,
+    /// The new file they go to (mode 0600)
+    #[arg(long, value_name = "FILE", requires = "secrets")]
+    pub(crate) to: Option<PathBuf>,
 }
 
 /// `cmactl daemon …`

@@ -14,6 +14,7 @@ mod logs;
 mod owner;
 mod seal;
 mod status;
+mod takeover;
 mod version;
 mod why;
 
@@ -98,8 +99,13 @@ pub(crate) fn run(cli: Cli, screen: &mut Screen) -> Result<ExitCode, Failure> {
             Ok(done)
         },
         Command::Unpin => accounts::switch(&context, &Request::Unpin, screen),
-        Command::Import { file, label } => accounts::import(&context, file, label, screen),
         Command::Login(args) => login::login(&context, args, screen),
+        // A place without a verb is looked at: nothing is taken by accident.
+        Command::Import { take, .. } if take.preview || take.apply || take.from.is_some() => {
+            takeover::import(&context, take.from, take.apply, screen)
+        },
+        Command::Import { file, label, take: _ } => accounts::import(&context, file, label, screen),
+        Command::Export(args) => takeover::export(&context, args.to, screen),
         Command::Enable { account } => accounts::set_enabled(&context, account, true, screen),
         Command::Disable { account } => accounts::set_enabled(&context, account, false, screen),
         Command::Label { account, label } => accounts::label(&context, account, label, screen),

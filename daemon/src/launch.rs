@@ -73,6 +73,12 @@ pub(crate) fn plan(
         return aside("the pool is sealed and locked; `cmactl unlock` opens it", true);
     }
     if pool.is_empty() {
+        if offers(&request.codex_home) {
+            return aside(
+                "the pool is empty; `cmactl import --preview` shows the logins found",
+                true,
+            );
+        }
         return aside(
             "the pool is empty; `cmactl login` signs in, `cmactl import` takes over a login you have",
             true,
@@ -191,6 +197,14 @@ fn no_daemon(request: &LaunchRequest) -> Option<String> {
 }
 
 /// `MAJOR.MINOR.PATCH`, with whatever follows a `-` or `+` ignored.
+/// Whether other programs' logins lie at the usual places. For an empty pool only.
+fn offers(codex_home: &str) -> bool {
+    let home = std::env::home_dir().unwrap_or_default();
+    cma_proto::takeover::anything_there(&home, Path::new(codex_home), |name| {
+        std::env::var(name).ok()
+    })
+}
+
 fn version(text: &str) -> Option<Version> {
     let numbers = text.split(['-', '+']).next()?;
     let mut parts = numbers.split('.').map(str::parse);

@@ -22,6 +22,7 @@ mod renewal;
 mod roster;
 mod store;
 mod sys;
+mod takeover;
 mod telemetry;
 mod trouble;
 mod upstream;

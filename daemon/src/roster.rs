@@ -25,6 +25,7 @@ pub(crate) mod keep;
 mod sign_in;
 
 pub(crate) use sign_in::SignIn;
+mod adopt;
 
 /// A label is shown in tables.
 const MAX_LABEL: usize = 64;
@@ -249,6 +250,8 @@ impl Roster {
             gone: None,
             spent: known.as_ref().map(|known| known.spent_with_current()).unwrap_or_default(),
             tags: known.as_ref().map(|known| known.tags.clone()).unwrap_or_default(),
+            notes: known.as_ref().and_then(|known| known.notes.clone()),
+            pools: known.as_ref().map(|known| known.pools.clone()).unwrap_or_default(),
         };
         let imported = Imported {
             id: record.id.clone(),

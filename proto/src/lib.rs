@@ -30,6 +30,7 @@ pub mod login;
 pub mod message;
 pub mod owner;
 pub mod survive;
+pub mod takeover;
 
 /// The protocol version this crate speaks best.
 pub const PROTOCOL: u32 = 1;

@@ -7,6 +7,7 @@
 use crate::login::{LoginReply, LoginRequest};
 use crate::owner::{OwnerReply, OwnerRequest};
 use crate::survive::{Survive, Survived};
+use crate::takeover::{TakeoverReply, TakeoverRequest};
 use serde::{Deserialize, Serialize};
 
 /// What a client asks.
@@ -72,6 +73,8 @@ pub enum Request {
     /// Who owns a login: own-auth launches, the mirror, accounts set aside. Answer: see
     /// [`OwnerRequest`].
     Owner(OwnerRequest),
+    /// Take over other programs' logins, or write the pool down. Answer: [`Reply::Takeover`].
+    Takeover(TakeoverRequest),
 }
 
 /// What the daemon answers.
@@ -101,6 +104,8 @@ pub enum Reply {
     Survived(Survived),
     /// To [`Request::Owner`].
     Owner(OwnerReply),
+    /// To [`Request::Takeover`].
+    Takeover(Box<TakeoverReply>),
 }
 
 /// The whole picture at one epoch.

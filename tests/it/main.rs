@@ -54,4 +54,6 @@ mod smoke;
 #[cfg(test)]
 mod survive;
 #[cfg(test)]
+mod takeover;
+#[cfg(test)]
 mod tidy;

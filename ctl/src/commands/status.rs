@@ -57,6 +57,9 @@ pub(super) fn status(context: &Context, screen: &mut Screen) -> Result<ExitCode,
     if screen.json() {
         return Ok(ExitCode::SUCCESS);
     }
+    if shown.status.accounts.is_empty() && super::takeover::offers() {
+        screen.say(Tone::Strong, "hint", FOUND)?;
+    }
     for difference in &shown.environment_differences {
         screen.say(Tone::Warn, "warning", &clean(&difference.to_string()))?;
     }
@@ -96,6 +99,10 @@ fn nobody(status: &Status) -> &'static str {
         NO_ACCOUNT
     }
 }
+
+/// Said when the pool is empty and other programs have logins.
+const FOUND: &str =
+    "logins of other programs are on this machine: `cmactl import --preview` shows them";
 
 fn ask(context: &Context) -> Result<Status, Failure> {
     match context.connect()?.call(&Request::Status)? {

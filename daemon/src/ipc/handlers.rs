@@ -73,6 +73,7 @@ pub(crate) async fn handle(
             Ok(Reply::ShuttingDown { active })
         },
         Request::Survive(asked) => super::survive::handle(app, asked).await,
+        Request::Takeover(request) => super::takeover::handle(app, request).await,
     }
 }
 

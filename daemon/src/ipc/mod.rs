@@ -9,6 +9,7 @@ mod handlers;
 mod owner;
 mod session;
 mod survive;
+mod takeover;
 
 use crate::{
     app::{App, Phase, Tasks},

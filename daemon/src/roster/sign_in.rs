@@ -95,6 +95,8 @@ impl Roster {
             gone: None,
             spent: Vec::new(),
             tags: tags(login.tags),
+            notes: None,
+            pools: Vec::new(),
         };
         if let Some(known) = known {
             record.generation = known.generation + 1;

@@ -149,6 +149,21 @@ fn requests() -> Vec<(&'static str, Request)> {
             Request::Owner(OwnerRequest::VerifyFlagged { dry_run: true, restore: false }),
         ),
         ("request.owner.revoke", Request::Owner(OwnerRequest::Revoke { selector: selector() })),
+        (
+            "request.takeover.scan",
+            Request::Takeover(TakeoverRequest::Scan(crate::takeover::Scan {
+                apply: true,
+                from: Some(text("/a/old")),
+                home: text("/home/a"),
+                codex_home: text("/home/a/.codex"),
+                environment: vec![(text("XDG_DATA_HOME"), text("/d"))],
+                passphrase: Some(crate::takeover::Passphrase::new(text("open"))),
+            })),
+        ),
+        (
+            "request.takeover.export",
+            Request::Takeover(TakeoverRequest::Export { secrets_to: Some(text("/a/new.json")) }),
+        ),
     ]
     .into_iter()
     .chain(login_requests())
@@ -297,10 +312,80 @@ fn replies() -> Vec<(&'static str, Reply)> {
         ("reply.owner.mirror", Reply::Owner(OwnerReply::Mirror(mirror))),
         ("reply.owner.flagged", Reply::Owner(OwnerReply::Flagged(vec![flagged]))),
         ("reply.owner.verified", Reply::Owner(OwnerReply::Verified(vec![verified]))),
+        ("reply.takeover.report", Reply::Takeover(Box::new(TakeoverReply::Report(report())))),
+        ("reply.takeover.exported", Reply::Takeover(Box::new(TakeoverReply::Exported(exported())))),
     ]
     .into_iter()
     .chain(login_replies())
     .collect()
+}
+
+fn report() -> crate::takeover::Report {
+    use crate::takeover::{FoundInfo, KeptInfo, Report, SourceInfo};
+    Report {
+        applied: false,
+        sources: vec![SourceInfo {
+            format: text("codex-multi-auth"),
+            path: text("/a/old"),
+            state: text("read"),
+            reason: None,
+            accounts: 1,
+            notes: vec![text("n")],
+        }],
+        accounts: vec![FoundInfo {
+            account: Some(text("aa")),
+            name: text("work"),
+            email: None,
+            plan: Some(text("plus")),
+            workspace: Some(text("w-1")),
+            format: text("codex-multi-auth"),
+            path: text("/a/old"),
+            state: text("new"),
+            reason: text("not in the pool"),
+            taken: true,
+            label: Some(text("work")),
+            tags: vec![text("t")],
+            enabled: true,
+            flagged: false,
+            pool: None,
+            notes: Vec::new(),
+        }],
+        kept: vec![KeptInfo {
+            what: text("budgets"),
+            path: text("/a/b"),
+            count: 300,
+            fate: text("kept"),
+            reason: text("r"),
+        }],
+        notes: Vec::new(),
+    }
+}
+
+fn exported() -> crate::takeover::Exported {
+    use crate::takeover::{EXPORT_FORMAT, Exported, ExportedAccount};
+    Exported {
+        format: text(EXPORT_FORMAT),
+        layout: 1,
+        exported_at: 1_800_000_000,
+        secrets_in: None,
+        pin: Some(text("aa")),
+        accounts: vec![ExportedAccount {
+            id: text("aa"),
+            user: text("u"),
+            workspace: text("w-1"),
+            email: None,
+            plan: None,
+            label: Some(text("work")),
+            enabled: true,
+            tags: vec![text("t")],
+            notes: None,
+            pools: Vec::new(),
+            issuer: text("https://i.test"),
+            backend: text("https://b.test"),
+            expires_at: Some(9),
+            gone: None,
+        }],
+    }
 }
 
 fn events() -> Vec<(&'static str, Event)> {
@@ -431,6 +516,8 @@ fn no_variant_is_missing_above() {
         Request::Owner(OwnerRequest::Flagged) => 20,
         Request::Owner(OwnerRequest::VerifyFlagged { .. }) => 21,
         Request::Owner(OwnerRequest::Revoke { .. }) => 22,
+        Request::Takeover(TakeoverRequest::Scan(_)) => 23,
+        Request::Takeover(TakeoverRequest::Export { .. }) => 24,
     };
     let reply = |reply: &Reply| match reply {
         Reply::Status(_) => 0,
@@ -453,6 +540,10 @@ fn no_variant_is_missing_above() {
         Reply::Owner(OwnerReply::Mirror(_)) => 13,
         Reply::Owner(OwnerReply::Flagged(_)) => 14,
         Reply::Owner(OwnerReply::Verified(_)) => 15,
+        Reply::Takeover(reply) => match **reply {
+            TakeoverReply::Report(_) => 16,
+            TakeoverReply::Exported(_) => 17,
+        },
     };
     let change = |event: &Event| match event.change {
         Change::Snapshot { .. } => 0,
@@ -468,7 +559,7 @@ fn no_variant_is_missing_above() {
     count(requests().iter().map(|(_, r)| request(r)).collect());
     count(replies().iter().map(|(_, r)| reply(r)).collect());
     count(events().iter().map(|(_, e)| change(e)).collect());
-    assert_eq!((requests().len(), replies().len(), events().len()), (23, 16, 8));
+    assert_eq!((requests().len(), replies().len(), events().len()), (25, 18, 8));
 }
 
 #[test]
