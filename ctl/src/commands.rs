@@ -9,6 +9,7 @@ mod demo;
 mod events;
 mod launch;
 mod logs;
+mod pools;
 mod status;
 mod version;
 mod why;
@@ -24,6 +25,7 @@ use cma_proto::{
     endpoint::Root,
     error::{ErrorCode, Refusal},
     message::{AccountInfo, Request},
+    pools::PoolsRequest,
 };
 use std::{
     path::{Path, PathBuf},
@@ -83,15 +85,31 @@ pub(crate) fn run(cli: Cli, screen: &mut Screen) -> Result<ExitCode, Failure> {
     };
     match command {
         Command::Demo(_) => Ok(ExitCode::SUCCESS),
-        Command::Status => status::status(&context, screen),
-        Command::List => status::list(&context, screen),
-        Command::Switch { account, expected_epoch } => accounts::switch(
+        Command::Status { project: true } | Command::List { project: true } => {
+            pools::show(&context, None, screen)
+        },
+        Command::Status { project: false } => status::status(&context, screen),
+        Command::List { project: false } => status::list(&context, screen),
+        Command::Switch { account, expected_epoch, project: false } => accounts::switch(
             &context,
             &Request::Switch { selector: account, expected_epoch },
             screen,
         ),
-        Command::Unpin => accounts::switch(&context, &Request::Unpin, screen),
-        Command::Import { file, label } => accounts::import(&context, file, label, screen),
+        Command::Unpin { project: false } => accounts::switch(&context, &Request::Unpin, screen),
+        Command::Switch { account, expected_epoch, project: true } => {
+            let (selector, dir) = (Some(account), pools::dir(None)?);
+            let request = PoolsRequest::Switch { selector, expected_epoch, dir };
+            accounts::switch(&context, &Request::Pools(request), screen)
+        },
+        Command::Unpin { project: true } => {
+            let dir = pools::dir(None)?;
+            let request = PoolsRequest::Switch { selector: None, expected_epoch: None, dir };
+            accounts::switch(&context, &Request::Pools(request), screen)
+        },
+        Command::Import { file, label, project } => {
+            let dir = project.then(|| pools::dir(None)).transpose()?;
+            accounts::import(&context, file, label, dir, screen)
+        },
         Command::Enable { account } => accounts::set_enabled(&context, account, true, screen),
         Command::Disable { account } => accounts::set_enabled(&context, account, false, screen),
         Command::Label { account, label } => accounts::label(&context, account, label, screen),
@@ -102,6 +120,12 @@ pub(crate) fn run(cli: Cli, screen: &mut Screen) -> Result<ExitCode, Failure> {
         Command::Daemon(command) => daemon::daemon(&context, command, screen),
         Command::Version => version::version(&context, screen),
         Command::Launch(args) => launch::launch(&context, &args, screen),
+        Command::Tag { account, changes } => pools::tag(&context, account, &changes, screen),
+        Command::Note { account, words } => pools::note(&context, account, &words, screen),
+        Command::Workspace { command } => pools::workspace(&context, command, screen),
+        Command::Project(command) => pools::command(&context, command, screen),
+        Command::Allow { dir } => pools::judge(&context, dir.as_deref(), true, screen),
+        Command::Deny { dir } => pools::judge(&context, dir.as_deref(), false, screen),
     }
 }
 

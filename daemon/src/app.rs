@@ -11,6 +11,7 @@ use crate::{
     config::Config,
     fault::Fault,
     ipc,
+    project::Projects,
     proxy::{self, Proxy, keys::Keys, trace::Traces},
     renewal::Renewer,
     roster::Roster,
@@ -151,6 +152,7 @@ pub(crate) struct App {
     pub(crate) config: Arc<Config>,
     pub(crate) actor: Handle,
     pub(crate) roster: Arc<Roster>,
+    pub(crate) projects: Arc<Projects>,
     pub(crate) proxy: Arc<Proxy>,
     pub(crate) phases: Phases,
     pub(crate) stop: Stop,
@@ -181,6 +183,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
     let secret = store.secret()?;
     let vault = Arc::new(Vault::default());
     let roster = Arc::new(Roster::load(store, Arc::clone(&config), Arc::clone(&vault))?);
+    let projects = Arc::new(Projects::load(&root)?);
     let listener = crate::lifecycle::bind(&config, &roster)?;
     let at = listener
         .local_addr()
@@ -194,6 +197,10 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
     if let Some((pin, _since)) = roster.state().pin {
         actor.prime([Input::Pin(Some(AccountId::from_written(&pin)))]);
     }
+    actor.prime(projects.all().iter().filter_map(|project| {
+        let (pin, _since) = project.pin.as_ref()?;
+        Some(Input::PinIn(project.key.as_str().into(), Some(AccountId::from_written(pin))))
+    }));
     let phases = Phases::new();
     let instance = format!("{:08x}", actor::seed() & 0xffff_ffff);
     let host = HeaderValue::try_from(config.backend.authority.as_str())
@@ -215,6 +222,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         config,
         actor: handle,
         roster,
+        projects,
         proxy,
         phases,
         stop: Stop::default(),

@@ -7,7 +7,13 @@
 //! accounts in it; a CLI that found itself in another would log out and delete the person's login
 //! (observed, 0.169.0), so when in doubt the answer is "plain".
 
-use crate::{fault::Fault, proxy::keys::Keys, roster::Roster, store::import};
+use crate::{
+    fault::Fault,
+    project::{self, Bounds, Projects},
+    proxy::keys::Keys,
+    roster::Roster,
+    store::import,
+};
 use cma_proto::message::{Launch, LaunchPlan, LaunchRequest};
 use std::{
     path::{Path, PathBuf},
@@ -34,6 +40,7 @@ pub(crate) fn plan(
     base: &str,
     keys: &Keys,
     roster: &Roster,
+    projects: &Projects,
 ) -> Result<Launch, Fault> {
     let aside = |reason: &str, tell| Ok(Launch::Aside { reason: reason.to_owned(), tell });
     let version = version(&request.codex_version);
@@ -61,24 +68,32 @@ pub(crate) fn plan(
     if pool.is_empty() {
         return aside("the pool is empty; `cmactl import` adds the login of `codex login`", true);
     }
-    if !workspaces.is_empty()
-        && !pool
-            .iter()
-            .any(|record| workspaces.iter().any(|allowed| **allowed == *record.workspace))
-    {
-        return aside("no account of the pool is in the workspace that codex is bound to", true);
+    let choice = projects.choose(&request.cwd, roster)?;
+    let theirs: Vec<String> = workspaces.iter().map(ToString::to_string).collect();
+    let ours: Vec<String> = choice.bounds.workspaces.iter().map(ToString::to_string).collect();
+    let Some(workspaces) = project::both(&theirs, &ours) else {
+        return aside("the workspace that codex is bound to is outside of the limit you set", true);
+    };
+    let workspaces = workspaces.iter().map(|name| name.as_str().into()).collect();
+    let bounds = Bounds { workspaces, ..choice.bounds };
+    if !pool.iter().any(|record| bounds.place(record).is_some()) {
+        let why = if theirs.is_empty() && ours.is_empty() {
+            "the global pool is empty here; `cmactl import` adds the login of `codex login`"
+        } else if theirs.is_empty() {
+            "no account of the pool is in the workspaces of the limit you set"
+        } else {
+            "no account of the pool is in the workspace that codex is bound to"
+        };
+        return aside(why, true);
     }
     // The CLI notes who made a thread, and `resume --last` only finds threads of the identity it runs
     // under (observed, 0.169.0): a person's own login, when it is in the pool, stays that identity.
     let own = import::identity(&Path::new(&request.codex_home).join("auth.json"));
     let face = own.filter(|id| {
-        let allowed = |workspace: &str| {
-            workspaces.is_empty() || workspaces.iter().any(|one| **one == *workspace)
-        };
-        pool.iter().any(|record| record.id == id.as_str() && allowed(&record.workspace))
+        pool.iter().any(|record| record.id == id.as_str() && bounds.place(record).is_some())
     });
     // A printed key is for any program of this person; a launch's dies with its process.
-    let (key, launch) = keys.mint(pid.filter(|_| !request.printed), face, workspaces)?;
+    let (key, launch) = keys.mint(pid.filter(|_| !request.printed), face, bounds)?;
     let no_proxy = no_proxy(&request.no_proxy);
     let mut args = vec![
         "-c".to_owned(),
@@ -94,7 +109,7 @@ pub(crate) fn plan(
     if request.interactive && version.is_some_and(|version| version >= HAS_NO_DAEMON) {
         args.push("--no-daemon".to_owned());
     }
-    Ok(Launch::Through(LaunchPlan {
+    let plan = LaunchPlan {
         env: vec![
             ("CODEX_ACCESS_TOKEN".to_owned(), key.clone()),
             ("CODEX_AUTHAPI_BASE_URL".to_owned(), format!("{base}/api/accounts")),
@@ -106,7 +121,11 @@ pub(crate) fn plan(
         client_key: key,
         key_expires_at: launch.expires_at,
         session: launch.name(),
-    }))
+    };
+    Ok(match choice.notes {
+        none if none.is_empty() => Launch::Through(plan),
+        notes => Launch::Noted { plan, notes },
+    })
 }
 
 /// `MAJOR.MINOR.PATCH`, with whatever follows a `-` or `+` ignored.

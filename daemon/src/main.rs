@@ -13,6 +13,7 @@ mod fault;
 mod ipc;
 mod launch;
 mod lifecycle;
+mod project;
 mod proxy;
 mod renewal;
 mod roster;

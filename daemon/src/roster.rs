@@ -8,16 +8,29 @@ use crate::{
     clock,
     config::Config,
     fault::Fault,
+    project::Bounds,
     store::{
         State, Store, import,
         record::{Gone, Record, Tokens},
     },
     vault::Vault,
 };
-use cma_core::{identity::AccountId, pool::Seed, time::Wall, token::Generation};
+use cma_core::{
+    identity::AccountId,
+    pool::Seed,
+    scope::{GLOBAL, Pools},
+    time::Wall,
+    token::Generation,
+};
 use cma_proto::{error::ErrorCode, message::Imported};
+use flights::Flights;
 use parking_lot::{Mutex, RwLock};
 use std::{path::Path, sync::Arc};
+
+mod flights;
+mod members;
+
+pub(crate) use members::{members_of, written};
 
 /// A label is shown in tables.
 const MAX_LABEL: usize = 64;
@@ -31,6 +44,8 @@ pub(crate) struct Roster {
     records: RwLock<Vec<Arc<Record>>>,
     /// Held for the whole of a change, disk included; carries what stands in `state.json`.
     writer: Mutex<State>,
+    /// Who is renewing, and which generations must not come again.
+    pub(crate) flights: Flights,
 }
 
 /// A credential that a renewal brought.
@@ -54,7 +69,14 @@ impl Roster {
         for record in &records {
             vault.put(record);
         }
-        Ok(Self { store, config, vault, records: RwLock::new(records), writer: Mutex::new(state) })
+        Ok(Self {
+            store,
+            config,
+            vault,
+            records: RwLock::new(records),
+            writer: Mutex::new(state),
+            flights: Flights::default(),
+        })
     }
 
     pub(crate) const fn store(&self) -> &Store {
@@ -73,17 +95,14 @@ impl Roster {
 
     /// The account that speaks for the pool where the CLI wants one identity: the launch's own, else
     /// the first in the list that is allowed. It stays the same while it is in the pool.
-    pub(crate) fn face(
-        &self,
-        own: Option<&AccountId>,
-        workspaces: &[Arc<str>],
-    ) -> Option<Arc<Record>> {
+    pub(crate) fn face(&self, own: Option<&AccountId>, bounds: &Bounds) -> Option<Arc<Record>> {
         let records = self.records.read();
-        let allowed = |record: &&Arc<Record>| {
-            workspaces.is_empty() || workspaces.iter().any(|one| **one == *record.workspace)
-        };
         let chosen = own.and_then(|id| records.iter().find(|record| record.id == id.as_str()));
-        chosen.filter(allowed).or_else(|| records.iter().find(allowed)).cloned()
+        let first = || {
+            let placed = records.iter().filter_map(|record| Some((bounds.place(record)?, record)));
+            placed.min_by_key(|(place, _record)| *place).map(|(_place, record)| record)
+        };
+        chosen.filter(|record| bounds.place(record).is_some()).or_else(first).cloned()
     }
 
     /// What the pool has to know of a record.
@@ -92,6 +111,7 @@ impl Roster {
             id: AccountId::from_written(&record.id),
             order: record.order,
             workspace: record.workspace.as_str().into(),
+            pools: Pools::of(&record.pools),
             plan: record.plan.as_deref().map(Into::into),
             name: name(record).into(),
             enabled: record.enabled,
@@ -152,9 +172,23 @@ impl Roster {
         }
     }
 
-    /// Reads a login from a file and makes or updates its account. Blocks on the disk.
+    /// Reads a login from a file and makes or updates its account in the global pool. Blocks on the
+    /// disk.
     pub(crate) fn import(
         &self,
+        path: &Path,
+        label: Option<&str>,
+    ) -> Result<(Imported, Arc<Record>), Fault> {
+        self.import_into(GLOBAL, path, label)
+    }
+
+    /// The same for any pool: [`GLOBAL`] or a project's key. Blocks on the disk.
+    ///
+    /// An account has one record, whatever number of pools it is in: a login that is known already
+    /// is no second owner of its refresh token, it joins.
+    pub(crate) fn import_into(
+        &self,
+        pool: &str,
         path: &Path,
         label: Option<&str>,
     ) -> Result<(Imported, Arc<Record>), Fault> {
@@ -169,14 +203,17 @@ impl Roster {
         let known = current.or_else(|| {
             let removed = self.store.removed_account(&id)?;
             let order = state.last_order + 1;
-            Some(Arc::new(Record { label: None, enabled: true, order, ..removed }))
+            let pools = members::only(pool);
+            Some(Arc::new(Record { label: None, enabled: true, order, pools, ..removed }))
         });
         let order = known.as_ref().map_or(state.last_order + 1, |known| known.order);
         if created {
             state.last_order = order;
             self.store.save_state(&state)?;
         }
-        let mut notes = login.notes;
+        let (pools, mut notes) =
+            members::joined(known.as_ref().map(|known| known.pools.as_slice()), pool);
+        notes.extend(login.notes);
         if login.tokens.refresh_token.is_some() {
             notes.push(format!(
                 "`{}` still holds the same login: sign in with plain `codex` no more, or one of the \
@@ -190,7 +227,7 @@ impl Roster {
             // The file is an older copy of what the pool has (or the very same): what came of it
             // since then is worth more.
             let record =
-                Record { label: label.or_else(|| known.label.clone()), ..(**known).clone() };
+                Record { label: label.or_else(|| known.label.clone()), pools, ..(**known).clone() };
             let imported = Imported {
                 id: record.id.clone(),
                 email: record.email.clone(),
@@ -217,12 +254,15 @@ impl Roster {
             issuer: self.config.issuer.base.clone(),
             backend: self.config.backend.base.clone(),
             imported_at: clock::unix(),
-            generation: known.as_ref().map_or(1, |known| known.generation + 1),
+            generation: self.flights.next(&id, known.as_ref().map(|known| known.generation)),
             expires_at: login.claims.expires_at,
             renewed_at: None,
             tokens: login.tokens,
             gone: None,
             spent: known.as_ref().map(|known| known.spent_with_current()).unwrap_or_default(),
+            tags: known.as_ref().map(|known| known.tags.clone()).unwrap_or_default(),
+            notes: known.as_ref().and_then(|known| known.notes.clone()),
+            pools,
         };
         let imported = Imported {
             id: record.id.clone(),
@@ -328,7 +368,9 @@ impl Roster {
     /// Takes an account out; its file waits in `removed/`. Blocks on the disk.
     pub(crate) fn remove(&self, id: &AccountId) -> Result<std::path::PathBuf, Fault> {
         let _writer = self.writer.lock();
+        let known = self.get(id).ok_or_else(|| gone(id))?;
         let path = self.store.remove_account(id, clock::unix())?;
+        self.flights.retire(id, known.generation);
         self.records.write().retain(|record| record.id != id.as_str());
         self.vault.remove(id);
         Ok(path)
@@ -373,6 +415,12 @@ impl Roster {
 /// What an account is called: label, else e-mail, else id.
 pub(crate) fn name(record: &Record) -> &str {
     record.label.as_deref().or(record.email.as_deref()).unwrap_or(&record.id)
+}
+
+/// Whether a name (label, e-mail or id, whole, in any case) is that of an account.
+pub(crate) fn is_called(record: &Record, wanted: &str) -> bool {
+    let wanted = wanted.trim().to_lowercase();
+    names(record).iter().any(|name| name.to_lowercase() == wanted)
 }
 
 fn names(record: &Record) -> Vec<&str> {

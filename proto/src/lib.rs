@@ -26,6 +26,7 @@ pub mod error;
 pub mod frame;
 pub mod hello;
 pub mod message;
+pub mod pools;
 
 /// The protocol version this crate speaks best.
 pub const PROTOCOL: u32 = 1;

@@ -4,6 +4,7 @@
 //! their unit. The same types are the `--json` output of `cmactl`, which adds a `schema` number.
 //! Fields are positional under bincode: see the crate's promises before touching one.
 
+use crate::pools::{PoolsReply, PoolsRequest};
 use serde::{Deserialize, Serialize};
 
 /// What a client asks.
@@ -62,6 +63,8 @@ pub enum Request {
         /// Cut running turns instead of letting them end.
         now: bool,
     },
+    /// Projects' pools, policies, workspaces, tags. Answers: see [`PoolsRequest`].
+    Pools(PoolsRequest),
 }
 
 /// What the daemon answers.
@@ -85,6 +88,8 @@ pub enum Reply {
         /// Responses still running.
         active: u32,
     },
+    /// To [`Request::Pools`].
+    Pools(PoolsReply),
 }
 
 /// The whole picture at one epoch.
@@ -339,6 +344,13 @@ pub enum Launch {
         reason: String,
         /// The person should see the reason; otherwise it is their own wish and nothing is said.
         tell: bool,
+    },
+    /// As [`Launch::Through`], with something that the person should see first.
+    Noted {
+        /// The plan.
+        plan: LaunchPlan,
+        /// One line each.
+        notes: Vec<String>,
     },
 }
 

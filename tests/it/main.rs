@@ -23,7 +23,11 @@ mod fuzz_corpus;
 #[cfg(test)]
 mod gate;
 #[cfg(test)]
+mod identity;
+#[cfg(test)]
 mod ipc;
+#[cfg(test)]
+mod projects;
 #[cfg(test)]
 mod refresh;
 #[cfg(test)]

@@ -47,6 +47,11 @@ pub(super) fn launch(
     };
     match context.connect()?.call(&Request::Launch(request))? {
         Reply::Launch(launch) => match *launch {
+            Launch::Noted { plan, notes } => {
+                screen.answer(&printed(&plan), |_json| shell(&plan))?;
+                screen.notes(&notes)?;
+                Ok(ExitCode::SUCCESS)
+            },
             Launch::Through(plan) => {
                 screen.answer(&printed(&plan), |_json| shell(&plan))?;
                 Ok(ExitCode::SUCCESS)

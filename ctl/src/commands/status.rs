@@ -1,12 +1,17 @@
 //! `status` and `list`: the picture at one epoch.
 
-use super::{Context, name_of};
+use super::{
+    Context, name_of,
+    pools::{self, Detailed},
+};
 use crate::{
     error::{Failure, unexpected},
     render::{Column, Screen, Tone, bar, clean, pressure, put, table, time},
 };
 use cma_proto::{
     VERSION,
+    client::Client,
+    error::{ErrorCode, Refusal},
     message::{AccountInfo, Reply, Request, Setting, Status, WindowInfo},
 };
 use serde::Serialize;
@@ -38,18 +43,21 @@ struct Shown {
 #[derive(Debug, Serialize)]
 struct Listed {
     epoch: u64,
-    accounts: Vec<AccountInfo>,
+    accounts: Vec<Detailed>,
 }
 
 pub(super) fn status(context: &Context, screen: &mut Screen) -> Result<ExitCode, Failure> {
-    let status = ask(context)?;
+    let mut client = context.connect()?;
+    let status = ask(&mut client)?;
     let environment_differences =
         differences(&status.daemon.environment, |name| std::env::var(name).ok());
     let shown = Shown { status, environment_differences };
-    screen.answer(&shown, |shown| picture(&shown.status, time::now()))?;
     if screen.json() {
+        let accounts = pools::detailed(&mut client, shown.status.accounts.clone())?;
+        screen.object(&whole(&shown, &accounts)?)?;
         return Ok(ExitCode::SUCCESS);
     }
+    screen.answer(&shown, |shown| picture(&shown.status, time::now()))?;
     for difference in &shown.environment_differences {
         screen.say(Tone::Warn, "warning", &clean(&difference.to_string()))?;
     }
@@ -65,18 +73,39 @@ pub(super) fn status(context: &Context, screen: &mut Screen) -> Result<ExitCode,
 }
 
 pub(super) fn list(context: &Context, screen: &mut Screen) -> Result<ExitCode, Failure> {
-    let status = ask(context)?;
-    screen.answer(&Listed { epoch: status.epoch, accounts: status.accounts }, |listed| {
-        if listed.accounts.is_empty() { NO_ACCOUNT.to_owned() } else { rows(&listed.accounts) }
+    let mut client = context.connect()?;
+    let status = ask(&mut client)?;
+    let accounts = pools::detailed(&mut client, status.accounts.clone())?;
+    screen.answer(&Listed { epoch: status.epoch, accounts }, |listed| {
+        if listed.accounts.is_empty() {
+            return NO_ACCOUNT.to_owned();
+        }
+        rows(&status.accounts) + &pools::written(&listed.accounts)
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// `status --json`: the picture, its accounts with what a person wrote on them.
+fn whole(shown: &Shown, accounts: &[Detailed]) -> Result<serde_json::Value, Failure> {
+    let broken = |error: serde_json::Error| {
+        Refusal::new(
+            ErrorCode::Internal,
+            format!("the status can't be written as JSON: {error}"),
+            "run `cmactl version` and report it",
+        )
+    };
+    let mut value = serde_json::to_value(shown).map_err(broken)?;
+    if let Some(known) = value.get_mut("accounts") {
+        *known = serde_json::to_value(accounts).map_err(broken)?;
+    }
+    Ok(value)
 }
 
 const NO_ACCOUNT: &str =
     "The pool has no account. Log in with `codex login`, then run `cmactl import`.\n";
 
-fn ask(context: &Context) -> Result<Status, Failure> {
-    match context.connect()?.call(&Request::Status)? {
+fn ask(client: &mut Client) -> Result<Status, Failure> {
+    match client.call(&Request::Status)? {
         Reply::Status(status) => Ok(*status),
         other => Err(unexpected(other).into()),
     }
@@ -211,7 +240,7 @@ fn accounts(accounts: &[AccountInfo], next: Option<&str>, now: u64) -> String {
 }
 
 /// The table of `list`.
-fn rows(accounts: &[AccountInfo]) -> String {
+pub(super) fn rows(accounts: &[AccountInfo]) -> String {
     let columns = [
         Column::Right("#"),
         Column::Left("id"),

@@ -8,12 +8,7 @@ use crate::{
     roster::{self, Roster},
     store::record::Record,
 };
-use cma_core::{
-    account::{Account, Login},
-    identity::AccountId,
-    pool::{Input, Pool},
-    select::Need,
-};
+use cma_core::{identity::AccountId, pool::Input, select::Need};
 use cma_proto::{
     error::ErrorCode,
     message::{Changed, LaunchRequest, Reply, Request, Switched, Why},
@@ -21,7 +16,6 @@ use cma_proto::{
 use std::{
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
 };
 
 /// Answers one request. `pid` is the peer's, as the kernel says.
@@ -30,8 +24,11 @@ pub(crate) async fn handle(
     request: Request,
     pid: Option<u32>,
 ) -> Result<Reply, Fault> {
-    let looking =
-        matches!(request, Request::Status | Request::Why { .. } | Request::Shutdown { .. });
+    let looking = match &request {
+        Request::Status | Request::Why { .. } | Request::Shutdown { .. } => true,
+        Request::Pools(request) => super::pools::looks(request),
+        _ => false,
+    };
     if !looking && app.phases.now() >= Phase::Draining {
         return Err(stopping(crate::actor::Gone));
     }
@@ -57,6 +54,7 @@ pub(crate) async fn handle(
         Request::Remove { selector } => remove(app, &selector).await,
         Request::Why { request } => why(app, request).await,
         Request::Launch(request) => plan(app, request, pid).await,
+        Request::Pools(request) => super::pools::handle(app, request).await,
         Request::Shutdown { now } => {
             let active = app.proxy.traces.counters.active.load(Ordering::Relaxed);
             if now {
@@ -120,14 +118,14 @@ async fn unpin(app: &Arc<App>) -> Result<Reply, Fault> {
     Ok(Reply::Switched(Switched { from, to: None, name: None, epoch, notes }))
 }
 
-async fn pin_now(app: &App) -> Result<(u64, Option<String>), Fault> {
+pub(super) async fn pin_now(app: &App) -> Result<(u64, Option<String>), Fault> {
     app.actor
         .look(|pool, _now| (pool.epoch(), pool.pin().map(|(id, _since)| id.to_string())))
         .await
         .map_err(stopping)
 }
 
-async fn change(
+pub(super) async fn change(
     app: &Arc<App>,
     selector: &str,
     edit: impl FnOnce(&Roster, &AccountId) -> Result<Arc<Record>, Fault> + Send + 'static,
@@ -147,19 +145,7 @@ async fn remove(app: &Arc<App>, selector: &str) -> Result<Reply, Fault> {
     let record = app.roster.select(selector)?;
     let id = AccountId::from_written(&record.id);
     let pinned = pin_now(app).await?.1.is_some_and(|pin| pin == record.id);
-    // A renewal under way spends the login: what is kept has to be what comes of it.
-    while renewing(app, &id).await? {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let gone = id.clone();
-    let kept = blocking(app, move |roster| {
-        if pinned {
-            roster.save_pin(None)?;
-        }
-        roster.remove(&gone)
-    })
-    .await?;
-    let epoch = app.actor.command(Input::Remove(id)).await.map_err(stopping)?;
+    let (kept, epoch) = take_out(app, id, pinned).await?;
     Ok(Reply::Changed(Changed {
         account: record.id.clone(),
         name: roster::name(&record).to_owned(),
@@ -168,16 +154,34 @@ async fn remove(app: &Arc<App>, selector: &str) -> Result<Reply, Fault> {
     }))
 }
 
-async fn renewing(app: &App, id: &AccountId) -> Result<bool, Fault> {
-    let id = id.clone();
-    let look = move |pool: &Pool, _now| {
-        let renewing = |account: &Account| matches!(account.login, Login::Renewing { .. });
-        pool.accounts().iter().any(|account| account.id == id && renewing(account))
-    };
-    app.actor.look(look).await.map_err(stopping)
+/// Takes an account out of the roster, then out of the pool.
+pub(super) async fn take_out(
+    app: &App,
+    id: AccountId,
+    pinned: bool,
+) -> Result<(PathBuf, u64), Fault> {
+    // A renewal under way spends the login: what is kept has to be what comes of it. And none may
+    // begin before the login is gone from where renewals take it.
+    let alone = app.roster.flights.alone(&id).await;
+    let (gone, projects) = (id.clone(), Arc::clone(&app.projects));
+    let kept = blocking(app, move |roster| {
+        if pinned {
+            roster.save_pin(None)?;
+        }
+        projects.unpin(&gone)?;
+        roster.remove(&gone)
+    })
+    .await?;
+    drop(alone);
+    let mut epoch = app.actor.command(Input::Remove(id.clone())).await.map_err(stopping)?;
+    // Somebody may have imported it again in between.
+    if let Some(back) = app.roster.get(&id) {
+        epoch = upsert(app, &back).await?;
+    }
+    Ok((kept, epoch))
 }
 
-async fn upsert(app: &App, record: &Record) -> Result<u64, Fault> {
+pub(super) async fn upsert(app: &App, record: &Record) -> Result<u64, Fault> {
     app.actor.command(Input::Upsert(app.roster.seed(record))).await.map_err(stopping)
 }
 
@@ -239,13 +243,15 @@ async fn why(app: &App, request: Option<String>) -> Result<Reply, Fault> {
 
 async fn plan(app: &Arc<App>, request: LaunchRequest, pid: Option<u32>) -> Result<Reply, Fault> {
     let app = Arc::clone(app);
-    let launch =
-        off_the_loop(move || launch::plan(&request, pid, &app.url, &app.proxy.keys, &app.roster))
-            .await?;
+    let launch = off_the_loop(move || {
+        let (keys, roster) = (&app.proxy.keys, &app.roster);
+        launch::plan(&request, pid, &app.url, keys, roster, &app.projects)
+    })
+    .await?;
     Ok(Reply::Launch(Box::new(launch)))
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     app: &App,
     work: impl FnOnce(&Roster) -> Result<T, Fault> + Send + 'static,
 ) -> Result<T, Fault> {
@@ -253,7 +259,7 @@ async fn blocking<T: Send + 'static>(
     off_the_loop(move || work(&roster)).await
 }
 
-async fn off_the_loop<T: Send + 'static>(
+pub(super) async fn off_the_loop<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
 ) -> Result<T, Fault> {
     tokio::task::spawn_blocking(work)

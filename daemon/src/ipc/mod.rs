@@ -6,6 +6,7 @@
 
 mod convert;
 mod handlers;
+mod pools;
 mod session;
 
 use crate::{

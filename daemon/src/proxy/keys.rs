@@ -10,13 +10,14 @@
 //! most every [`RECHECK`], beside the request and not before it.
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
-use cma_core::identity::AccountId;
+use cma_core::{identity::AccountId, scope::Scope};
+use cma_proto::error::ErrorCode;
 use parking_lot::Mutex;
 use ring::hmac;
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 use tokio::time::Instant;
 
-use crate::{clock, fault::Fault, sys};
+use crate::{clock, fault::Fault, project::Bounds, sys};
 
 /// What every key begins with.
 pub(crate) const PREFIX: &str = "at-cma-";
@@ -28,7 +29,9 @@ pub(crate) const PROCESS_LIFE: u64 = 90 * 24 * 3600;
 const RECHECK: Duration = Duration::from_secs(5);
 /// Launches remembered as living; older ones are simply looked at again.
 const REMEMBERED: usize = 1024;
+/// A key for the global pool, and one that also says a project or accounts.
 const VERSION: u8 = 1;
+const SCOPED: u8 = 2;
 const FIXED: usize = 1 + 8 + 4 + 8 + 8 + 8;
 const MAX_KEY: usize = 4096;
 
@@ -47,8 +50,8 @@ pub(crate) struct Launch {
     pub(crate) expires_at: u64,
     /// The account that speaks for the pool in this launch, when the launch has one of its own.
     pub(crate) face: Option<AccountId>,
-    /// Workspaces the launch allows; empty allows all.
-    pub(crate) workspaces: Arc<[Arc<str>]>,
+    /// Who may serve the launch. It stands in the key, so that only another launch changes it.
+    pub(crate) bounds: Bounds,
 }
 
 /// Makes and checks keys.
@@ -73,7 +76,7 @@ impl Keys {
         &self,
         pid: Option<u32>,
         face: Option<AccountId>,
-        workspaces: Arc<[Arc<str>]>,
+        bounds: Bounds,
     ) -> Result<(String, Launch), Fault> {
         let mut id = [0; 8];
         getrandom::fill(&mut id)
@@ -91,13 +94,21 @@ impl Keys {
             boot: self.boot,
             expires_at: clock::unix() + life,
             face,
-            workspaces,
+            bounds,
         };
         let payload = launch.write();
         let tag = hmac::sign(&self.mac, &payload);
         let (payload, tag) =
             (BASE64_URL_SAFE_NO_PAD.encode(payload), BASE64_URL_SAFE_NO_PAD.encode(tag));
-        Ok((format!("{PREFIX}{payload}.{tag}"), launch))
+        let key = format!("{PREFIX}{payload}.{tag}");
+        if key.len() > MAX_KEY {
+            return Err(Fault::new(
+                ErrorCode::TooLarge,
+                "the launch is limited to more accounts and workspaces than a key can hold",
+                "name fewer of them in the policy or the limit",
+            ));
+        }
+        Ok((key, launch))
     }
 
     /// What a key says, if it is ours, of this boot, in time, and its process lives.
@@ -151,7 +162,9 @@ impl Launch {
     }
 
     fn write(&self) -> Vec<u8> {
-        let mut out = vec![VERSION];
+        let Bounds { scope, workspaces, accounts } = &self.bounds;
+        let scoped = scope.key().is_some() || accounts.is_some();
+        let mut out = vec![if scoped { SCOPED } else { VERSION }];
         out.extend(self.id.to_be_bytes());
         out.extend(self.pid.to_be_bytes());
         out.extend(self.start.to_be_bytes());
@@ -159,10 +172,19 @@ impl Launch {
         out.extend(self.expires_at.to_be_bytes());
         let face = self.face.as_ref().map(AccountId::as_str).unwrap_or_default();
         out.extend(face.bytes());
-        for workspace in self.workspaces.iter() {
+        let mut line = |text: &str| {
             out.push(b'\n');
-            out.extend(workspace.bytes());
+            out.extend(text.bytes());
+        };
+        if scoped {
+            line(scope.key().map_or("", |key| key));
+            line(if matches!(scope, Scope::Project { fallback: true, .. }) { "+" } else { "-" });
+            // A leading comma tells "none of them" from "all".
+            let ids = accounts.iter().flat_map(|ids| ids.iter());
+            let named = accounts.as_ref().map_or("", |_named| ",");
+            line(&ids.fold(named.to_owned(), |text, id| text + id.as_str() + ","));
         }
+        workspaces.iter().for_each(|workspace| line(workspace));
         out
     }
 
@@ -176,14 +198,35 @@ impl Launch {
         let (expires, _none) = rest.split_first_chunk()?;
         let mut names = str::from_utf8(names).ok()?.split('\n');
         let face = names.next().filter(|face| !face.is_empty()).map(AccountId::from_written);
-        (version == VERSION).then(|| Self {
+        let (scope, accounts) = match version {
+            VERSION => (Scope::Global, None),
+            SCOPED => {
+                let (key, steps_in, ids) = (names.next()?, names.next()?, names.next()?);
+                let fallback = steps_in == "+";
+                let scope = match key {
+                    "" => Scope::Global,
+                    key => Scope::Project { key: key.into(), fallback },
+                };
+                let ids = ids.strip_prefix(',').map(|ids| {
+                    let ids = ids.split(',').filter(|id| !id.is_empty());
+                    ids.map(AccountId::from_written).collect()
+                });
+                (scope, ids)
+            },
+            _ => return None,
+        };
+        Some(Self {
             id: u64::from_be_bytes(*id),
             pid: u32::from_be_bytes(*pid),
             start: u64::from_be_bytes(*start),
             boot: u64::from_be_bytes(*boot),
             expires_at: u64::from_be_bytes(*expires),
             face,
-            workspaces: names.filter(|name| !name.is_empty()).map(Into::into).collect(),
+            bounds: Bounds {
+                scope,
+                accounts,
+                workspaces: names.filter(|name| !name.is_empty()).map(Into::into).collect(),
+            },
         })
     }
 }
@@ -197,26 +240,57 @@ fn boot() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
 
     #[tokio::test]
     async fn a_key_opens_while_its_process_lives_and_survives_a_restart() {
         let own = std::process::id();
         let (key, launch) = Keys::new(b"secret")
-            .mint(Some(own), Some(AccountId::of("u", "w")), ["w".into()].into())
+            .mint(
+                Some(own),
+                Some(AccountId::of("u", "w")),
+                Bounds { workspaces: ["w".into()].into(), ..Bounds::default() },
+            )
             .unwrap();
         let restarted = Keys::new(b"secret");
         assert_eq!(restarted.check(&key), Some(launch));
         assert_eq!(Keys::new(b"other").check(&key), None);
         let mut ended = std::process::Command::new("true").spawn().unwrap();
-        let (key, _launch) = restarted.mint(Some(ended.id()), None, [].into()).unwrap();
+        let (key, _launch) = restarted.mint(Some(ended.id()), None, Bounds::default()).unwrap();
         ended.wait().unwrap();
         assert_eq!(restarted.check(&key), None, "its process has ended");
     }
 
     #[tokio::test]
+    async fn a_key_says_its_pool_and_an_old_one_means_the_global_one() {
+        let keys = Keys::new(b"secret");
+        let project = |fallback| Scope::Project { key: "x-0123456789ab".into(), fallback };
+        let (a, w) = (AccountId::of("u", "w"), Arc::from("w"));
+        for scope in [Scope::Global, project(false), project(true)] {
+            for accounts in [None, Some([].into()), Some([a.clone()].into())] {
+                for workspaces in [[].into(), [Arc::clone(&w)].into()] {
+                    let (scope, accounts) = (scope.clone(), accounts.clone());
+                    let bounds = Bounds { scope, workspaces, accounts };
+                    for face in [None, Some(a.clone())] {
+                        let (key, launch) = keys.mint(None, face, bounds.clone()).unwrap();
+                        assert_eq!(launch.bounds, bounds);
+                        assert_eq!(keys.check(&key), Some(launch));
+                    }
+                }
+            }
+        }
+        let (_key, launch) = keys.mint(None, None, Bounds::default()).unwrap();
+        let plain = launch.write();
+        assert_eq!((plain[0], plain.len()), (VERSION, FIXED));
+        let mut newer = plain;
+        newer[0] = SCOPED + 1;
+        assert_eq!(Launch::read(&newer), None);
+    }
+
+    #[tokio::test]
     async fn no_changed_key_opens() {
         let keys = Keys::new(b"secret");
-        let (key, _launch) = keys.mint(None, None, [].into()).unwrap();
+        let (key, _launch) = keys.mint(None, None, Bounds::default()).unwrap();
         assert!(keys.check(&key).is_some());
         for at in PREFIX.len()..key.len() {
             let mut changed = key.clone().into_bytes();

@@ -28,6 +28,9 @@ pub(crate) struct State {
     /// The highest place ever given to an account, so that a place is never given twice.
     #[serde(default)]
     pub(crate) last_order: u32,
+    /// Workspaces that new launches are limited to everywhere; empty for no limit.
+    #[serde(default)]
+    pub(crate) workspaces: Vec<String>,
 }
 
 /// The root's files.
@@ -115,7 +118,8 @@ impl Store {
         let to = folder.join(format!("{id}-{at}.json"));
         std::fs::rename(&from, &to).map_err(|error| Fault::file(&from, "move", &error))?;
         atomic::remove(&self.account_file(id.as_str(), ".previous"))?;
-        atomic::remove(&self.account_file(id.as_str(), ".renewal"))?;
+        // The note of a renewal without an answer stays: should this credential come back, what was
+        // sent of it was sent. One of an older generation says nothing and is dropped when read.
         Ok(to)
     }
 

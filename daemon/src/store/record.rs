@@ -45,6 +45,16 @@ pub(crate) struct Record {
     /// imported again must not replace the credential that came of it.
     #[serde(default)]
     pub(crate) spent: Vec<String>,
+    /// A person's words to find it by.
+    #[serde(default)]
+    pub(crate) tags: Vec<String>,
+    /// A person's remark.
+    #[serde(default)]
+    pub(crate) notes: Option<String>,
+    /// The pools it is in: `global` and project keys; none written is the global one. The truth of
+    /// that is here and nowhere else, so that a login and its pools are one write.
+    #[serde(default)]
+    pub(crate) pools: Vec<String>,
 }
 
 /// How many spent refresh tokens are remembered.

@@ -27,6 +27,9 @@ fn record(id: &str) -> Record {
         },
         gone: Some(Gone { cause: "c".to_owned(), since: 2 }),
         spent: Vec::new(),
+        tags: Vec::new(),
+        notes: None,
+        pools: Vec::new(),
     }
 }
 

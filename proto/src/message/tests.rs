@@ -110,6 +110,7 @@ fn requests() -> Vec<(&'static str, Request)> {
         ),
         ("request.subscribe", Request::Subscribe),
         ("request.shutdown", Request::Shutdown { now: true }),
+        ("request.pools", Request::Pools(PoolsRequest::Show { project: text("/home/a/src") })),
     ]
 }
 
@@ -152,6 +153,8 @@ fn replies() -> Vec<(&'static str, Reply)> {
         notes: vec![text("n")],
     };
     let changed = Changed { account: text("aa"), name: text("work"), epoch: 44, notes: Vec::new() };
+    let noted = Launch::Noted { plan: plan.clone(), notes: vec![text("a policy changed")] };
+    let pools = PoolsReply::Projects(Vec::new());
     let aside = Launch::Aside { reason: text("an own provider"), tell: false };
     vec![
         ("reply.status", Reply::Status(Box::new(status()))),
@@ -162,6 +165,8 @@ fn replies() -> Vec<(&'static str, Reply)> {
         ("reply.launch.through", Reply::Launch(Box::new(Launch::Through(plan)))),
         ("reply.launch.aside", Reply::Launch(Box::new(aside))),
         ("reply.shutting_down", Reply::ShuttingDown { active: 300 }),
+        ("reply.pools", Reply::Pools(pools)),
+        ("reply.launch.noted", Reply::Launch(Box::new(noted))),
     ]
 }
 
@@ -281,6 +286,7 @@ fn no_variant_is_missing_above() {
         Request::Launch(_) => 8,
         Request::Subscribe => 9,
         Request::Shutdown { .. } => 10,
+        Request::Pools(_) => 11,
     };
     let reply = |reply: &Reply| match reply {
         Reply::Status(_) => 0,
@@ -291,8 +297,10 @@ fn no_variant_is_missing_above() {
         Reply::Launch(launch) => match **launch {
             Launch::Through(_) => 5,
             Launch::Aside { .. } => 6,
+            Launch::Noted { .. } => 9,
         },
         Reply::ShuttingDown { .. } => 7,
+        Reply::Pools(_) => 8,
     };
     let change = |event: &Event| match event.change {
         Change::Snapshot { .. } => 0,
@@ -308,7 +316,7 @@ fn no_variant_is_missing_above() {
     count(requests().iter().map(|(_, r)| request(r)).collect());
     count(replies().iter().map(|(_, r)| reply(r)).collect());
     count(events().iter().map(|(_, e)| change(e)).collect());
-    assert_eq!((requests().len(), replies().len(), events().len()), (11, 8, 8));
+    assert_eq!((requests().len(), replies().len(), events().len()), (12, 10, 8));
 }
 
 #[test]
