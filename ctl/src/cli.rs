@@ -58,9 +58,17 @@ impl From<Wire> for Codec {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Show the daemon, the accounts, their windows and who serves next
-    Status,
+    Status {
+        /// The pool of this folder's project
+        #[arg(long)]
+        project: bool,
+    },
     /// List the accounts
-    List,
+    List {
+        /// Those of this folder's project
+        #[arg(long)]
+        project: bool,
+    },
     /// Pin one account: it serves every new request while it can
     Switch {
         /// Index, e-mail, label, id or a unique prefix
@@ -69,11 +77,18 @@ pub(crate) enum Command {
         #[arg(long, value_name = "EPOCH")]
         expected_epoch: Option<u64>,
         /// Keep it in the official `auth.json` too (see `mirror`)
-        #[arg(long)]
+        #[arg(long, conflicts_with = "project")]
         write_auth: bool,
+        /// In the pool of this folder's project
+        #[arg(long)]
+        project: bool,
     },
     /// Let the pool choose again
-    Unpin,
+    Unpin {
+        /// The pool of this folder's project
+        #[arg(long)]
+        project: bool,
+    },
     /// Read the login of an official `auth.json` into the pool, or take over other programs' logins
     Import {
         /// The file; `auth.json` in the Codex home folder when left out
@@ -84,6 +99,9 @@ pub(crate) enum Command {
         label: Option<String>,
         #[command(flatten)]
         take: TakeArgs,
+        /// Into the pool of this folder's project, which no other folder uses
+        #[arg(long)]
+        project: bool,
     },
     /// Sign in at ChatGPT: adds the account to the pool, or mends its login in place
     Login(LoginArgs),
@@ -163,6 +181,108 @@ pub(crate) enum Command {
     Unlock,
     /// Show the whole thing with three simulated accounts: nothing installed, no network
     Demo(DemoArgs),
+    /// Add tags to an account (`+work`) and take them away (`-work`)
+    Tag {
+        /// Index, e-mail, label, id or a unique prefix
+        account: String,
+        /// `+TAG` adds it, `-TAG` takes it away
+        #[arg(required = true, allow_hyphen_values = true, value_name = "+TAG|-TAG")]
+        changes: Vec<String>,
+    },
+    /// Write a note on an account; an empty one takes it away
+    Note {
+        /// Index, e-mail, label, id or a unique prefix
+        account: String,
+        /// The note
+        #[arg(required = true, value_name = "TEXT")]
+        words: Vec<String>,
+    },
+    /// Show which workspace is served by which account, or limit launches to some
+    Workspace {
+        #[command(subcommand)]
+        command: Option<WorkspaceCommand>,
+    },
+    /// Repositories with accounts of their own
+    #[command(subcommand)]
+    Project(ProjectCommand),
+    /// Let a folder's `.cma.toml` count, as it is now
+    Allow {
+        /// A folder of the repository; this one when left out
+        dir: Option<PathBuf>,
+    },
+    /// Refuse a folder's `.cma.toml`, as it is now, and hear no more of it
+    Deny {
+        /// A folder of the repository; this one when left out
+        dir: Option<PathBuf>,
+    },
+}
+
+/// `cmactl project …`
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum ProjectCommand {
+    /// List the projects that cma knows
+    List,
+    /// Show a project's pool, policy and pin
+    Show {
+        /// A folder of it, or its key; this folder when left out
+        project: Option<String>,
+    },
+    /// Let an account that is in another pool serve this folder's project too
+    Add {
+        /// Index, e-mail, label, id or a unique prefix
+        account: String,
+        /// It leaves all other pools
+        #[arg(long)]
+        only: bool,
+    },
+    /// Take an account out of this folder's project; it stays in its other pools
+    Drop {
+        /// Index, e-mail, label, id or a unique prefix
+        account: String,
+    },
+    /// Let a folder's `.cma.toml` count, as it is now
+    Allow {
+        /// A folder of the repository; this one when left out
+        dir: Option<PathBuf>,
+    },
+    /// Refuse a folder's `.cma.toml`, as it is now, and hear no more of it
+    Deny {
+        /// A folder of the repository; this one when left out
+        dir: Option<PathBuf>,
+    },
+    /// Forget a project; accounts of its own leave the pool, their logins are kept in `removed/`
+    Forget {
+        /// A folder of it, or its key; this folder when left out
+        project: Option<String>,
+        /// Don't ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
+/// `cmactl workspace …`
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum WorkspaceCommand {
+    /// List the workspaces of everybody in the pools, and who serves them
+    List {
+        /// Ask upstream as well
+        #[arg(long)]
+        live: bool,
+    },
+    /// Show the limits that hold here
+    Show,
+    /// Limit new launches to some workspaces
+    Use {
+        /// Workspace ids, or accounts in them
+        #[arg(required_unless_present = "any", conflicts_with = "any")]
+        workspaces: Vec<String>,
+        /// Lift the limit
+        #[arg(long)]
+        any: bool,
+        /// Only for this folder's project
+        #[arg(long)]
+        project: bool,
+    },
 }
 
 /// `cmactl login`

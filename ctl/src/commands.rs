@@ -12,6 +12,7 @@ mod launch;
 mod login;
 mod logs;
 mod owner;
+mod pools;
 mod seal;
 mod status;
 mod takeover;
@@ -29,6 +30,7 @@ use cma_proto::{
     endpoint::Root,
     error::{ErrorCode, Refusal},
     message::{AccountInfo, Request},
+    pools::PoolsRequest,
 };
 use std::{
     path::{Path, PathBuf},
@@ -88,9 +90,12 @@ pub(crate) fn run(cli: Cli, screen: &mut Screen) -> Result<ExitCode, Failure> {
     };
     match command {
         Command::Demo(_) => Ok(ExitCode::SUCCESS),
-        Command::Status => status::status(&context, screen),
-        Command::List => status::list(&context, screen),
-        Command::Switch { account, expected_epoch, write_auth } => {
+        Command::Status { project: true } | Command::List { project: true } => {
+            pools::show(&context, None, screen)
+        },
+        Command::Status { project: false } => status::status(&context, screen),
+        Command::List { project: false } => status::list(&context, screen),
+        Command::Switch { account, expected_epoch, write_auth, project: false } => {
             let request = Request::Switch { selector: account.clone(), expected_epoch };
             let done = accounts::switch(&context, &request, screen)?;
             if write_auth {
@@ -98,14 +103,27 @@ pub(crate) fn run(cli: Cli, screen: &mut Screen) -> Result<ExitCode, Failure> {
             }
             Ok(done)
         },
-        Command::Unpin => accounts::switch(&context, &Request::Unpin, screen),
+        Command::Unpin { project: false } => accounts::switch(&context, &Request::Unpin, screen),
+        Command::Switch { account, expected_epoch, write_auth: _, project: true } => {
+            let (selector, dir) = (Some(account), pools::dir(None)?);
+            let request = PoolsRequest::Switch { selector, expected_epoch, dir };
+            accounts::switch(&context, &Request::Pools(request), screen)
+        },
+        Command::Unpin { project: true } => {
+            let dir = pools::dir(None)?;
+            let request = PoolsRequest::Switch { selector: None, expected_epoch: None, dir };
+            accounts::switch(&context, &Request::Pools(request), screen)
+        },
         Command::Login(args) => login::login(&context, args, screen),
         // A place without a verb is looked at: nothing is taken by accident.
         Command::Import { take, .. } if take.preview || take.apply || take.from.is_some() => {
             takeover::import(&context, take.from, take.apply, screen)
         },
-        Command::Import { file, label, take: _ } => accounts::import(&context, file, label, screen),
         Command::Export(args) => takeover::export(&context, args.to, screen),
+        Command::Import { file, label, take: _, project } => {
+            let dir = project.then(|| pools::dir(None)).transpose()?;
+            accounts::import(&context, file, label, dir, screen)
+        },
         Command::Enable { account } => accounts::set_enabled(&context, account, true, screen),
         Command::Disable { account } => accounts::set_enabled(&context, account, false, screen),
         Command::Label { account, label } => accounts::label(&context, account, label, screen),
@@ -125,6 +143,12 @@ pub(crate) fn run(cli: Cli, screen: &mut Screen) -> Result<ExitCode, Failure> {
         Command::Backup(command) => backup::backup(&context, command, screen),
         Command::Seal(command) => seal::seal(&context, &command, screen),
         Command::Unlock => seal::unlock(&context, screen),
+        Command::Tag { account, changes } => pools::tag(&context, account, &changes, screen),
+        Command::Note { account, words } => pools::note(&context, account, &words, screen),
+        Command::Workspace { command } => pools::workspace(&context, command, screen),
+        Command::Project(command) => pools::command(&context, command, screen),
+        Command::Allow { dir } => pools::judge(&context, dir.as_deref(), true, screen),
+        Command::Deny { dir } => pools::judge(&context, dir.as_deref(), false, screen),
     }
 }
 

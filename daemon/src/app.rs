@@ -13,6 +13,7 @@ use crate::{
     ipc,
     login::Logins,
     mirror::{self, Mirror},
+    project::Projects,
     proxy::{
         self, Proxy,
         keys::Keys,
@@ -159,6 +160,7 @@ pub(crate) struct App {
     pub(crate) config: Arc<Config>,
     pub(crate) actor: Handle,
     pub(crate) roster: Arc<Roster>,
+    pub(crate) projects: Arc<Projects>,
     pub(crate) proxy: Arc<Proxy>,
     pub(crate) logins: Arc<Logins>,
     pub(crate) renewer: Arc<Renewer>,
@@ -194,6 +196,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
     let secret = store.secret()?;
     let vault = Arc::new(Vault::default());
     let roster = Arc::new(Roster::load(store, Arc::clone(&config), Arc::clone(&vault))?);
+    let projects = Arc::new(Projects::load(&root, roster.store().clone())?);
     let listener = crate::lifecycle::bind(&config, &roster)?;
     let at = listener
         .local_addr()
@@ -208,6 +211,10 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
     if let Some((pin, _since)) = roster.state().pin {
         actor.prime([Input::Pin(Some(AccountId::from_written(&pin)))]);
     }
+    actor.prime(projects.all().iter().filter_map(|project| {
+        let (pin, _since) = project.pin.as_ref()?;
+        Some(Input::PinIn(project.key.as_str().into(), Some(AccountId::from_written(pin))))
+    }));
     let phases = Phases::new();
     let instance = format!("{:08x}", actor::seed() & 0xffff_ffff);
     let host = HeaderValue::try_from(config.backend.authority.as_str())
@@ -240,6 +247,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         config,
         actor: handle,
         roster,
+        projects,
         proxy,
         logins,
         renewer,

@@ -9,6 +9,7 @@
 
 use crate::{
     fault::Fault,
+    project::{self, Bounds, Projects},
     proxy::keys::Keys,
     roster::Roster,
     store::{import, record::sum},
@@ -44,6 +45,7 @@ pub(crate) fn plan(
     base: &str,
     keys: &Keys,
     roster: &Roster,
+    projects: &Projects,
     own_auth: bool,
 ) -> Result<Launch, Fault> {
     let aside = |reason: &str, tell| Ok(Launch::Aside { reason: reason.to_owned(), tell });
@@ -84,27 +86,35 @@ pub(crate) fn plan(
             true,
         );
     }
-    if !workspaces.is_empty()
-        && !pool
-            .iter()
-            .any(|record| workspaces.iter().any(|allowed| **allowed == *record.workspace))
-    {
-        return aside("no account of the pool is in the workspace that codex is bound to", true);
+    let choice = projects.choose(&request.cwd, roster)?;
+    let theirs: Vec<String> = workspaces.iter().map(ToString::to_string).collect();
+    let ours: Vec<String> = choice.bounds.workspaces.iter().map(ToString::to_string).collect();
+    let Some(workspaces) = project::both(&theirs, &ours) else {
+        return aside("the workspace that codex is bound to is outside of the limit you set", true);
+    };
+    let workspaces = workspaces.iter().map(|name| name.as_str().into()).collect();
+    let bounds = Bounds { workspaces, ..choice.bounds };
+    if !pool.iter().any(|record| bounds.place(record).is_some()) {
+        let why = if theirs.is_empty() && ours.is_empty() {
+            "the global pool is empty here; `cmactl import` adds the login of `codex login`"
+        } else if theirs.is_empty() {
+            "no account of the pool is in the workspaces of the limit you set"
+        } else {
+            "no account of the pool is in the workspace that codex is bound to"
+        };
+        return aside(why, true);
     }
     if own_auth {
-        return own(request, pid, (base, keys, roster), workspaces);
+        return own(request, pid, (base, keys, roster), bounds, choice.notes);
     }
     // The CLI notes who made a thread, and `resume --last` only finds threads of the identity it runs
     // under (observed, 0.169.0): a person's own login, when it is in the pool, stays that identity.
     let own = import::identity(&Path::new(&request.codex_home).join("auth.json"));
     let face = own.filter(|id| {
-        let allowed = |workspace: &str| {
-            workspaces.is_empty() || workspaces.iter().any(|one| **one == *workspace)
-        };
-        pool.iter().any(|record| record.id == id.as_str() && allowed(&record.workspace))
+        pool.iter().any(|record| record.id == id.as_str() && bounds.place(record).is_some())
     });
     // A printed key is for any program of this person; a launch's dies with its process.
-    let (key, launch) = keys.mint(pid.filter(|_| !request.printed), face, workspaces)?;
+    let (key, launch) = keys.mint(pid.filter(|_| !request.printed), face, bounds)?;
     let no_proxy = no_proxy(&request.no_proxy);
     let mut args = addresses(base);
     args.extend([
@@ -115,7 +125,7 @@ pub(crate) fn plan(
         "shell_environment_policy.set.CODEX_AUTHAPI_BASE_URL=\"\"".to_owned(),
     ]);
     args.extend(no_daemon(request));
-    Ok(Launch::Through(LaunchPlan {
+    let plan = LaunchPlan {
         env: vec![
             ("CODEX_ACCESS_TOKEN".to_owned(), key.clone()),
             ("CODEX_AUTHAPI_BASE_URL".to_owned(), format!("{base}/api/accounts")),
@@ -127,7 +137,8 @@ pub(crate) fn plan(
         client_key: key,
         key_expires_at: launch.expires_at,
         session: launch.name(),
-    }))
+    };
+    Ok(told(plan, choice.notes))
 }
 
 /// The plan of a CLI that stays on its own `auth.json`: no key in the environment, but the two
@@ -137,7 +148,8 @@ fn own(
     request: &LaunchRequest,
     pid: Option<u32>,
     (base, keys, roster): (&str, &Keys, &Roster),
-    workspaces: Arc<[Arc<str>]>,
+    bounds: Bounds,
+    notes: Vec<String>,
 ) -> Result<Launch, Fault> {
     let aside = |reason: String| Ok(Launch::Aside { reason, tell: true });
     let path = Path::new(&request.codex_home).join("auth.json");
@@ -147,9 +159,7 @@ fn own(
             path.display()
         ));
     };
-    let allowed =
-        |workspace: &str| workspaces.is_empty() || workspaces.iter().any(|one| **one == *workspace);
-    if !roster.get(&face).is_some_and(|record| allowed(&record.workspace)) {
+    if !roster.get(&face).is_some_and(|record| bounds.place(&record).is_some()) {
         return aside(format!(
             "own-auth mode: the login in `{}` is not in the pool; `cmactl import` adds it",
             path.display()
@@ -157,7 +167,7 @@ fn own(
     }
     let print = sum(bearer.expose_secret()).into();
     let (ticket, secret, launch) =
-        keys.mint_own(pid.filter(|_| !request.printed), face, print, workspaces)?;
+        keys.mint_own(pid.filter(|_| !request.printed), face, print, bounds)?;
     let no_proxy = no_proxy(&request.no_proxy);
     let (opened, renewal) = (format!("{base}/own/{ticket}"), format!("{base}/own/{secret}"));
     let mut args = addresses(&opened);
@@ -166,7 +176,7 @@ fn own(
         args.extend(["-c".to_owned(), format!("shell_environment_policy.set.{name}=\"\"")]);
     }
     args.extend(no_daemon(request));
-    Ok(Launch::Through(LaunchPlan {
+    let plan = LaunchPlan {
         env: vec![
             (REFRESH.to_owned(), format!("{renewal}/oauth/token")),
             (REVOKE.to_owned(), format!("{renewal}/oauth/revoke")),
@@ -179,7 +189,13 @@ fn own(
         client_key: String::new(),
         key_expires_at: launch.expires_at,
         session: launch.name(),
-    }))
+    };
+    Ok(told(plan, notes))
+}
+
+/// A plan with what its person should hear.
+fn told(plan: LaunchPlan, notes: Vec<String>) -> Launch {
+    if notes.is_empty() { Launch::Through(plan) } else { Launch::Noted { plan, notes } }
 }
 
 fn addresses(base: &str) -> Vec<String> {

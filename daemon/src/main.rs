@@ -17,6 +17,7 @@ mod launch;
 mod lifecycle;
 mod login;
 mod mirror;
+mod project;
 mod proxy;
 mod renewal;
 mod roster;

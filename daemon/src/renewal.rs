@@ -112,6 +112,10 @@ impl Renewer {
         id: AccountId,
         generation: Generation,
     ) -> Result<Fresh, RenewalFailure> {
+        let _alone = self.roster.flights.alone(&id).await;
+        if let Some(outcome) = self.done_before(&id, generation) {
+            return outcome;
+        }
         let outcome = Arc::clone(&self).attempt(&id, generation).await;
         match &outcome {
             Ok(fresh) => {
@@ -125,6 +129,25 @@ impl Renewer {
             },
         }
         outcome
+    }
+
+    /// What another renewal of the same generation came to, or the account's removal, while this
+    /// one waited for its turn. An account that left the pool and came back is a new one there and
+    /// asks again; its refresh token was sent all the same.
+    fn done_before(
+        &self,
+        id: &AccountId,
+        generation: Generation,
+    ) -> Option<Result<Fresh, RenewalFailure>> {
+        let Some(record) = self.roster.get(id) else {
+            return Some(Err(RenewalFailure::Permanent("it left the pool meanwhile".into())));
+        };
+        if record.generation > generation.0 {
+            let (generation, expires_at) = (Generation(record.generation), record.expires_at);
+            return Some(Ok(Fresh { generation, expires_at }));
+        }
+        let gone = record.gone.as_ref()?;
+        Some(Err(RenewalFailure::Permanent(gone.cause.as_str().into())))
     }
 
     async fn attempt(

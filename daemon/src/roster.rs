@@ -9,6 +9,7 @@ use crate::{
     config::Config,
     crash::{self, Moment},
     fault::Fault,
+    project::Bounds,
     store::{
         State, Store, import,
         record::{Gone, Record, Tokens},
@@ -16,16 +17,26 @@ use crate::{
     trouble::Troubles,
     vault::Vault,
 };
-use cma_core::{identity::AccountId, pool::Seed, time::Wall, token::Generation};
+use cma_core::{
+    identity::AccountId,
+    pool::Seed,
+    scope::{GLOBAL, Pools},
+    time::Wall,
+    token::Generation,
+};
 use cma_proto::{error::ErrorCode, message::Imported};
+use flights::Flights;
 use parking_lot::{Mutex, RwLock};
 use std::{path::Path, sync::Arc};
 
+mod adopt;
+mod flights;
 pub(crate) mod keep;
+mod members;
 mod sign_in;
 
+pub(crate) use members::{members_of, written};
 pub(crate) use sign_in::SignIn;
-mod adopt;
 
 /// A label is shown in tables.
 const MAX_LABEL: usize = 64;
@@ -41,6 +52,8 @@ pub(crate) struct Roster {
     troubles: Troubles,
     /// Held for the whole of a change, disk included; carries what stands in `state.json`.
     writer: Mutex<State>,
+    /// Who is renewing, and which generations must not come again.
+    pub(crate) flights: Flights,
 }
 
 /// A credential that a renewal brought.
@@ -66,6 +79,7 @@ impl Roster {
             records: RwLock::default(),
             troubles: Troubles::default(),
             writer: Mutex::new(State::default()),
+            flights: Flights::default(),
         };
         roster.read_in()?;
         Ok(roster)
@@ -97,17 +111,14 @@ impl Roster {
 
     /// The account that speaks for the pool where the CLI wants one identity: the launch's own, else
     /// the first in the list that is allowed. It stays the same while it is in the pool.
-    pub(crate) fn face(
-        &self,
-        own: Option<&AccountId>,
-        workspaces: &[Arc<str>],
-    ) -> Option<Arc<Record>> {
+    pub(crate) fn face(&self, own: Option<&AccountId>, bounds: &Bounds) -> Option<Arc<Record>> {
         let records = self.records.read();
-        let allowed = |record: &&Arc<Record>| {
-            workspaces.is_empty() || workspaces.iter().any(|one| **one == *record.workspace)
-        };
         let chosen = own.and_then(|id| records.iter().find(|record| record.id == id.as_str()));
-        chosen.filter(allowed).or_else(|| records.iter().find(allowed)).cloned()
+        let first = || {
+            let placed = records.iter().filter_map(|record| Some((bounds.place(record)?, record)));
+            placed.min_by_key(|(place, _record)| *place).map(|(_place, record)| record)
+        };
+        chosen.filter(|record| bounds.place(record).is_some()).or_else(first).cloned()
     }
 
     /// What the pool has to know of a record.
@@ -116,6 +127,7 @@ impl Roster {
             id: AccountId::from_written(&record.id),
             order: record.order,
             workspace: record.workspace.as_str().into(),
+            pools: Pools::of(&record.pools),
             plan: record.plan.as_deref().map(Into::into),
             name: name(record).into(),
             enabled: record.enabled,
@@ -177,9 +189,23 @@ impl Roster {
         }
     }
 
-    /// Reads a login from a file and makes or updates its account. Blocks on the disk.
+    /// Reads a login from a file and makes or updates its account in the global pool. Blocks on the
+    /// disk.
     pub(crate) fn import(
         &self,
+        path: &Path,
+        label: Option<&str>,
+    ) -> Result<(Imported, Arc<Record>), Fault> {
+        self.import_into(GLOBAL, path, label)
+    }
+
+    /// The same for any pool: [`GLOBAL`] or a project's key. Blocks on the disk.
+    ///
+    /// An account has one record, whatever number of pools it is in: a login that is known already
+    /// is no second owner of its refresh token, it joins.
+    pub(crate) fn import_into(
+        &self,
+        pool: &str,
         path: &Path,
         label: Option<&str>,
     ) -> Result<(Imported, Arc<Record>), Fault> {
@@ -195,14 +221,17 @@ impl Roster {
         let known = current.or_else(|| {
             let removed = self.store.removed_account(&id)?;
             let order = state.last_order + 1;
-            Some(Arc::new(Record { label: None, enabled: true, order, ..removed }))
+            let pools = members::only(pool);
+            Some(Arc::new(Record { label: None, enabled: true, order, pools, ..removed }))
         });
         let order = known.as_ref().map_or(state.last_order + 1, |known| known.order);
         if created {
             state.last_order = order;
             self.store.save_state(&state)?;
         }
-        let mut notes = login.notes;
+        let (pools, mut notes) =
+            members::joined(known.as_ref().map(|known| known.pools.as_slice()), pool);
+        notes.extend(login.notes);
         if login.tokens.refresh_token.is_some() {
             notes.push(format!(
                 "`{}` still holds the same login: sign in with plain `codex` no more, or one of the \
@@ -216,7 +245,7 @@ impl Roster {
             // The file is an older copy of what the pool has (or the very same): what came of it
             // since then is worth more.
             let record =
-                Record { label: label.or_else(|| known.label.clone()), ..(**known).clone() };
+                Record { label: label.or_else(|| known.label.clone()), pools, ..(**known).clone() };
             let imported = Imported {
                 id: record.id.clone(),
                 email: record.email.clone(),
@@ -243,7 +272,7 @@ impl Roster {
             issuer: self.config.issuer.base.clone(),
             backend: self.config.backend.base.clone(),
             imported_at: clock::unix(),
-            generation: known.as_ref().map_or(1, |known| known.generation + 1),
+            generation: self.flights.next(&id, known.as_ref().map(|known| known.generation)),
             expires_at: login.claims.expires_at,
             renewed_at: None,
             tokens: login.tokens,
@@ -251,7 +280,7 @@ impl Roster {
             spent: known.as_ref().map(|known| known.spent_with_current()).unwrap_or_default(),
             tags: known.as_ref().map(|known| known.tags.clone()).unwrap_or_default(),
             notes: known.as_ref().and_then(|known| known.notes.clone()),
-            pools: known.as_ref().map(|known| known.pools.clone()).unwrap_or_default(),
+            pools,
         };
         let imported = Imported {
             id: record.id.clone(),
@@ -370,7 +399,9 @@ impl Roster {
     pub(crate) fn remove(&self, id: &AccountId) -> Result<std::path::PathBuf, Fault> {
         let _writer = self.writer.lock();
         crash::moment(Moment::RemoveBegun);
+        let known = self.get(id).ok_or_else(|| gone(id))?;
         let path = self.store.remove_account(id, clock::unix())?;
+        self.flights.retire(id, known.generation);
         crash::moment(Moment::RemoveMoved);
         self.records.write().retain(|record| record.id != id.as_str());
         self.vault.remove(id);
@@ -421,6 +452,12 @@ impl Roster {
 /// What an account is called: label, else e-mail, else id.
 pub(crate) fn name(record: &Record) -> &str {
     record.label.as_deref().or(record.email.as_deref()).unwrap_or(&record.id)
+}
+
+/// Whether a name (label, e-mail or id, whole, in any case) is that of an account.
+pub(crate) fn is_called(record: &Record, wanted: &str) -> bool {
+    let wanted = wanted.trim().to_lowercase();
+    names(record).iter().any(|name| name.to_lowercase() == wanted)
 }
 
 fn names(record: &Record) -> Vec<&str> {

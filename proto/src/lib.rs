@@ -29,6 +29,7 @@ pub mod hello;
 pub mod login;
 pub mod message;
 pub mod owner;
+pub mod pools;
 pub mod survive;
 pub mod takeover;
 

@@ -6,6 +6,7 @@
 
 use crate::login::{LoginReply, LoginRequest};
 use crate::owner::{OwnerReply, OwnerRequest};
+use crate::pools::{PoolsReply, PoolsRequest};
 use crate::survive::{Survive, Survived};
 use crate::takeover::{TakeoverReply, TakeoverRequest};
 use serde::{Deserialize, Serialize};
@@ -75,6 +76,8 @@ pub enum Request {
     Owner(OwnerRequest),
     /// Take over other programs' logins, or write the pool down. Answer: [`Reply::Takeover`].
     Takeover(TakeoverRequest),
+    /// Projects' pools, policies, workspaces, tags. Answers: see [`PoolsRequest`].
+    Pools(PoolsRequest),
 }
 
 /// What the daemon answers.
@@ -106,6 +109,8 @@ pub enum Reply {
     Owner(OwnerReply),
     /// To [`Request::Takeover`].
     Takeover(Box<TakeoverReply>),
+    /// To [`Request::Pools`].
+    Pools(PoolsReply),
 }
 
 /// The whole picture at one epoch.
@@ -362,6 +367,13 @@ pub enum Launch {
         reason: String,
         /// The person should see the reason; otherwise it is their own wish and nothing is said.
         tell: bool,
+    },
+    /// As [`Launch::Through`], with something that the person should see first.
+    Noted {
+        /// The plan.
+        plan: LaunchPlan,
+        /// One line each.
+        notes: Vec<String>,
     },
 }
 

@@ -152,6 +152,12 @@ fn decide(
 ) -> Result<Option<LaunchPlan>, Failure> {
     let refusal = match answer {
         Ok(Launch::Through(plan)) => return Ok(Some(plan)),
+        Ok(Launch::Noted { plan, notes }) => {
+            for note in &notes {
+                say(format_args!("{note}"));
+            }
+            return Ok(Some(plan));
+        },
         Ok(Launch::Aside { reason, tell }) => {
             if tell {
                 say(format_args!("{reason}; running codex without cma"));

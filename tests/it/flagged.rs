@@ -53,7 +53,7 @@ fn a_revoked_account_is_kept_with_its_evidence_and_its_token_is_not_sent_again()
         assert!(one["excerpt"].as_str().unwrap().contains("session has ended"), "{one}");
         assert!(
             one["since"].as_u64().unwrap() > 0
-                && one["next"].as_str().unwrap().contains("cmactl import")
+                && one["next"].as_str().unwrap().contains("cmactl login")
         );
         let text = world.ctl("status").ok().stdout;
         assert!(text.contains("set aside:") && text.contains("HTTP 401"), "{text}");

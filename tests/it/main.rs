@@ -32,6 +32,8 @@ mod fuzz_corpus;
 #[cfg(test)]
 mod gate;
 #[cfg(test)]
+mod identity;
+#[cfg(test)]
 mod ipc;
 #[cfg(test)]
 mod login;
@@ -45,6 +47,8 @@ mod losses;
 mod mirror;
 #[cfg(test)]
 mod own_auth;
+#[cfg(test)]
+mod projects;
 #[cfg(test)]
 mod refresh;
 #[cfg(test)]

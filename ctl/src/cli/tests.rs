@@ -82,6 +82,28 @@ fn commands_of_the_contract_are_understood() {
         "seal off",
         "seal status",
         "unlock",
+        "status --project",
+        "list --project --json",
+        "switch work --project",
+        "unpin --project",
+        "import --project",
+        "tag work +a -b",
+        "tag --json 1 -b",
+        "note 1 two words",
+        "workspace",
+        "workspace list --live",
+        "workspace show",
+        "workspace use acct-1 --project",
+        "workspace use --any",
+        "project list",
+        "project show some-key",
+        "project add 1 --only",
+        "project drop 1",
+        "project allow a/dir",
+        "project deny",
+        "project forget key --yes",
+        "allow",
+        "deny a/dir",
     ] {
         assert!(parse(line).is_ok(), "{line}");
     }
@@ -100,6 +122,10 @@ fn nonsense_is_a_usage_error_with_exit_code_2() {
         "login --check",
         "login work --batch a.toml",
         "login --timeout 901",
+        "tag 1",
+        "project",
+        "workspace use",
+        "workspace use a --any",
     ] {
         let error = parse(line).unwrap_err();
         assert!(error.use_stderr(), "{line}");

@@ -9,6 +9,7 @@ use cma_proto::{
     endpoint::codex_home,
     error::{ErrorCode, Refusal},
     message::{Changed, Imported, Reply, Request, Switched},
+    pools::PoolsRequest,
 };
 use serde::Serialize;
 use std::{
@@ -51,6 +52,7 @@ pub(super) fn import(
     context: &Context,
     file: Option<PathBuf>,
     label: Option<String>,
+    project: Option<String>,
     screen: &mut Screen,
 ) -> Result<ExitCode, Failure> {
     let path = auth_file(file)?;
@@ -62,7 +64,11 @@ pub(super) fn import(
         )
         .into());
     };
-    let accounts = match context.connect()?.call(&Request::Import { path, label })? {
+    let request = match project {
+        Some(dir) => Request::Pools(PoolsRequest::Import { path, label, dir }),
+        None => Request::Import { path, label },
+    };
+    let accounts = match context.connect()?.call(&request)? {
         Reply::Imported(accounts) => accounts,
         other => return Err(unexpected(other).into()),
     };
@@ -165,7 +171,7 @@ pub(super) fn remove(
     change(context, &super::owner::removal(selector, revoke), said, screen)
 }
 
-fn change(
+pub(super) fn change(
     context: &Context,
     request: &Request,
     said: impl FnOnce(&Changed) -> String,

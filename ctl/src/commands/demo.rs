@@ -168,7 +168,7 @@ fn plan(
     };
     match client.call(&Request::Launch(request))? {
         Reply::Launch(launch) => match *launch {
-            Launch::Through(plan) => Ok(plan),
+            Launch::Through(plan) | Launch::Noted { plan, .. } => Ok(plan),
             Launch::Aside { reason, .. } => Err(launch::aside(&reason).into()),
         },
         other => Err(unexpected(other).into()),

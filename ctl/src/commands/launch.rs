@@ -53,6 +53,11 @@ pub(super) fn launch(
     };
     match context.connect()?.call(&request)? {
         Reply::Launch(launch) => match *launch {
+            Launch::Noted { plan, notes } => {
+                screen.answer(&printed(&plan), |_json| shell(&plan))?;
+                screen.notes(&notes)?;
+                Ok(ExitCode::SUCCESS)
+            },
             Launch::Through(plan) => {
                 screen.answer(&printed(&plan), |_json| shell(&plan))?;
                 Ok(ExitCode::SUCCESS)

@@ -1,12 +1,17 @@
 //! `status` and `list`: the picture at one epoch.
 
-use super::{Context, name_of, owner};
+use super::{
+    Context, name_of, owner,
+    pools::{self, Detailed},
+};
 use crate::{
     error::{Failure, unexpected},
     render::{Column, Screen, Tone, bar, clean, pressure, put, table, time},
 };
 use cma_proto::{
     VERSION,
+    client::Client,
+    error::{ErrorCode, Refusal},
     message::{AccountInfo, Reply, Request, Setting, Status, WindowInfo},
     owner::FlaggedInfo,
 };
@@ -40,23 +45,26 @@ struct Shown {
 #[derive(Debug, Serialize)]
 struct Listed {
     epoch: u64,
-    accounts: Vec<AccountInfo>,
+    accounts: Vec<Detailed>,
     flagged: Vec<FlaggedInfo>,
 }
 
 pub(super) fn status(context: &Context, screen: &mut Screen) -> Result<ExitCode, Failure> {
-    let status = ask(context)?;
+    let mut client = context.connect()?;
+    let status = ask(&mut client)?;
     let environment_differences =
         differences(&status.daemon.environment, |name| std::env::var(name).ok());
     let flagged = owner::flagged(context, &status)?;
     let shown = Shown { status, environment_differences, flagged };
+    if screen.json() {
+        let accounts = pools::detailed(&mut client, shown.status.accounts.clone())?;
+        screen.object(&whole(&shown, &accounts)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     screen.answer(&shown, |shown| {
         let now = time::now();
         picture(&shown.status, now) + &owner::set_aside(&shown.flagged, now)
     })?;
-    if screen.json() {
-        return Ok(ExitCode::SUCCESS);
-    }
     if shown.status.accounts.is_empty() && super::takeover::offers() {
         screen.say(Tone::Strong, "hint", FOUND)?;
     }
@@ -75,17 +83,36 @@ pub(super) fn status(context: &Context, screen: &mut Screen) -> Result<ExitCode,
 }
 
 pub(super) fn list(context: &Context, screen: &mut Screen) -> Result<ExitCode, Failure> {
-    let status = ask(context)?;
+    let mut client = context.connect()?;
+    let status = ask(&mut client)?;
     let none = nobody(&status);
     let flagged = owner::flagged(context, &status)?;
-    let listed = Listed { epoch: status.epoch, accounts: status.accounts, flagged };
-    screen.answer(&listed, |listed| {
+    let accounts = pools::detailed(&mut client, status.accounts.clone())?;
+    screen.answer(&Listed { epoch: status.epoch, accounts, flagged }, |listed| {
         if listed.accounts.is_empty() {
             return none.to_owned();
         }
-        rows(&listed.accounts) + &owner::set_aside(&listed.flagged, time::now())
+        rows(&status.accounts)
+            + &pools::written(&listed.accounts)
+            + &owner::set_aside(&listed.flagged, time::now())
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// `status --json`: the picture, its accounts with what a person wrote on them.
+fn whole(shown: &Shown, accounts: &[Detailed]) -> Result<serde_json::Value, Failure> {
+    let broken = |error: serde_json::Error| {
+        Refusal::new(
+            ErrorCode::Internal,
+            format!("the status can't be written as JSON: {error}"),
+            "run `cmactl version` and report it",
+        )
+    };
+    let mut value = serde_json::to_value(shown).map_err(broken)?;
+    if let Some(known) = value.get_mut("accounts") {
+        *known = serde_json::to_value(accounts).map_err(broken)?;
+    }
+    Ok(value)
 }
 
 const NO_ACCOUNT: &str =
@@ -104,8 +131,8 @@ fn nobody(status: &Status) -> &'static str {
 const FOUND: &str =
     "logins of other programs are on this machine: `cmactl import --preview` shows them";
 
-fn ask(context: &Context) -> Result<Status, Failure> {
-    match context.connect()?.call(&Request::Status)? {
+fn ask(client: &mut Client) -> Result<Status, Failure> {
+    match client.call(&Request::Status)? {
         Reply::Status(status) => Ok(*status),
         other => Err(unexpected(other).into()),
     }
@@ -240,7 +267,7 @@ fn accounts(accounts: &[AccountInfo], next: Option<&str>, now: u64) -> String {
 }
 
 /// The table of `list`.
-fn rows(accounts: &[AccountInfo]) -> String {
+pub(super) fn rows(accounts: &[AccountInfo]) -> String {
     let columns = [
         Column::Right("#"),
         Column::Left("id"),

@@ -9,6 +9,7 @@ use crate::{
     cooldown::{Cause, Cooldown},
     identity::AccountId,
     quota::Quota,
+    scope::Pools,
     time::{Due, Now, Wall},
     token::Token,
 };
@@ -43,6 +44,8 @@ pub struct Account {
     pub order: u32,
     /// Its workspace.
     pub workspace: Arc<str>,
+    /// The pools it is in.
+    pub pools: Pools,
     /// Its plan as the token says.
     pub plan: Option<Arc<str>>,
     /// What it is called: label, else e-mail, else id.

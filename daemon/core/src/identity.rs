@@ -112,6 +112,36 @@ impl Claims {
     }
 }
 
+/// The workspaces that the decoded payload of a JWT names, with what they are called.
+///
+/// `organizations` are not among them: those are of the API's platform, with ids of their own
+/// (`org-…`), and no request of the CLI is made in one.
+pub fn workspaces(payload: &Value) -> Vec<(String, Option<String>)> {
+    let auth = payload.get("https://api.openai.com/auth");
+    let text = |value: &Value, name: &str| {
+        value
+            .get(name)
+            .and_then(Value::as_str)
+            .filter(|text| !text.is_empty() && text.len() <= 256)
+            .map(str::to_owned)
+    };
+    let own = auth.and_then(|auth| text(auth, "chatgpt_account_id")).map(|id| (id, None));
+    let lists = ["accounts", "workspaces"].into_iter().flat_map(|name| {
+        [auth, Some(payload)]
+            .into_iter()
+            .flatten()
+            .filter_map(move |part| part.get(name)?.as_array())
+    });
+    let listed = lists.flatten().filter_map(|entry| {
+        let id = text(entry, "id").or_else(|| text(entry, "account_id"))?;
+        Some((id, text(entry, "name").or_else(|| text(entry, "title"))))
+    });
+    own.into_iter().chain(listed).take(MAX_WORKSPACES).collect()
+}
+
+/// A person is in a few; a token that claims more is not read further.
+const MAX_WORKSPACES: usize = 64;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,6 +152,20 @@ mod tests {
         assert_ne!(AccountId::of("u", "w1"), AccountId::of("u", "w2"));
         assert_ne!(AccountId::of("a", "bc"), AccountId::of("ab", "c"));
         assert_eq!(AccountId::of("u", "w").as_str().len(), 12);
+    }
+
+    #[test]
+    fn workspaces_are_read_from_the_claims_and_platform_organisations_are_not() {
+        let payload = json!({
+            "https://api.openai.com/auth": {
+                "chatgpt_account_id": "w1",
+                "organizations": [{"id": "org-1", "title": "Personal"}],
+                "workspaces": [{"id": "w2", "name": "Team"}, {"id": ""}, 5],
+            },
+        });
+        let team = ("w2".to_owned(), Some("Team".to_owned()));
+        assert_eq!(workspaces(&payload), [("w1".to_owned(), None), team]);
+        assert_eq!(workspaces(&json!(null)), []);
     }
 
     #[test]

@@ -157,6 +157,7 @@ mod tests {
                 id,
                 order,
                 name,
+                pools: crate::scope::Pools::default(),
                 workspace: "w".into(),
                 plan: None,
                 enabled: true,

@@ -15,6 +15,7 @@ use crate::{
     identity::AccountId,
     pace::{Pace, Pacer},
     quota::{Quota, Window},
+    scope::{Pools, Scope},
     select::{self, Candidate, Need, View},
     time::{Due, Mono, Now, Span, Wall},
     token::{Generation, Token},
@@ -47,6 +48,8 @@ pub struct Seed {
     pub order: u32,
     /// Its workspace.
     pub workspace: Arc<str>,
+    /// The pools it is in.
+    pub pools: Pools,
     /// Its plan.
     pub plan: Option<Arc<str>>,
     /// What it is called.
@@ -109,6 +112,8 @@ pub enum Input {
     Remove(AccountId),
     /// The person chose an account, or lets the pool choose again.
     Pin(Option<AccountId>),
+    /// The same for a project's pool, by its key.
+    PinIn(Arc<str>, Option<AccountId>),
     /// Time passed.
     Tick,
 }
@@ -183,6 +188,8 @@ struct Parked {
 pub struct Pool {
     accounts: Vec<Account>,
     pin: Option<(AccountId, Wall)>,
+    /// Pins of projects, by key.
+    pins: BTreeMap<Arc<str>, (AccountId, Wall)>,
     affinity: Affinity,
     leases: BTreeMap<LeaseId, (AccountId, Generation)>,
     parked: Vec<Parked>,
@@ -199,6 +206,7 @@ impl Pool {
         Self {
             accounts: Vec::new(),
             pin: None,
+            pins: BTreeMap::new(),
             affinity: Affinity::default(),
             leases: BTreeMap::new(),
             parked: Vec::new(),
@@ -234,7 +242,8 @@ impl Pool {
             },
             Input::Upsert(seed) => self.upsert(now, seed),
             Input::Remove(account) => self.remove(now, &account),
-            Input::Pin(pin) => self.set_pin(now, pin),
+            Input::Pin(pin) => self.set_pin(now, None, pin),
+            Input::PinIn(project, pin) => self.set_pin(now, Some(project), pin),
             Input::Tick => self.tick(now),
         }
     }
@@ -279,11 +288,22 @@ impl Pool {
         self.pin.as_ref()
     }
 
+    /// The account pinned in a pool and since when.
+    pub fn pin_of(&self, scope: &Scope) -> Option<&(AccountId, Wall)> {
+        scope.key().map_or(self.pin.as_ref(), |key| self.pins.get(key))
+    }
+
     /// Why the pin is not followed now, when it isn't.
     pub fn pin_yields(&self, now: Now) -> Option<String> {
-        let (pin, _since) = self.pin.as_ref()?;
+        self.pin_yields_in(&Scope::Global, now)
+    }
+
+    /// Why a pool's pin is not followed now, when it isn't.
+    pub fn pin_yields_in(&self, scope: &Scope, now: Now) -> Option<String> {
+        let (pin, _since) = self.pin_of(scope)?;
         let account = self.find(pin)?;
-        select::excluded(account, &Need::default(), now).map(|excluded| excluded.text)
+        let need = Need { scope: scope.clone(), ..Need::default() };
+        select::excluded(account, &need, now).map(|excluded| excluded.text)
     }
 
     /// Leases outstanding.
@@ -293,13 +313,16 @@ impl Pool {
 
     /// The choice for a need, explained by the same comparison that makes it.
     pub fn explain(&self, need: &Need, now: Now) -> Vec<Candidate> {
-        select::explain(&self.view(), need, now)
+        select::explain(&self.view(&need.scope), need, now)
     }
 
-    fn view(&self) -> View<'_> {
+    fn view(&self, scope: &Scope) -> View<'_> {
+        // Where the global pool steps in, its pin still says with which account.
+        let steps_in = matches!(scope, Scope::Project { fallback: true, .. });
+        let pin = self.pin_of(scope).or(self.pin.as_ref().filter(|_| steps_in));
         View {
             accounts: &self.accounts,
-            pin: self.pin.as_ref().map(|(pin, _since)| pin),
+            pin: pin.map(|(pin, _since)| pin),
             affinity: &self.affinity,
         }
     }
@@ -326,7 +349,7 @@ impl Pool {
         let late = deadline.is_some_and(|deadline| now.mono >= deadline);
         let mut need = need;
         loop {
-            let Some(at) = select::choose(&self.view(), &need, now) else {
+            let Some(at) = select::choose(&self.view(&need.scope), &need, now) else {
                 let refused = self.refusal(&need, now);
                 self.effects.push_back(Effect::Reply(ticket, Grant::Refused(refused)));
                 return;
@@ -370,6 +393,7 @@ impl Pool {
         let out: Vec<_> = self
             .accounts
             .iter()
+            .filter(|account| need.scope.place(&account.pools).is_some())
             .map(|account| (account, select::excluded(account, &need, now)))
             .collect();
         let first = out
@@ -395,7 +419,7 @@ impl Pool {
                 .collect(),
             plan: first
                 .map(|(_until, _quota, account)| account)
-                .or_else(|| self.accounts.first())
+                .or_else(|| out.first().map(|(account, _excluded)| *account))
                 .and_then(|account| account.plan.clone()),
         }
     }
@@ -591,6 +615,7 @@ impl Pool {
                     account.cooldown = None;
                 }
             }
+            account.pools = seed.pools;
             account.plan = seed.plan;
             account.name = seed.name;
             account.enabled = seed.enabled;
@@ -601,6 +626,7 @@ impl Pool {
                 id: seed.id,
                 order: seed.order,
                 workspace: seed.workspace,
+                pools: seed.pools,
                 plan: seed.plan,
                 name: seed.name,
                 enabled: seed.enabled,
@@ -637,19 +663,25 @@ impl Pool {
             self.pin = None;
             self.changed(Topic::Pin);
         }
+        self.pins.retain(|_project, (pin, _since)| pin != id);
         // Requests it is serving run on; their leases end as those of a stranger.
         self.changed(Topic::Accounts(id.clone()));
         self.unpark(now, Some(id));
     }
 
-    fn set_pin(&mut self, now: Now, pin: Option<AccountId>) {
+    fn set_pin(&mut self, now: Now, project: Option<Arc<str>>, pin: Option<AccountId>) {
         if let Some(id) = &pin
             && self.find(id).is_none()
         {
             self.note(format!("pin on unknown account {id}"));
             return;
         }
-        self.pin = pin.map(|id| (id, now.wall));
+        let pin = pin.map(|id| (id, now.wall));
+        match (project, pin) {
+            (None, pin) => self.pin = pin,
+            (Some(project), Some(pin)) => drop(self.pins.insert(project, pin)),
+            (Some(project), None) => drop(self.pins.remove(&project)),
+        }
         self.changed(Topic::Pin);
     }
 
@@ -699,7 +731,12 @@ impl Pool {
 
     /// The account a request of a new thread would get.
     pub fn next(&self, now: Now) -> Option<&Account> {
-        let at = select::choose(&self.view(), &Need::default(), now)?;
+        self.next_for(&Need::default(), now)
+    }
+
+    /// The account a request with that need would get.
+    pub fn next_for(&self, need: &Need, now: Now) -> Option<&Account> {
+        let at = select::choose(&self.view(&need.scope), need, now)?;
         self.accounts.get(at)
     }
 }

@@ -10,6 +10,7 @@ use crate::{
     affinity::Affinity,
     cooldown::Cause,
     identity::AccountId,
+    scope::Scope,
     time::{Now, Wall},
 };
 use std::sync::Arc;
@@ -32,11 +33,17 @@ pub struct Need {
     pub only: Option<AccountId>,
     /// Workspaces the launch allows; empty allows all.
     pub workspaces: Arc<[Arc<str>]>,
+    /// Accounts the launch allows; none allows all.
+    pub accounts: Option<Arc<[AccountId]>>,
+    /// The pool it is served from.
+    pub scope: Scope,
 }
 
 /// What is compared, first field first, smaller is better.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
+    /// 0 when it is in the request's own pool, 1 when it only steps in for that.
+    pub away: u8,
     /// 0 when the person pinned it.
     pub pin: u8,
     /// 0 when the session ran on it last.
@@ -64,7 +71,8 @@ impl Key {
     pub fn shown(&self) -> Vec<(String, String)> {
         let yes = |zero: u8, yes: &str, no: &str| if zero == 0 { yes } else { no }.to_owned();
         let reserve = ["enough", "low", "critical"];
-        [
+        let away = (self.away > 0).then(|| ("pool", "steps in for the project's".to_owned()));
+        let rest = [
             ("pin", yes(self.pin, "pinned", "-")),
             ("affinity", yes(self.affinity, "this thread's account", "-")),
             ("token", yes(self.token, "ready", "must be renewed first")),
@@ -74,15 +82,15 @@ impl Key {
             ("in flight", self.load.to_string()),
             ("used", format!("{} %", u32::from(self.used) * 5)),
             ("order", self.order.to_string()),
-        ]
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect()
+        ];
+        away.into_iter().chain(rest).map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
     /// The first field in which `self` is better than `other`, for a person.
     pub fn decided_against(&self, other: &Self) -> &'static str {
-        if self.pin != other.pin {
+        if self.away != other.away {
+            "it is the project's own"
+        } else if self.pin != other.pin {
             "it is pinned"
         } else if self.affinity != other.affinity {
             "the thread ran on it last"
@@ -159,6 +167,7 @@ pub fn explain(view: &View<'_>, need: &Need, now: Now) -> Vec<Candidate> {
     let mut all: Vec<Candidate> = view
         .accounts
         .iter()
+        .filter(|account| need.scope.place(&account.pools).is_some())
         .map(|account| Candidate {
             id: account.id.clone(),
             name: Arc::clone(&account.name),
@@ -173,6 +182,12 @@ pub fn explain(view: &View<'_>, need: &Need, now: Now) -> Vec<Candidate> {
 /// What keeps an account from serving this request, if anything.
 pub fn excluded(account: &Account, need: &Need, now: Now) -> Option<Excluded> {
     let out = |text: String, until| Some(Excluded { text, until, quota: false });
+    if need.scope.place(&account.pools).is_none() {
+        return out("it is in another pool".to_owned(), None);
+    }
+    if need.accounts.as_ref().is_some_and(|allowed| !allowed.contains(&account.id)) {
+        return out("the folder's policy doesn't name it".to_owned(), None);
+    }
     if need.only.as_ref().is_some_and(|only| *only != account.id) {
         return out("the request stays with another account".to_owned(), None);
     }
@@ -220,6 +235,7 @@ fn key(view: &View<'_>, account: &Account, need: &Need, now: Now) -> Key {
     let headroom = account.quota.headroom(now);
     let session = need.session.as_deref().and_then(|id| view.affinity.get(id, now.mono));
     Key {
+        away: need.scope.place(&account.pools).unwrap_or(u8::MAX),
         pin: not(view.pin == Some(&account.id)),
         affinity: not(session == Some(&account.id)),
         token: not(account.sendable(now) || matches!(account.login, Login::Gone { .. })),

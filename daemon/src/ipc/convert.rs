@@ -8,7 +8,8 @@ use cma_core::{
     identity::AccountId,
     pool::Topic,
     quota::Quota,
-    select::Candidate,
+    scope::{Pools, Scope},
+    select::{Candidate, Need},
     time::Now,
 };
 use cma_proto::{
@@ -40,14 +41,28 @@ struct PoolSeen {
     accounts: BTreeMap<AccountId, Seen>,
 }
 
-/// The whole picture.
-pub(crate) async fn status(app: &App) -> Result<Status, Fault> {
+/// One pool at one epoch. An account's index is its place among all accounts of all pools, so that
+/// it names the same one wherever it is typed.
+pub(super) struct PoolShown {
+    pub(super) epoch: u64,
+    pub(super) pin: Option<PinInfo>,
+    pub(super) next: Option<String>,
+    pub(super) accounts: Vec<AccountInfo>,
+    pub(super) notes: Vec<String>,
+}
+
+/// What `status` shows of a pool.
+pub(super) async fn pool(app: &App, scope: Scope) -> Result<PoolShown, Fault> {
+    let asked = Need { scope, ..Need::default() };
+    let need = asked.clone();
     let seen = app
         .actor
-        .look(|pool, now| PoolSeen {
+        .look(move |pool, now| PoolSeen {
             epoch: pool.epoch(),
-            pin: pool.pin().map(|(id, since)| (id.clone(), since.secs(), pool.pin_yields(now))),
-            next: pool.next(now).map(|account| account.id.clone()),
+            pin: pool.pin_of(&need.scope).map(|(id, since)| {
+                (id.clone(), since.secs(), pool.pin_yields_in(&need.scope, now))
+            }),
+            next: pool.next_for(&need, now).map(|account| account.id.clone()),
             accounts: pool
                 .states(now)
                 .map(|(account, state)| (account.id.clone(), seen(account, state, now)))
@@ -61,28 +76,50 @@ pub(crate) async fn status(app: &App) -> Result<Status, Fault> {
     let accounts: Vec<_> = records
         .iter()
         .zip(1..)
+        .filter(|(record, _index)| asked.scope.place(&Pools::of(&record.pools)).is_some())
         .map(|(record, index)| {
             let known = seen.accounts.get(&AccountId::from_written(&record.id));
             account(record, index, known)
         })
         .collect();
-    Ok(Status {
+    Ok(PoolShown {
         epoch: seen.epoch,
+        notes: notes(&records, pin.as_ref(), &accounts),
+        pin,
+        next: seen.next.map(|id| id.to_string()),
+        accounts,
+    })
+}
+
+/// The whole picture: the daemon and the global pool.
+pub(crate) async fn status(app: &App) -> Result<Status, Fault> {
+    let PoolShown { epoch, pin, next, accounts, mut notes } = pool(app, Scope::Global).await?;
+    let (backend, issuer) = (&app.config.backend.authority, &app.config.issuer.authority);
+    let mut first = app.roster.troubles().shown(backend, issuer);
+    first.extend(super::survive::notes(app));
+    notes.splice(0..0, first);
+    let all = app.roster.all().len();
+    if all == 0 {
+        notes.push(
+            "the pool is empty: `cmactl login` signs in, `cmactl import` takes over an `auth.json`"
+                .to_owned(),
+        );
+    } else if all > accounts.len() {
+        let more = all - accounts.len();
+        let verb = if more == 1 { "account is" } else { "accounts are" };
+        notes.push(format!("{more} more {verb} in projects alone: `cmactl project list`"));
+    }
+    Ok(Status {
+        epoch,
         daemon: daemon(app),
         proxy: proxy(app),
         upstream: UpstreamInfo {
             backend: app.config.backend.base.clone(),
             issuer: app.config.issuer.base.clone(),
         },
-        notes: {
-            let (backend, issuer) = (&app.config.backend.authority, &app.config.issuer.authority);
-            let mut all = app.roster.troubles().shown(backend, issuer);
-            all.extend(super::survive::notes(app));
-            all.extend(notes(&records, pin.as_ref(), &accounts));
-            all
-        },
+        notes,
         pin,
-        next: seen.next.map(|id| id.to_string()),
+        next,
         accounts,
     })
 }
@@ -174,12 +211,6 @@ fn notes(records: &[Arc<Record>], pin: Option<&PinInfo>, accounts: &[AccountInfo
             .to_owned()
     };
     let mut notes = Vec::new();
-    if records.is_empty() {
-        notes.push(
-            "the pool is empty: `cmactl login` signs in, `cmactl import` takes over an `auth.json`"
-                .to_owned(),
-        );
-    }
     if let Some(PinInfo { account, yielded: Some(why), .. }) = pin {
         notes.push(format!(
             "the pin on `{}` yields ({why}) and returns by itself; `cmactl unpin` takes it away",

@@ -8,12 +8,7 @@ use crate::{
     roster::{self, Roster},
     store::record::Record,
 };
-use cma_core::{
-    account::{Account, Login},
-    identity::AccountId,
-    pool::{Input, Pool},
-    select::Need,
-};
+use cma_core::{identity::AccountId, pool::Input, select::Need};
 use cma_proto::{
     error::ErrorCode,
     message::{Changed, LaunchRequest, Reply, Request, Switched, Why},
@@ -21,7 +16,6 @@ use cma_proto::{
 use std::{
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
 };
 
 /// Answers one request. `pid` is the peer's, as the kernel says.
@@ -30,8 +24,11 @@ pub(crate) async fn handle(
     request: Request,
     pid: Option<u32>,
 ) -> Result<Reply, Fault> {
-    let looking =
-        matches!(request, Request::Status | Request::Why { .. } | Request::Shutdown { .. });
+    let looking = match &request {
+        Request::Status | Request::Why { .. } | Request::Shutdown { .. } => true,
+        Request::Pools(request) => super::pools::looks(request),
+        _ => false,
+    };
     if !looking && app.phases.now() >= Phase::Draining {
         return Err(stopping(crate::actor::Gone));
     }
@@ -63,6 +60,7 @@ pub(crate) async fn handle(
             app.logins.step(step).await.map(|reply| Reply::Login(Box::new(reply)))
         },
         Request::Owner(request) => super::owner::handle(app, request, pid).await,
+        Request::Pools(request) => super::pools::handle(app, request).await,
         Request::Shutdown { now } => {
             let active = app.proxy.traces.counters.active.load(Ordering::Relaxed);
             if now {
@@ -128,14 +126,14 @@ async fn unpin(app: &Arc<App>) -> Result<Reply, Fault> {
     Ok(Reply::Switched(Switched { from, to: None, name: None, epoch, notes }))
 }
 
-async fn pin_now(app: &App) -> Result<(u64, Option<String>), Fault> {
+pub(super) async fn pin_now(app: &App) -> Result<(u64, Option<String>), Fault> {
     app.actor
         .look(|pool, _now| (pool.epoch(), pool.pin().map(|(id, _since)| id.to_string())))
         .await
         .map_err(stopping)
 }
 
-async fn change(
+pub(super) async fn change(
     app: &Arc<App>,
     selector: &str,
     edit: impl FnOnce(&Roster, &AccountId) -> Result<Arc<Record>, Fault> + Send + 'static,
@@ -160,20 +158,7 @@ pub(super) async fn remove<T: Send + 'static>(
     let record = app.roster.select(selector)?;
     let id = AccountId::from_written(&record.id);
     let pinned = pin_now(app).await?.1.is_some_and(|pin| pin == record.id);
-    // A renewal under way spends the login: what is kept has to be what comes of it.
-    while renewing(app, &id).await? {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let gone = id.clone();
-    let (kept, seen) = blocking(app, move |roster| {
-        if pinned {
-            roster.save_pin(None)?;
-        }
-        let seen = last(roster);
-        Ok((roster.remove(&gone)?, seen))
-    })
-    .await?;
-    let epoch = app.actor.command(Input::Remove(id)).await.map_err(stopping)?;
+    let (kept, epoch, seen) = take_out(app, id, pinned, last).await?;
     let changed = Changed {
         account: record.id.clone(),
         name: roster::name(&record).to_owned(),
@@ -183,13 +168,33 @@ pub(super) async fn remove<T: Send + 'static>(
     Ok((Reply::Changed(changed), seen))
 }
 
-pub(super) async fn renewing(app: &App, id: &AccountId) -> Result<bool, Fault> {
-    let id = id.clone();
-    let look = move |pool: &Pool, _now| {
-        let renewing = |account: &Account| matches!(account.login, Login::Renewing { .. });
-        pool.accounts().iter().any(|account| account.id == id && renewing(account))
-    };
-    app.actor.look(look).await.map_err(stopping)
+/// Takes an account out of the roster, then out of the pool. `last` as for [`remove`].
+pub(super) async fn take_out<T: Send + 'static>(
+    app: &App,
+    id: AccountId,
+    pinned: bool,
+    last: impl FnOnce(&Roster) -> T + Send + 'static,
+) -> Result<(PathBuf, u64, T), Fault> {
+    // A renewal under way spends the login: what is kept has to be what comes of it. And none may
+    // begin before the login is gone from where renewals take it.
+    let alone = app.roster.flights.alone(&id).await;
+    let (gone, projects) = (id.clone(), Arc::clone(&app.projects));
+    let (kept, seen) = blocking(app, move |roster| {
+        if pinned {
+            roster.save_pin(None)?;
+        }
+        projects.unpin(&gone)?;
+        let seen = last(roster);
+        Ok((roster.remove(&gone)?, seen))
+    })
+    .await?;
+    drop(alone);
+    let mut epoch = app.actor.command(Input::Remove(id.clone())).await.map_err(stopping)?;
+    // Somebody may have imported it again in between.
+    if let Some(back) = app.roster.get(&id) {
+        epoch = upsert(app, &back).await?;
+    }
+    Ok((kept, epoch, seen))
 }
 
 pub(super) async fn upsert(app: &App, record: &Record) -> Result<u64, Fault> {
@@ -260,7 +265,8 @@ pub(super) async fn plan(
 ) -> Result<Reply, Fault> {
     let app = Arc::clone(app);
     let launch = off_the_loop(move || {
-        launch::plan(&request, pid, &app.url, &app.proxy.keys, &app.roster, own)
+        let (keys, roster) = (&app.proxy.keys, &app.roster);
+        launch::plan(&request, pid, &app.url, keys, roster, &app.projects, own)
     })
     .await?;
     Ok(Reply::Launch(Box::new(launch)))

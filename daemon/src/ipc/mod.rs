@@ -7,6 +7,7 @@
 mod convert;
 mod handlers;
 mod owner;
+mod pools;
 mod session;
 mod survive;
 mod takeover;

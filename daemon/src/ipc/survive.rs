@@ -103,7 +103,11 @@ async fn unlock(app: &Arc<App>, passphrase: Option<Secret>) -> Result<Survived, 
             app.actor.command(Input::Pin(pin)).await.map_err(stopping)?;
         }
         let mirrored = Arc::clone(app);
-        disk(app, move |_roster| mirrored.mirror.read_in()).await?;
+        disk(app, move |_roster| {
+            mirrored.projects.read_in()?;
+            mirrored.mirror.read_in()
+        })
+        .await?;
         tracing::info!("the root is open");
     }
     let mut seal = seal(disk(app, |roster| roster.store().seal_report()).await?);

@@ -23,7 +23,6 @@ use cma_proto::{
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 pub(super) async fn handle(app: &Arc<App>, request: TakeoverRequest) -> Result<Reply, Fault> {
@@ -130,9 +129,7 @@ async fn take(
         return Ok(info);
     }
     // A renewal under way makes the pool's login the newer one: its outcome decides.
-    while handlers::renewing(app, &id).await? {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let _alone = app.roster.flights.alone(&id).await;
     let found = Arc::clone(harvest);
     let planned = line.state;
     let adopted = handlers::blocking(app, move |roster| match found.found.get(at) {

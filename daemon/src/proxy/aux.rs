@@ -37,7 +37,7 @@ const MAX_BODY: usize = 4 * 1024 * 1024;
 
 /// `whoami`: the account that speaks for the pool, from memory.
 pub(crate) fn whoami(proxy: &Proxy, launch: &Launch) -> Answer {
-    let Some(face) = proxy.roster.face(launch.face.as_ref(), &launch.workspaces) else {
+    let Some(face) = proxy.roster.face(launch.face.as_ref(), &launch.bounds) else {
         return respond::not_here();
     };
     respond::json(
@@ -55,7 +55,7 @@ pub(crate) fn whoami(proxy: &Proxy, launch: &Launch) -> Answer {
 /// `accounts/check`: one workspace, without constraints on where it is served; those of the real
 /// account are the proxy's business.
 pub(crate) fn accounts_check(proxy: &Proxy, launch: &Launch) -> Answer {
-    let Some(face) = proxy.roster.face(launch.face.as_ref(), &launch.workspaces) else {
+    let Some(face) = proxy.roster.face(launch.face.as_ref(), &launch.bounds) else {
         return respond::not_here();
     };
     let entry = json!({
@@ -83,7 +83,7 @@ pub(crate) async fn models(
     launch: &Launch,
     request: Request<Incoming>,
 ) -> Answer {
-    let need = Need { workspaces: Arc::clone(&launch.workspaces), ..Need::default() };
+    let need = launch.bounds.need();
     let (parts, _empty) = request.into_parts();
     for _try in 0..MODEL_TRIES {
         let look = need.clone();
@@ -99,14 +99,14 @@ pub(crate) async fn models(
                 answer => return passed(answer),
             }
         }
-        renew(&proxy, &id, sendable.then_some(generation)).await;
+        renew(&proxy, &need, &id, sendable.then_some(generation)).await;
     }
     respond::not_here()
 }
 
 /// Waits for an account's renewal, after telling that this generation was refused.
-async fn renew(proxy: &Proxy, id: &AccountId, refused: Option<Generation>) {
-    let need = Need { only: Some(id.clone()), ..Need::default() };
+async fn renew(proxy: &Proxy, need: &Need, id: &AccountId, refused: Option<Generation>) {
+    let need = Need { only: Some(id.clone()), ..need.clone() };
     if let Ok(Ok(lease)) = proxy.actor.select(need.clone()).await
         && refused == Some(lease.generation)
     {
@@ -123,7 +123,7 @@ pub(crate) async fn bundle(
     launch: &Launch,
     request: Request<Incoming>,
 ) -> Answer {
-    let Some(face) = proxy.roster.face(launch.face.as_ref(), &launch.workspaces) else {
+    let Some(face) = proxy.roster.face(launch.face.as_ref(), &launch.bounds) else {
         return respond::not_here();
     };
     if !managed(face.plan.as_deref()) {
@@ -140,7 +140,7 @@ fn managed(plan: Option<&str>) -> bool {
 
 /// Anything else, for the account that speaks for the pool.
 pub(crate) async fn pass(proxy: Arc<Proxy>, launch: &Launch, request: Request<Incoming>) -> Answer {
-    match proxy.roster.face(launch.face.as_ref(), &launch.workspaces) {
+    match proxy.roster.face(launch.face.as_ref(), &launch.bounds) {
         Some(face) => pass_on(&proxy, &id_of(&face), request).await,
         None => respond::not_here(),
     }
@@ -153,7 +153,7 @@ pub(crate) async fn usage(
     launch: &Launch,
     request: Request<Incoming>,
 ) -> Answer {
-    let need = Need { workspaces: Arc::clone(&launch.workspaces), ..Need::default() };
+    let need = launch.bounds.need();
     let first =
         proxy.actor.look(move |pool, now| pool.explain(&need, now).into_iter().next()).await;
     let Some(first) = first.ok().flatten() else { return respond::not_here() };
@@ -271,6 +271,15 @@ fn passed(answer: Option<(response::Parts, Bytes)>) -> Answer {
     headers::downwards(&mut head.headers);
     head.headers.remove(header::CONTENT_LENGTH);
     Response::from_parts(head, Out::Whole(bytes))
+}
+
+impl Proxy {
+    /// The workspaces that upstream knows for an account's user, as `accounts/check` answers.
+    pub(crate) async fn workspaces_of(self: &Arc<Self>, id: &AccountId) -> Option<Value> {
+        let request = Request::get("/backend-api/wham/accounts/check").body(()).ok()?;
+        let (head, bytes) = ask(self, id, &request.into_parts().0, Bytes::new()).await?;
+        (head.status == StatusCode::OK).then(|| serde_json::from_slice(&bytes).ok()).flatten()
+    }
 }
 
 async fn ask(

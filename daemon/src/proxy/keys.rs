@@ -10,13 +10,14 @@
 //! most every [`RECHECK`], beside the request and not before it.
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
-use cma_core::identity::AccountId;
+use cma_core::{identity::AccountId, scope::Scope};
+use cma_proto::error::ErrorCode;
 use parking_lot::Mutex;
 use ring::hmac;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
-use crate::{clock, fault::Fault, sys};
+use crate::{clock, fault::Fault, project::Bounds, sys};
 
 /// What every key begins with.
 pub(crate) const PREFIX: &str = "at-cma-";
@@ -41,6 +42,9 @@ enum Kind {
     Renewal = 3,
 }
 
+/// The first byte of a client key that also says a project or accounts; one without means the global
+/// pool.
+const SCOPED: u8 = 4;
 const FIXED: usize = 1 + 8 + 4 + 8 + 8 + 8;
 const MAX_KEY: usize = 4096;
 
@@ -61,8 +65,8 @@ pub(crate) struct Launch {
     pub(crate) face: Option<AccountId>,
     /// SHA-256 of the bearer that an own-auth launch began with, in hex; none for other launches.
     pub(crate) bearer: Option<Arc<str>>,
-    /// Workspaces the launch allows; empty allows all.
-    pub(crate) workspaces: Arc<[Arc<str>]>,
+    /// Who may serve the launch. It stands in the key, so that only another launch changes it.
+    pub(crate) bounds: Bounds,
 }
 
 /// Makes and checks keys.
@@ -91,10 +95,10 @@ impl Keys {
         &self,
         pid: Option<u32>,
         face: Option<AccountId>,
-        workspaces: Arc<[Arc<str>]>,
+        bounds: Bounds,
     ) -> Result<(String, Launch), Fault> {
-        let launch = self.launch(pid, face, workspaces)?;
-        Ok((format!("{PREFIX}{}", self.seal(Kind::Client, &launch)), launch))
+        let launch = self.launch(pid, face, bounds)?;
+        Ok((format!("{PREFIX}{}", self.seal(Kind::Client, &launch)?), launch))
     }
 
     /// A ticket and the renewal endpoints' secret, for a CLI on its own login.
@@ -103,26 +107,34 @@ impl Keys {
         pid: Option<u32>,
         face: AccountId,
         bearer: Arc<str>,
-        workspaces: Arc<[Arc<str>]>,
+        bounds: Bounds,
     ) -> Result<(String, String, Launch), Fault> {
-        let launch = Launch { bearer: Some(bearer), ..self.launch(pid, Some(face), workspaces)? };
-        let ticket = self.seal(Kind::Ticket, &launch);
-        Ok((ticket, self.seal(Kind::Renewal, &launch), launch))
+        let launch = Launch { bearer: Some(bearer), ..self.launch(pid, Some(face), bounds)? };
+        let ticket = self.seal(Kind::Ticket, &launch)?;
+        Ok((ticket, self.seal(Kind::Renewal, &launch)?, launch))
     }
 
-    fn seal(&self, kind: Kind, launch: &Launch) -> String {
+    fn seal(&self, kind: Kind, launch: &Launch) -> Result<String, Fault> {
         let payload = launch.write(kind);
         let tag = hmac::sign(&self.mac, &payload);
         let (payload, tag) =
             (BASE64_URL_SAFE_NO_PAD.encode(payload), BASE64_URL_SAFE_NO_PAD.encode(tag));
-        format!("{payload}.{tag}")
+        let text = format!("{payload}.{tag}");
+        if PREFIX.len() + text.len() > MAX_KEY {
+            return Err(Fault::new(
+                ErrorCode::TooLarge,
+                "the launch is limited to more accounts and workspaces than a key can hold",
+                "name fewer of them in the policy or the limit",
+            ));
+        }
+        Ok(text)
     }
 
     fn launch(
         &self,
         pid: Option<u32>,
         face: Option<AccountId>,
-        workspaces: Arc<[Arc<str>]>,
+        bounds: Bounds,
     ) -> Result<Launch, Fault> {
         let mut id = [0; 8];
         getrandom::fill(&mut id)
@@ -141,7 +153,7 @@ impl Keys {
             expires_at: clock::unix() + life,
             face,
             bearer: None,
-            workspaces,
+            bounds,
         })
     }
 
@@ -230,7 +242,10 @@ impl Launch {
     }
 
     fn write(&self, kind: Kind) -> Vec<u8> {
-        let mut out = vec![kind as u8];
+        let Bounds { scope, workspaces, accounts } = &self.bounds;
+        let client = kind == Kind::Client;
+        let scoped = !client || scope.key().is_some() || accounts.is_some();
+        let mut out = vec![if client && scoped { SCOPED } else { kind as u8 }];
         out.extend(self.id.to_be_bytes());
         out.extend(self.pid.to_be_bytes());
         out.extend(self.start.to_be_bytes());
@@ -238,14 +253,22 @@ impl Launch {
         out.extend(self.expires_at.to_be_bytes());
         let face = self.face.as_ref().map(AccountId::as_str).unwrap_or_default();
         out.extend(face.bytes());
+        let mut line = |text: &str| {
+            out.push(b'\n');
+            out.extend(text.bytes());
+        };
         if let Some(bearer) = &self.bearer {
-            out.push(b'\n');
-            out.extend(bearer.bytes());
+            line(bearer);
         }
-        for workspace in self.workspaces.iter() {
-            out.push(b'\n');
-            out.extend(workspace.bytes());
+        if scoped {
+            line(scope.key().map_or("", |key| key));
+            line(if matches!(scope, Scope::Project { fallback: true, .. }) { "+" } else { "-" });
+            // A leading comma tells "none of them" from "all".
+            let ids = accounts.iter().flat_map(|ids| ids.iter());
+            let named = accounts.as_ref().map_or("", |_named| ",");
+            line(&ids.fold(named.to_owned(), |text, id| text + id.as_str() + ","));
         }
+        workspaces.iter().for_each(|workspace| line(workspace));
         out
     }
 
@@ -259,8 +282,14 @@ impl Launch {
         let (expires, _none) = rest.split_first_chunk()?;
         let mut names = str::from_utf8(names).ok()?.split('\n');
         let face = names.next().filter(|face| !face.is_empty()).map(AccountId::from_written);
+        let scoped = match (kind, first) {
+            (Kind::Client, SCOPED) => true,
+            _ if first == kind as u8 => kind != Kind::Client,
+            _ => return None,
+        };
         let bearer = if kind == Kind::Client { None } else { Some(names.next()?.into()) };
-        (first == kind as u8).then(|| Self {
+        let (scope, accounts) = if scoped { bounds_of(&mut names)? } else { (Scope::Global, None) };
+        Some(Self {
             id: u64::from_be_bytes(*id),
             pid: u32::from_be_bytes(*pid),
             start: u64::from_be_bytes(*start),
@@ -268,12 +297,32 @@ impl Launch {
             expires_at: u64::from_be_bytes(*expires),
             face,
             bearer,
-            workspaces: names.filter(|name| !name.is_empty()).map(Into::into).collect(),
+            bounds: Bounds {
+                scope,
+                accounts,
+                workspaces: names.filter(|name| !name.is_empty()).map(Into::into).collect(),
+            },
         })
     }
 }
 
 /// Names this boot: the system's own id for it, as a number.
+/// The pool and the accounts that a scoped key says, from its next three lines.
+fn bounds_of<'a>(
+    lines: &mut impl Iterator<Item = &'a str>,
+) -> Option<(Scope, Option<Arc<[AccountId]>>)> {
+    let (key, steps_in, ids) = (lines.next()?, lines.next()?, lines.next()?);
+    let scope = match key {
+        "" => Scope::Global,
+        key => Scope::Project { key: key.into(), fallback: steps_in == "+" },
+    };
+    let ids = ids.strip_prefix(',').map(|ids| {
+        let ids = ids.split(',').filter(|id| !id.is_empty());
+        ids.map(AccountId::from_written).collect()
+    });
+    Some((scope, ids))
+}
+
 fn boot() -> u64 {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     id.bytes().fold(0, |hash: u64, byte| hash.wrapping_mul(31).wrapping_add(u64::from(byte)))
@@ -287,13 +336,17 @@ mod tests {
     async fn a_key_opens_while_its_process_lives_and_survives_a_restart() {
         let own = std::process::id();
         let (key, launch) = Keys::new(b"secret")
-            .mint(Some(own), Some(AccountId::of("u", "w")), ["w".into()].into())
+            .mint(
+                Some(own),
+                Some(AccountId::of("u", "w")),
+                Bounds { workspaces: ["w".into()].into(), ..Bounds::default() },
+            )
             .unwrap();
         let restarted = Keys::new(b"secret");
         assert_eq!(restarted.check(&key), Some(launch));
         assert_eq!(Keys::new(b"other").check(&key), None);
         let mut ended = std::process::Command::new("true").spawn().unwrap();
-        let (key, _launch) = restarted.mint(Some(ended.id()), None, [].into()).unwrap();
+        let (key, _launch) = restarted.mint(Some(ended.id()), None, Bounds::default()).unwrap();
         ended.wait().unwrap();
         assert_eq!(restarted.check(&key), None, "its process has ended");
     }
@@ -302,13 +355,13 @@ mod tests {
     async fn a_key_shown_before_opens_only_while_it_holds_and_no_other_does() {
         let keys = Keys::new(b"secret");
         let mut process = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let (key, launch) = keys.mint(Some(process.id()), None, [].into()).unwrap();
+        let (key, launch) = keys.mint(Some(process.id()), None, Bounds::default()).unwrap();
         let shown = Shown::default();
         for _time in 0..2 {
             assert_eq!(keys.check_again(&key, &shown).as_deref(), Some(&launch));
         }
         assert_eq!(keys.check_again("at-cma-AA.AA", &shown), None);
-        let (other, _launch) = keys.mint(None, None, [].into()).unwrap();
+        let (other, _launch) = keys.mint(None, None, Bounds::default()).unwrap();
         assert!(keys.check_again(&other, &shown).is_some());
         assert!(keys.check_again(&key, &shown).is_some());
         process.kill().unwrap();
@@ -322,8 +375,14 @@ mod tests {
     async fn one_kind_cannot_be_passed_off_as_another() {
         let keys = Keys::new(b"secret");
         let (face, all) = (AccountId::of("u", "w"), ["w".into()]);
-        let (ticket, secret, launch) =
-            keys.mint_own(None, face, "print".into(), all.into()).unwrap();
+        let (ticket, secret, launch) = keys
+            .mint_own(
+                None,
+                face,
+                "print".into(),
+                Bounds { workspaces: all.into(), ..Bounds::default() },
+            )
+            .unwrap();
         assert_eq!(keys.check_ticket(&ticket), Some(launch.clone()));
         assert_eq!(keys.check_renewal(&secret), Some(launch));
         assert_eq!(keys.check_renewal(&ticket), None);
@@ -331,14 +390,40 @@ mod tests {
         for stolen in [ticket, secret] {
             assert_eq!(keys.check(&format!("{PREFIX}{stolen}")), None);
         }
-        let (key, _launch) = keys.mint(None, None, [].into()).unwrap();
+        let (key, _launch) = keys.mint(None, None, Bounds::default()).unwrap();
         assert_eq!(keys.check_ticket(key.strip_prefix(PREFIX).unwrap()), None);
+    }
+
+    #[tokio::test]
+    async fn a_key_says_its_pool_and_an_old_one_means_the_global_one() {
+        let keys = Keys::new(b"secret");
+        let project = |fallback| Scope::Project { key: "x-0123456789ab".into(), fallback };
+        let (a, w) = (AccountId::of("u", "w"), Arc::from("w"));
+        for scope in [Scope::Global, project(false), project(true)] {
+            for accounts in [None, Some([].into()), Some([a.clone()].into())] {
+                for workspaces in [[].into(), [Arc::clone(&w)].into()] {
+                    let (scope, accounts) = (scope.clone(), accounts.clone());
+                    let bounds = Bounds { scope, workspaces, accounts };
+                    for face in [None, Some(a.clone())] {
+                        let (key, launch) = keys.mint(None, face, bounds.clone()).unwrap();
+                        assert_eq!(launch.bounds, bounds);
+                        assert_eq!(keys.check(&key), Some(launch));
+                    }
+                }
+            }
+        }
+        let (_key, launch) = keys.mint(None, None, Bounds::default()).unwrap();
+        let plain = launch.write(Kind::Client);
+        assert_eq!((plain[0], plain.len()), (Kind::Client as u8, FIXED));
+        let mut newer = plain;
+        newer[0] = SCOPED + 1;
+        assert_eq!(Launch::read(Kind::Client, &newer), None);
     }
 
     #[tokio::test]
     async fn no_changed_key_opens() {
         let keys = Keys::new(b"secret");
-        let (key, _launch) = keys.mint(None, None, [].into()).unwrap();
+        let (key, _launch) = keys.mint(None, None, Bounds::default()).unwrap();
         assert!(keys.check(&key).is_some());
         for at in PREFIX.len()..key.len() {
             let mut changed = key.clone().into_bytes();

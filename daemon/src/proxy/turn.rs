@@ -103,12 +103,9 @@ pub(crate) fn serve(
         .filter(|model| model.len() <= MAX_NAME)
         .map(Arc::from);
     parts.headers = headers::upwards(parts.headers, &proxy.host);
-    let need = Need {
-        session: session.clone(),
-        model: model.clone(),
-        workspaces: Arc::clone(&launch.workspaces),
-        ..Need::default()
-    };
+    let bounds = &launch.bounds;
+    let need =
+        Need { session: bounds.session(session.as_ref()), model: model.clone(), ..bounds.need() };
     let trace = proxy.traces.begin(session, model);
     let source = Source::new(incoming);
     let turn = Turn {

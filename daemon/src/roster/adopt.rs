@@ -89,7 +89,7 @@ impl Roster {
             issuer: self.config.issuer.base.clone(),
             backend: self.config.backend.base.clone(),
             imported_at: clock::unix(),
-            generation: known.map_or(1, |known| known.generation + 1),
+            generation: self.flights.next(&login.id(), known.map(|known| known.generation)),
             expires_at: login.claims.expires_at,
             renewed_at: None,
             tokens: login.tokens.clone(),

@@ -88,7 +88,7 @@ impl Roster {
             issuer: login.issuer,
             backend: self.config.backend.base.clone(),
             imported_at: now,
-            generation: 1,
+            generation: self.flights.next(&id, known.as_ref().map(|known| known.generation)),
             expires_at: login.claims.expires_at,
             renewed_at: None,
             tokens,
@@ -99,7 +99,6 @@ impl Roster {
             pools: Vec::new(),
         };
         if let Some(known) = known {
-            record.generation = known.generation + 1;
             record.spent = known.spent_with_current();
             record.email = record.email.or_else(|| known.email.clone());
             record.plan = record.plan.or_else(|| known.plan.clone());

@@ -194,6 +194,7 @@ pub(crate) fn label(path: &Path) -> String {
         "accounts" if name.contains(".renewal.") => ("renewal", stem),
         "accounts" if name.contains(".flag.") => ("flag", stem),
         "accounts" if name.contains(".lent.") => ("lent", stem),
+        _ if name == "project.json" => ("project", &*folder),
         "mirror" => ("mirror", stem),
         "accounts" => ("account", stem),
         "removed" => ("account", stem.rsplit_once('-').map_or(stem, |(id, _at)| id)),

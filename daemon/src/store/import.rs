@@ -5,7 +5,7 @@
 
 use crate::{config::Config, fault::Fault};
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
-use cma_core::identity::{AccountId, Claims};
+use cma_core::identity::{self, AccountId, Claims};
 use cma_proto::error::ErrorCode;
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -163,13 +163,22 @@ fn login(tokens: &AuthTokens, config: &Config) -> Result<Login, String> {
     Ok(Login { claims, user, workspace, tokens, notes })
 }
 
+/// The workspaces that a JWT's claims name, with what they are called.
+pub(crate) fn workspaces(token: &str) -> Vec<(String, Option<String>)> {
+    payload(token).map(|payload| identity::workspaces(&payload)).unwrap_or_default()
+}
+
 /// The claims of a JWT; `None` when it isn't one.
 pub(crate) fn claims(token: &str) -> Option<Claims> {
+    payload(token).map(|payload| Claims::from_payload(&payload))
+}
+
+fn payload(token: &str) -> Option<serde_json::Value> {
     let mut parts = token.split('.');
     let (_head, payload, _signature) = (parts.next()?, parts.next()?, parts.next()?);
     if parts.next().is_some() {
         return None;
     }
     let bytes = BASE64_URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok()?;
-    serde_json::from_slice(&bytes).ok().map(|payload| Claims::from_payload(&payload))
+    serde_json::from_slice(&bytes).ok()
 }

@@ -42,6 +42,9 @@ pub(crate) struct State {
     /// When the notice on terms was given to a client to show (seconds since 1970).
     #[serde(default)]
     pub(crate) notice_at: Option<u64>,
+    /// Workspaces that new launches are limited to everywhere; empty for no limit.
+    #[serde(default)]
+    pub(crate) workspaces: Vec<String>,
 }
 
 /// The root's files.
@@ -87,7 +90,8 @@ impl Store {
         let to = folder.join(format!("{id}-{at}.json"));
         atomic::shift(&from, &to)?;
         self.drop_file(&self.account_file(id.as_str(), ".previous"))?;
-        self.drop_file(&self.account_file(id.as_str(), ".renewal"))?;
+        // The note of a renewal without an answer stays: should this credential come back, what was
+        // sent of it was sent. One of an older generation says nothing and is dropped when read.
         self.remove_asides(id)?;
         Ok(to)
     }

@@ -164,6 +164,7 @@ fn requests() -> Vec<(&'static str, Request)> {
             "request.takeover.export",
             Request::Takeover(TakeoverRequest::Export { secrets_to: Some(text("/a/new.json")) }),
         ),
+        ("request.pools", Request::Pools(PoolsRequest::Show { project: text("/home/a/src") })),
     ]
     .into_iter()
     .chain(login_requests())
@@ -261,6 +262,8 @@ fn replies() -> Vec<(&'static str, Reply)> {
         notes: vec![text("n")],
     };
     let changed = Changed { account: text("aa"), name: text("work"), epoch: 44, notes: Vec::new() };
+    let noted = Launch::Noted { plan: plan.clone(), notes: vec![text("a policy changed")] };
+    let pools = PoolsReply::Projects(Vec::new());
     let aside = Launch::Aside { reason: text("an own provider"), tell: false };
     let mirror = MirrorInfo {
         on: true,
@@ -314,6 +317,8 @@ fn replies() -> Vec<(&'static str, Reply)> {
         ("reply.owner.verified", Reply::Owner(OwnerReply::Verified(vec![verified]))),
         ("reply.takeover.report", Reply::Takeover(Box::new(TakeoverReply::Report(report())))),
         ("reply.takeover.exported", Reply::Takeover(Box::new(TakeoverReply::Exported(exported())))),
+        ("reply.pools", Reply::Pools(pools)),
+        ("reply.launch.noted", Reply::Launch(Box::new(noted))),
     ]
     .into_iter()
     .chain(login_replies())
@@ -518,6 +523,7 @@ fn no_variant_is_missing_above() {
         Request::Owner(OwnerRequest::Revoke { .. }) => 22,
         Request::Takeover(TakeoverRequest::Scan(_)) => 23,
         Request::Takeover(TakeoverRequest::Export { .. }) => 24,
+        Request::Pools(_) => 25,
     };
     let reply = |reply: &Reply| match reply {
         Reply::Status(_) => 0,
@@ -528,6 +534,7 @@ fn no_variant_is_missing_above() {
         Reply::Launch(launch) => match **launch {
             Launch::Through(_) => 5,
             Launch::Aside { .. } => 6,
+            Launch::Noted { .. } => 9,
         },
         Reply::ShuttingDown { .. } => 7,
         Reply::Login(login) => match **login {
@@ -544,6 +551,7 @@ fn no_variant_is_missing_above() {
             TakeoverReply::Report(_) => 16,
             TakeoverReply::Exported(_) => 17,
         },
+        Reply::Pools(_) => 18,
     };
     let change = |event: &Event| match event.change {
         Change::Snapshot { .. } => 0,
@@ -555,11 +563,14 @@ fn no_variant_is_missing_above() {
         Change::Served { .. } => 6,
         Change::Phase { .. } => 7,
     };
-    let count = |seen: Vec<i32>| assert_eq!(seen, (0_i32..).take(seen.len()).collect::<Vec<_>>());
+    let count = |mut seen: Vec<i32>| {
+        seen.sort_unstable();
+        assert_eq!(seen, (0_i32..).take(seen.len()).collect::<Vec<_>>());
+    };
     count(requests().iter().map(|(_, r)| request(r)).collect());
     count(replies().iter().map(|(_, r)| reply(r)).collect());
     count(events().iter().map(|(_, e)| change(e)).collect());
-    assert_eq!((requests().len(), replies().len(), events().len()), (25, 18, 8));
+    assert_eq!((requests().len(), replies().len(), events().len()), (26, 20, 8));
 }
 
 #[test]

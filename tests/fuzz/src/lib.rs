@@ -254,6 +254,7 @@ fn seed(id: AccountId, who: u8, generation: Generation, expires: Option<Wall>) -
         id,
         order: u32::from(who % 4),
         workspace: "w".into(),
+        pools: cma_core::scope::Pools::default(),
         plan: None,
         name: "n".into(),
         enabled: who & 64 == 0,

@@ -1,6 +1,7 @@
 //! The pool's promises, each under random operations in a simulated world with two clocks.
 
 mod regressions;
+mod scopes;
 mod world;
 
 use crate::{
@@ -239,7 +240,7 @@ proptest! {
                 let need = Need { session: session.map(world::session), ..Need::default() };
                 let all = one.pool.explain(&need, one.now);
                 let first = all.first().filter(|first| first.excluded.is_none()).map(|first| &first.id);
-                let chosen = select::choose(&one.pool.view(), &need, one.now);
+                let chosen = select::choose(&one.pool.view(&need.scope), &need, one.now);
                 prop_assert_eq!(first, chosen.map(|at| &one.pool.accounts()[at].id));
                 let same: Vec<_> = other.pool.explain(&need, other.now).into_iter().map(|c| c.id).collect();
                 prop_assert_eq!(all.into_iter().map(|c| c.id).collect::<Vec<_>>(), same);

@@ -21,6 +21,7 @@ fn account(n: u32) -> Account {
         id: id(n),
         order: n,
         workspace: n.to_string().into(),
+        pools: crate::scope::Pools::default(),
         plan: None,
         name: n.to_string().into(),
         enabled: true,

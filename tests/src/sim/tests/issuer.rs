@@ -112,7 +112,7 @@ fn what_ends_a_login_is_told_apart() {
 #[test]
 fn other_grants_are_refused() {
     let sim = start();
-    let form = b"grant_type=authorization_code&code=a%2Bb";
+    let form = b"grant_type=client_credentials&scope=a%2Bb";
     let headers = [("content-type", "application/x-www-form-urlencoded")];
     let got = send(&sim, "POST /oauth/token", &headers, form).unwrap();
     assert_eq!((got.status, got.json()), (400, json!({ "error": "unsupported_grant_type" })));

@@ -278,7 +278,7 @@ impl World {
                     model: model.map(|m| if m { "large" } else { "small" }.into()),
                     exclude: exclude.into_iter().map(account).collect(),
                     only: only.map(account),
-                    workspaces: Arc::default(),
+                    ..Need::default()
                 };
                 self.ask(need, of)
             },
@@ -474,6 +474,7 @@ impl World {
             id: account(n),
             order: u32::try_from(n).unwrap() / 2,
             workspace: format!("workspace {n}").into(),
+            pools: crate::scope::Pools::default(),
             plan: Some("plus".into()),
             name: format!("account {n}").into(),
             enabled,
