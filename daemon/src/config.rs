@@ -185,13 +185,7 @@ impl Config {
             }));
         }
         if let Some(value) = &file.auth_mode {
-            keep(match value.as_str() {
-                "pool" | "own" => {
-                    config.own_auth = value == "own";
-                    Ok(())
-                },
-                _ => Err(format!("`config.toml`: auth_mode `{value}` is neither pool nor own")),
-            });
+            keep(own_auth(value).map(|own| config.own_auth = own));
         }
         for (name, written, slot) in [
             ("CMA_UPSTREAM_BACKEND", &file.upstream.backend, &mut config.backend),
@@ -225,6 +219,15 @@ fn listen(value: &str) -> Result<SocketAddr, String> {
         Ok(at)
     } else {
         Err(format!("`{value}` is not a loopback address; the proxy never listens elsewhere"))
+    }
+}
+
+/// Whether CLIs run on their own login.
+fn own_auth(value: &str) -> Result<bool, String> {
+    match value {
+        "own" => Ok(true),
+        "pool" => Ok(false),
+        _ => Err(format!("`config.toml`: auth_mode `{value}` is neither pool nor own")),
     }
 }
 

@@ -50,21 +50,8 @@ pub(crate) fn plan(
 ) -> Result<Launch, Fault> {
     let aside = |reason: &str, tell| Ok(Launch::Aside { reason: reason.to_owned(), tell });
     let version = version(&request.codex_version);
-    if !request.printed || version.is_some() {
-        match version {
-            None => return aside("this codex doesn't tell its version", true),
-            Some(version) if version < TAKES_KEY => {
-                let (major, minor, patch) = TAKES_KEY;
-                return aside(
-                    &format!(
-                        "codex {} can't take its login from the environment; {major}.{minor}.{patch} can",
-                        request.codex_version
-                    ),
-                    true,
-                );
-            },
-            Some(_) => {},
-        }
+    if let Some(why) = too_old(request, version) {
+        return aside(&why, true);
     }
     let workspaces = match wishes(request) {
         Ok(workspaces) => workspaces,
@@ -141,6 +128,22 @@ pub(crate) fn plan(
     Ok(told(plan, choice.notes))
 }
 
+/// Why this CLI's version can't be started through the daemon. A printed plan is for any client.
+fn too_old(request: &LaunchRequest, version: Option<Version>) -> Option<String> {
+    match version {
+        None if request.printed => None,
+        None => Some("this codex doesn't tell its version".to_owned()),
+        Some(version) if version < TAKES_KEY => {
+            let (major, minor, patch) = TAKES_KEY;
+            Some(format!(
+                "codex {} can't take its login from the environment; {major}.{minor}.{patch} can",
+                request.codex_version
+            ))
+        },
+        Some(_) => None,
+    }
+}
+
 /// The plan of a CLI that stays on its own `auth.json`: no key in the environment, but the two
 /// addresses at which this CLI renews and revokes, which are ours. The ticket in the addresses is no
 /// secret (arguments can be seen); what opens them is the person's own bearer.
@@ -159,7 +162,7 @@ fn own(
             path.display()
         ));
     };
-    if !roster.get(&face).is_some_and(|record| bounds.place(&record).is_some()) {
+    if roster.get(&face).is_none_or(|record| bounds.place(&record).is_none()) {
         return aside(format!(
             "own-auth mode: the login in `{}` is not in the pool; `cmactl import` adds it",
             path.display()

@@ -246,18 +246,9 @@ impl Roster {
             // since then is worth more.
             let record =
                 Record { label: label.or_else(|| known.label.clone()), pools, ..(**known).clone() };
-            let imported = Imported {
-                id: record.id.clone(),
-                email: record.email.clone(),
-                plan: record.plan.clone(),
-                workspace: record.workspace.clone(),
-                created,
-                notes: vec![
-                    "the pool already has this login or a newer credential of it; kept".to_owned(),
-                ],
-            };
+            let kept = "the pool already has this login or a newer credential of it; kept";
             let record = self.save(record)?;
-            return Ok((imported, record));
+            return Ok((imported(&record, created, vec![kept.to_owned()]), record));
         }
         let record = Record {
             id: id.as_str().to_owned(),
@@ -282,18 +273,10 @@ impl Roster {
             notes: known.as_ref().and_then(|known| known.notes.clone()),
             pools,
         };
-        let imported = Imported {
-            id: record.id.clone(),
-            email: record.email.clone(),
-            plan: record.plan.clone(),
-            workspace: record.workspace.clone(),
-            created,
-            notes,
-        };
         let record = self.save(record)?;
         self.store.clear_renewal_note(&id)?;
         crash::moment(Moment::ImportDone);
-        Ok((imported, record))
+        Ok((imported(&record, created, notes), record))
     }
 
     /// Changes one record. Blocks on the disk.
@@ -485,6 +468,17 @@ fn gone(id: &AccountId) -> Fault {
         format!("account {id} is no longer in the pool"),
         "run `cmactl list` to see them",
     )
+}
+
+fn imported(record: &Record, created: bool, notes: Vec<String>) -> Imported {
+    Imported {
+        id: record.id.clone(),
+        email: record.email.clone(),
+        plan: record.plan.clone(),
+        workspace: record.workspace.clone(),
+        created,
+        notes,
+    }
 }
 
 #[cfg(test)]

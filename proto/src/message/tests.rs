@@ -120,6 +120,18 @@ fn requests() -> Vec<(&'static str, Request)> {
                 by: SealBy::Passphrase(Secret(text("four words"))),
             }),
         ),
+        ("request.pools", Request::Pools(PoolsRequest::Show { project: text("/home/a/src") })),
+    ]
+    .into_iter()
+    .chain(login_requests())
+    .chain(neighbour_requests())
+    .collect()
+}
+
+/// Of other programs' logins.
+fn neighbour_requests() -> Vec<(&'static str, Request)> {
+    let selector = || text("work");
+    vec![
         (
             "request.owner.launch",
             Request::Owner(OwnerRequest::Launch(LaunchRequest {
@@ -164,11 +176,7 @@ fn requests() -> Vec<(&'static str, Request)> {
             "request.takeover.export",
             Request::Takeover(TakeoverRequest::Export { secrets_to: Some(text("/a/new.json")) }),
         ),
-        ("request.pools", Request::Pools(PoolsRequest::Show { project: text("/home/a/src") })),
     ]
-    .into_iter()
-    .chain(login_requests())
-    .collect()
 }
 
 fn login_requests() -> [(&'static str, Request); 4] {
@@ -265,6 +273,38 @@ fn replies() -> Vec<(&'static str, Reply)> {
     let noted = Launch::Noted { plan: plan.clone(), notes: vec![text("a policy changed")] };
     let pools = PoolsReply::Projects(Vec::new());
     let aside = Launch::Aside { reason: text("an own provider"), tell: false };
+    vec![
+        ("reply.status", Reply::Status(Box::new(status()))),
+        ("reply.imported", Reply::Imported(vec![imported])),
+        ("reply.switched", Reply::Switched(switched)),
+        ("reply.changed", Reply::Changed(changed)),
+        ("reply.why", Reply::Why(Box::new(why))),
+        ("reply.launch.through", Reply::Launch(Box::new(Launch::Through(plan)))),
+        ("reply.launch.aside", Reply::Launch(Box::new(aside))),
+        ("reply.shutting_down", Reply::ShuttingDown { active: 300 }),
+        (
+            "reply.survived",
+            Reply::Survived(Survived::Seal(SealInfo {
+                state: text("on"),
+                by: vec![text("keyring"), text("recovery")],
+                since: Some(1_800_000_000),
+                sealed: 300,
+                plain: 0,
+                recovery: Some(Secret(text("AAAA-BBBB"))),
+                notes: vec![text("a note")],
+            })),
+        ),
+        ("reply.pools", Reply::Pools(pools)),
+        ("reply.launch.noted", Reply::Launch(Box::new(noted))),
+    ]
+    .into_iter()
+    .chain(login_replies())
+    .chain(neighbour_replies())
+    .collect()
+}
+
+/// Of other programs' logins.
+fn neighbour_replies() -> Vec<(&'static str, Reply)> {
     let mirror = MirrorInfo {
         on: true,
         path: Some(text("/home/a/.codex/auth.json")),
@@ -292,37 +332,12 @@ fn replies() -> Vec<(&'static str, Reply)> {
         message: text("m"),
     };
     vec![
-        ("reply.status", Reply::Status(Box::new(status()))),
-        ("reply.imported", Reply::Imported(vec![imported])),
-        ("reply.switched", Reply::Switched(switched)),
-        ("reply.changed", Reply::Changed(changed)),
-        ("reply.why", Reply::Why(Box::new(why))),
-        ("reply.launch.through", Reply::Launch(Box::new(Launch::Through(plan)))),
-        ("reply.launch.aside", Reply::Launch(Box::new(aside))),
-        ("reply.shutting_down", Reply::ShuttingDown { active: 300 }),
-        (
-            "reply.survived",
-            Reply::Survived(Survived::Seal(SealInfo {
-                state: text("on"),
-                by: vec![text("keyring"), text("recovery")],
-                since: Some(1_800_000_000),
-                sealed: 300,
-                plain: 0,
-                recovery: Some(Secret(text("AAAA-BBBB"))),
-                notes: vec![text("a note")],
-            })),
-        ),
         ("reply.owner.mirror", Reply::Owner(OwnerReply::Mirror(mirror))),
         ("reply.owner.flagged", Reply::Owner(OwnerReply::Flagged(vec![flagged]))),
         ("reply.owner.verified", Reply::Owner(OwnerReply::Verified(vec![verified]))),
         ("reply.takeover.report", Reply::Takeover(Box::new(TakeoverReply::Report(report())))),
         ("reply.takeover.exported", Reply::Takeover(Box::new(TakeoverReply::Exported(exported())))),
-        ("reply.pools", Reply::Pools(pools)),
-        ("reply.launch.noted", Reply::Launch(Box::new(noted))),
     ]
-    .into_iter()
-    .chain(login_replies())
-    .collect()
 }
 
 fn report() -> crate::takeover::Report {
@@ -534,7 +549,7 @@ fn no_variant_is_missing_above() {
         Reply::Launch(launch) => match **launch {
             Launch::Through(_) => 5,
             Launch::Aside { .. } => 6,
-            Launch::Noted { .. } => 9,
+            Launch::Noted { .. } => 19,
         },
         Reply::ShuttingDown { .. } => 7,
         Reply::Login(login) => match **login {
