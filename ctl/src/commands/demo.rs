@@ -278,7 +278,7 @@ fn next_commands() -> String {
     );
     let lines = [
         (format!("export PATH=\"{folder}:$PATH\""), "`codex` is the shim from now on"),
-        ("cmactl import".to_owned(), "your own login, from ~/.codex/auth.json; once for each"),
+        ("cmactl login".to_owned(), "once for each account; `cmactl import` reads an auth.json"),
         ("codex exec \"say hello\"".to_owned(), "the real CLI, on the account that should serve"),
         ("cmactl status".to_owned(), "who serves, and what is left"),
     ];
