@@ -322,6 +322,8 @@ pub fn start(root: &Root) -> Result<StartLine, Refusal> {
     let mut child = Command::new(&program)
         .arg("start")
         .env("CODEX_MULTI_AUTH_DIR", root.path())
+        // It is sent with the one request that needs it; a process that stays must not carry it.
+        .env_remove("CMA_IMPORT_PASSPHRASE")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
