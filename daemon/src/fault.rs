@@ -46,3 +46,14 @@ impl Fault {
         self.refusal.code
     }
 }
+
+/// What failed, without the URL (reqwest's own text carries it).
+pub(crate) fn without_url(error: &reqwest::Error) -> &'static str {
+    if error.is_timeout() {
+        "no answer in time"
+    } else if error.is_body() || error.is_decode() {
+        "the answer was cut"
+    } else {
+        "the connection ended before an answer"
+    }
+}

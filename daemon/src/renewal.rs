@@ -16,7 +16,7 @@ use crate::{
     clock,
     config::Config,
     crash::{self, Moment},
-    fault::Fault,
+    fault::{self, Fault},
     roster::{Renewed, Roster},
     store::{
         aside::{Evidence, redacted},
@@ -243,7 +243,7 @@ impl Renewer {
                     self.config.issuer.authority
                 ));
             },
-            Err(error) => return Sent::Unknown(kind(&error).to_owned()),
+            Err(error) => return Sent::Unknown(fault::without_url(&error).to_owned()),
         };
         let status = answer.status();
         if verdict::is_page(status, answer.headers()) {
@@ -261,7 +261,7 @@ impl Renewer {
                 },
                 Ok(None) => break,
                 Ok(Some(_too_much)) => return Sent::Unknown("an endless answer".to_owned()),
-                Err(error) => return Sent::Unknown(kind(&error).to_owned()),
+                Err(error) => return Sent::Unknown(fault::without_url(&error).to_owned()),
             }
         }
         crash::moment(Moment::RenewalAnswered);
@@ -460,17 +460,6 @@ fn judge(status: reqwest::StatusCode, bytes: &[u8]) -> Sent {
         Sent::Refused(shown)
     } else {
         Sent::NotNow(format!("the issuer answered {shown}"))
-    }
-}
-
-/// What failed, without the URL (reqwest's own text carries it).
-fn kind(error: &reqwest::Error) -> &'static str {
-    if error.is_timeout() {
-        "no answer in time"
-    } else if error.is_body() || error.is_decode() {
-        "the answer was cut"
-    } else {
-        "the connection ended before an answer"
     }
 }
 

@@ -1,79 +1,27 @@
 //! The daemon is killed at random moments of refreshes: no login is lost, none is spent twice.
 
+use super::crash_matrix::{NAMES, OnDisk, START, number, settled};
 use cma_tests::{
     http::Door,
     sim::{AccountSpec, AccountStats, Fault, Route, SimConfig},
     world::World,
 };
-use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     time::{Duration, Instant},
 };
 
-const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
-/// From exec to ready.
-const START: Duration = Duration::from_millis(300);
-
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok()?.parse().ok()
-}
-
 fn config(grace: Duration) -> SimConfig {
     let accounts = NAMES.into_iter().map(AccountSpec::new).collect();
     SimConfig { accounts, grace, ..SimConfig::default() }
 }
 
-/// What stands on disk of one account.
-#[derive(Debug, Clone)]
-struct OnDisk {
-    generation: u64,
-    /// The generation that the renewal's note names.
-    noted: Option<u64>,
-}
-
-fn sealed(path: &std::path::Path) -> Option<Value> {
-    let text = fs::read_to_string(path).ok()?;
-    let envelope: Value = serde_json::from_str(&text)
-        .unwrap_or_else(|error| panic!("{} is torn: {error}", path.display()));
-    Some(envelope["content"].clone())
-}
-
-/// By the account's name.
+/// All of them, by their names.
 fn on_disk(world: &World) -> BTreeMap<String, OnDisk> {
-    let folder = world.root().join("accounts");
-    let mut found = BTreeMap::new();
-    for entry in fs::read_dir(&folder).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-        let Some(id) = name.strip_suffix(".json").filter(|id| !id.contains('.')) else { continue };
-        let record = sealed(&path).unwrap();
-        let note = sealed(&folder.join(format!("{id}.renewal.json")));
-        let known = OnDisk {
-            generation: record["generation"].as_u64().unwrap(),
-            noted: note.and_then(|note| note["generation"].as_u64()),
-        };
-        found.insert(record["label"].as_str().unwrap().to_owned(), known);
-    }
+    let found = super::crash_matrix::on_disk(world);
     assert_eq!(found.len(), NAMES.len(), "{found:?}");
     found
-}
-
-/// What the issuer counted, once it has nothing more to read.
-fn settled(world: &World) -> BTreeMap<String, AccountStats> {
-    let mut last = world.sim().stats().accounts;
-    loop {
-        std::thread::sleep(Duration::from_millis(40));
-        let now = world.sim().stats().accounts;
-        if now == last {
-            return NAMES
-                .into_iter()
-                .map(|name| (name.to_owned(), now.get(name).cloned().unwrap_or_default()))
-                .collect();
-        }
-        last = now;
-    }
 }
 
 struct Round<'a> {

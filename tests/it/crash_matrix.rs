@@ -17,24 +17,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+pub(super) const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 /// From exec to ready.
-const START: Duration = Duration::from_millis(300);
+pub(super) const START: Duration = Duration::from_millis(300);
 /// A machine that does other things at the same time may take this long now and then.
 const SLOW_START: Duration = Duration::from_secs(2);
 /// The points at which an answer of the issuer is in memory alone, or on its way.
 const OUTCOME_UNKNOWN: [&str; 4] =
     ["renewal.posted", "renewal.answered", "renewal.before_save", "account.created"];
 
-fn number(variable: &str) -> Option<u64> {
+pub(super) fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
 /// What stands on disk of one account.
 #[derive(Debug, Clone)]
-struct OnDisk {
-    generation: u64,
-    noted: Option<u64>,
+pub(super) struct OnDisk {
+    pub(super) generation: u64,
+    /// The generation that the renewal's note names.
+    pub(super) noted: Option<u64>,
 }
 
 fn sealed(path: &Path) -> Option<Value> {
@@ -45,7 +46,7 @@ fn sealed(path: &Path) -> Option<Value> {
 }
 
 /// By the name that the account has upstream.
-fn on_disk(world: &World) -> BTreeMap<String, OnDisk> {
+pub(super) fn on_disk(world: &World) -> BTreeMap<String, OnDisk> {
     let folder = world.root().join("accounts");
     let mut found = BTreeMap::new();
     for path in files(&folder) {
@@ -64,7 +65,7 @@ fn on_disk(world: &World) -> BTreeMap<String, OnDisk> {
 }
 
 /// What the issuer counted, once it has nothing more to read.
-fn settled(world: &World) -> BTreeMap<String, AccountStats> {
+pub(super) fn settled(world: &World) -> BTreeMap<String, AccountStats> {
     let mut last = world.sim().stats().accounts;
     loop {
         std::thread::sleep(Duration::from_millis(25));

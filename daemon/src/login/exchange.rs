@@ -6,6 +6,7 @@
 use crate::{
     clock,
     config::Endpoint,
+    fault,
     store::{import, record::Tokens},
 };
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
@@ -249,7 +250,7 @@ impl Issuer {
             if error.is_connect() || error.is_builder() {
                 Trouble::Unreached(format!("could not connect to {}", self.endpoint.authority))
             } else {
-                Trouble::Cut(kind(&error))
+                Trouble::Cut(fault::without_url(&error))
             }
         })?;
         let status = answer.status();
@@ -260,7 +261,9 @@ impl Issuer {
             .map(|since| since.as_secs());
         let retry_after = header(http::header::RETRY_AFTER).and_then(|text| text.parse().ok());
         let mut body = Vec::new();
-        while let Some(chunk) = answer.chunk().await.map_err(|error| Trouble::Cut(kind(&error)))? {
+        while let Some(chunk) =
+            answer.chunk().await.map_err(|error| Trouble::Cut(fault::without_url(&error)))?
+        {
             if body.len() + chunk.len() > MAX_ANSWER {
                 return Err(Trouble::Cut("an endless answer came"));
             }
@@ -472,17 +475,6 @@ fn number(token: &str, name: &str) -> Option<u64> {
     let payload = token.split('.').nth(1)?;
     let bytes = BASE64_URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok()?;
     serde_json::from_slice::<serde_json::Value>(&bytes).ok()?.get(name)?.as_u64()
-}
-
-/// What failed, without the URL (reqwest's own text carries it).
-fn kind(error: &reqwest::Error) -> &'static str {
-    if error.is_timeout() {
-        "no answer in time"
-    } else if error.is_body() || error.is_decode() {
-        "the answer was cut"
-    } else {
-        "the connection ended before an answer"
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Ending a login at the issuer, when a person asks for exactly that.
 
-use super::{CLIENT_ID, Renewer, kind};
-use crate::store::record::Tokens;
+use super::{CLIENT_ID, Renewer};
+use crate::{fault, store::record::Tokens};
 use secrecy::ExposeSecret as _;
 use serde::Serialize;
 use std::time::Duration;
@@ -36,7 +36,7 @@ impl Renewer {
             .body(body)
             .send()
             .await
-            .map_err(|error| kind(&error).to_owned())?;
+            .map_err(|error| fault::without_url(&error).to_owned())?;
         match sent.status() {
             status if status.is_success() => Ok(()),
             status => Err(format!("the issuer answered {}", status.as_u16())),
