@@ -174,6 +174,11 @@ impl Sim {
         self.known(account, |state, no| state.set_reset_in(no, primary, secondary));
     }
 
+    /// How long tokens live that are issued from now on.
+    pub fn set_tokens_ttl(&self, ttl: Duration) {
+        self.shared.state.lock().config.tokens_ttl = ttl;
+    }
+
     /// Sets for how long a just-spent refresh token still gets its successor.
     pub fn set_grace(&self, grace: Duration) {
         self.shared.state.lock().config.grace = grace;
