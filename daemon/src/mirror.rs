@@ -146,7 +146,7 @@ impl Mirror {
             // Written by us: the person's own file is the one kept.
             Some(known) if known.known == now.as_deref().map(file::print) => known.original.clone(),
             Some(changed) => {
-                self.put_aside(changed.original.as_deref())?;
+                put_aside(&changed.path, changed.original.as_deref())?;
                 now.as_deref().map(|bytes| BASE64_STANDARD.encode(bytes))
             },
             None => now.as_deref().map(|bytes| BASE64_STANDARD.encode(bytes)),
@@ -191,7 +191,7 @@ impl Mirror {
                 None => format!("`{}` is gone, as it was before", setting.path.display()),
             });
         } else {
-            let aside = self.put_aside(setting.original.as_deref())?;
+            let aside = put_aside(&setting.path, setting.original.as_deref())?;
             notes.push(format!(
                 "`{}` was changed by somebody else meanwhile and is left as it is",
                 setting.path.display()
@@ -302,17 +302,19 @@ impl Mirror {
         self.store.put(&self.folder.join("state.json"), setting)
     }
 
-    /// Keeps a file of the person's that can't go back to its place.
-    fn put_aside(&self, original: Option<&str>) -> Result<Option<PathBuf>, Fault> {
-        let Some(original) = original else { return Ok(None) };
-        let path = self.folder.join(format!("auth-{}.json", clock::unix()));
-        atomic::write(&path, &decoded(original)?)?;
-        Ok(Some(path))
-    }
-
     fn watched(&self) -> Option<PathBuf> {
         self.setting.lock().as_ref().map(|setting| setting.path.clone())
     }
+}
+
+/// Keeps a file of the person's that can't go back to its place: beside it, since it is theirs. Below
+/// the root it would be a token in clear in a root that may be sealed.
+fn put_aside(place: &Path, original: Option<&str>) -> Result<Option<PathBuf>, Fault> {
+    let Some(original) = original else { return Ok(None) };
+    let name = place.file_name().unwrap_or_default().to_string_lossy();
+    let path = place.with_file_name(format!("{name}.before-cma-{}", clock::unix()));
+    atomic::write(&path, &decoded(original)?)?;
+    Ok(Some(path))
 }
 
 fn decoded(original: &str) -> Result<Vec<u8>, Fault> {

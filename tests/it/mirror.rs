@@ -108,7 +108,11 @@ fn a_login_that_somebody_else_put_there_is_left_alone() {
         off.stderr
     );
     assert_eq!(fs::read_to_string(file(&world)).unwrap(), theirs);
-    let kept: Vec<_> = fs::read_dir(world.root().join("mirror")).unwrap().flatten().collect();
+    let kept: Vec<_> = fs::read_dir(world.codex_home())
+        .unwrap()
+        .flatten()
+        .filter(|it| it.file_name().to_string_lossy().starts_with("auth.json.before-cma-"))
+        .collect();
     assert_eq!((kept.len(), fs::read_to_string(kept[0].path()).unwrap()), (1, "{}".to_owned()));
     world.assert_clean();
 }

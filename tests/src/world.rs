@@ -290,7 +290,9 @@ impl World {
         let vault = ["accounts", "removed", "backups", "damaged", "mirror"]
             .map(|name| self.root().join(name));
         for file in files(self.dir.path()) {
-            let login = file.file_name().is_some_and(|name| name == "auth.json");
+            // A person's own logins, where the official CLI has them.
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            let login = name == "auth.json" || name.starts_with("auth.json.before-cma-");
             if login || vault.iter().any(|folder| file.starts_with(folder)) {
                 continue;
             }

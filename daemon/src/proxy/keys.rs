@@ -345,8 +345,9 @@ mod tests {
         let restarted = Keys::new(b"secret");
         assert_eq!(restarted.check(&key), Some(launch));
         assert_eq!(Keys::new(b"other").check(&key), None);
-        let mut ended = std::process::Command::new("true").spawn().unwrap();
+        let mut ended = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let (key, _launch) = restarted.mint(Some(ended.id()), None, Bounds::default()).unwrap();
+        ended.kill().unwrap();
         ended.wait().unwrap();
         assert_eq!(restarted.check(&key), None, "its process has ended");
     }

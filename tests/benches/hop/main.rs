@@ -58,8 +58,11 @@ impl Bench {
         let base = launch["base_url"].as_str().expect("a base address");
         let cmad = base.rsplit(':').next().and_then(|rest| rest.split('/').next()?.parse().ok());
         let rounds = std::env::var("CMA_BENCH_ROUNDS").ok().and_then(|n| n.parse().ok());
+        let login: serde_json::Value =
+            serde_json::from_str(&world.sim().auth_json("a")).expect("a login");
+        let token = login["tokens"]["access_token"].as_str().expect("its token").to_owned();
         Self {
-            nginx: nginx::Nginx::start(direct),
+            nginx: nginx::Nginx::start(direct, &token),
             cmad: cmad.expect("the daemon's port"),
             key: launch["client_key"].as_str().expect("a key").to_owned(),
             rounds: rounds.unwrap_or(5),

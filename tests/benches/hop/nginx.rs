@@ -15,7 +15,10 @@ pub(crate) struct Nginx {
 
 impl Nginx {
     /// Starts it in front of a port; none when it isn't installed.
-    pub(crate) fn start(upstream: u16) -> Option<Self> {
+    ///
+    /// `token` is what it writes into `Authorization`: as long as the one the daemon sends, so that both put
+    /// the same bytes on the wire.
+    pub(crate) fn start(upstream: u16, token: &str) -> Option<Self> {
         let program = ["/usr/sbin/nginx", "/usr/bin/nginx", "/usr/local/bin/nginx"]
             .into_iter()
             .find(|path| Path::new(path).exists())?;
@@ -34,7 +37,8 @@ impl Nginx {
                  listen 127.0.0.1:{port} backlog=1024; client_max_body_size 0;
                  location / {{
                    proxy_pass http://up; proxy_http_version 1.1; proxy_set_header Connection \"\";
-                   proxy_set_header Authorization \"Bearer replaced\"; proxy_buffering off;
+                   proxy_set_header Authorization \"Bearer {token}\"; proxy_buffering off;
+                   proxy_set_header ChatGPT-Account-ID \"acct-a\";
                    proxy_request_buffering off; proxy_read_timeout 300s;
                  }}
                }}
