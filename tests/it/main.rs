@@ -34,6 +34,10 @@ mod gate;
 #[cfg(test)]
 mod identity;
 #[cfg(test)]
+mod in_stream;
+#[cfg(test)]
+mod in_stream_codex;
+#[cfg(test)]
 mod ipc;
 #[cfg(test)]
 mod login;
