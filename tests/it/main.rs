@@ -60,6 +60,9 @@ mod restart;
 #[cfg(test)]
 mod smoke;
 #[cfg(test)]
+#[cfg(target_os = "linux")]
+mod soak;
+#[cfg(test)]
 mod survive;
 #[cfg(test)]
 mod takeover;
