@@ -229,6 +229,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         keys: Keys::new(&secret),
         lent: Lent::default(),
         traces: Traces::new(u16::from_str_radix(&instance[..4], 16).unwrap_or_default()),
+        sockets: proxy::ws::Sockets::new(connections.clone()),
         phases: phases.clone(),
         port: at.port(),
         host,

@@ -16,8 +16,14 @@ use std::{
 };
 
 /// Variables the daemon reads, apart from those that name the root. `status` shows those set.
-pub(crate) const VARIABLES: [&str; 5] =
-    ["CMA_LISTEN", "CMA_UPSTREAM_BACKEND", "CMA_UPSTREAM_ISSUER", "CMA_HEAD_TIMEOUT", "CMA_LOG"];
+pub(crate) const VARIABLES: [&str; 6] = [
+    "CMA_LISTEN",
+    "CMA_UPSTREAM_BACKEND",
+    "CMA_UPSTREAM_ISSUER",
+    "CMA_HEAD_TIMEOUT",
+    "CMA_LOG",
+    "CMA_WEBSOCKET",
+];
 
 const BACKEND: &str = "https://chatgpt.com/backend-api";
 const ISSUER: &str = "https://auth.openai.com";
@@ -41,6 +47,8 @@ pub(crate) struct Config {
     pub(crate) log: tracing::Level,
     /// Whether CLIs stay on their own `auth.json` (`auth_mode = "own"`).
     pub(crate) own_auth: bool,
+    /// Whether CLIs may use WebSockets; else they are told to use HTTP (426).
+    pub(crate) websocket: bool,
     /// The variables that were set.
     pub(crate) environment: Vec<Setting>,
 }
@@ -72,6 +80,7 @@ struct File {
     renewals_at_once: Option<u32>,
     log: Option<String>,
     auth_mode: Option<String>,
+    websocket: Option<String>,
     upstream: FileUpstream,
 }
 
@@ -83,6 +92,15 @@ struct FileUpstream {
 }
 
 impl File {
+    /// Whether WebSockets are on; the environment's word counts before the file's.
+    fn websocket(&self, set: Option<&str>) -> Result<bool, String> {
+        match set.or(self.websocket.as_deref()) {
+            None | Some("on") => Ok(true),
+            Some("off") => Ok(false),
+            Some(other) => Err(format!("websocket `{other}` is neither on nor off")),
+        }
+    }
+
     fn pace(&self) -> Result<Pace, String> {
         Pace::default()
             .with(self.renewals_per_second, self.renewals_at_once)
@@ -152,6 +170,7 @@ impl Config {
             pace: Pace::default(),
             log: tracing::Level::INFO,
             own_auth: false,
+            websocket: true,
             environment: VARIABLES
                 .iter()
                 .filter_map(|&name| Some(Setting { name: name.to_owned(), value: var(name)? }))
@@ -184,6 +203,7 @@ impl Config {
                 format!("{whence}: log level `{value}` is none of error, warn, info, debug, trace")
             }));
         }
+        keep(file.websocket(var("CMA_WEBSOCKET").as_deref()).map(|on| config.websocket = on));
         if let Some(value) = &file.auth_mode {
             keep(own_auth(value).map(|own| config.own_auth = own));
         }
@@ -347,5 +367,8 @@ mod tests {
         assert_eq!(load("", &[]).unwrap().pace, Pace::default());
         assert_ne!(load("renewals_per_second = 2", &[]).unwrap().pace, Pace::default());
         assert!(load("renewals_at_once = 0", &[]).is_err());
+        assert!(load("", &[]).unwrap().websocket);
+        assert!(!load("websocket = 'on'", &[("CMA_WEBSOCKET", "off")]).unwrap().websocket);
+        assert!(load("websocket = 'maybe'", &[]).is_err());
     }
 }

@@ -61,3 +61,7 @@ mod survive;
 mod takeover;
 #[cfg(test)]
 mod tidy;
+#[cfg(test)]
+mod ws;
+#[cfg(test)]
+mod ws_codex;

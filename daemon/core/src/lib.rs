@@ -19,7 +19,9 @@
 
 pub mod account;
 pub mod affinity;
+pub mod bound;
 pub mod cooldown;
+pub mod event;
 pub mod identity;
 pub mod pace;
 pub mod pool;

@@ -88,7 +88,7 @@ fn rates(bench: &Bench, body: usize, clients: usize, time: Duration) {
 }
 
 /// cmad over nginx, within each round.
-fn ratio(what: &str, ways: &[(&'static str, u16)], figures: &[Vec<f64>]) {
+pub(crate) fn ratio(what: &str, ways: &[(&'static str, u16)], figures: &[Vec<f64>]) {
     let of = |name: &str| ways.iter().position(|(known, _)| *known == name).map(|at| &figures[at]);
     if let (Some(nginx), Some(cmad)) = (of("nginx"), of("cmad")) {
         let ratios: Vec<_> = cmad.iter().zip(nginx).map(|(cmad, nginx)| cmad / nginx).collect();

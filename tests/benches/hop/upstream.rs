@@ -89,6 +89,11 @@ async fn connection(mut stream: TcpStream, answer: &[u8]) -> std::io::Result<()>
             }
             buffer.extend_from_slice(&scratch[..n]);
         };
+        let upgrades = memchr::memmem::find(&buffer[..head], b"pgrade: websocket").is_some();
+        if upgrades {
+            let head = String::from_utf8_lossy(&buffer[..head]).into_owned();
+            return super::sockets::serve(stream, &head).await;
+        }
         let (length, plan) = {
             let text = String::from_utf8_lossy(&buffer[..head]).to_ascii_lowercase();
             let number = |name: &str, end: char| -> Option<u64> {
