@@ -68,3 +68,7 @@ mod survive;
 mod takeover;
 #[cfg(test)]
 mod tidy;
+#[cfg(test)]
+mod ws;
+#[cfg(test)]
+mod ws_codex;

@@ -36,6 +36,10 @@ pub struct SimConfig {
     pub issuer_claim: String,
     /// What a client key begins with; none may ever arrive here.
     pub client_key_marks: Vec<String>,
+    /// Whether Responses are served over WebSockets; else an upgrade is answered 426.
+    pub websocket: bool,
+    /// How old a WebSocket may be when a turn begins on it.
+    pub socket_age: Duration,
     /// How many requests are kept in the record.
     pub keep_requests: usize,
     /// The largest decoded body kept in the record.
@@ -56,6 +60,9 @@ impl Default for SimConfig {
             canary: DEFAULT_CANARY.to_owned(),
             issuer_claim: "https://auth.openai.com".to_owned(),
             client_key_marks: vec!["at-cma-".to_owned()],
+            websocket: true,
+            // The code of its own that upstream answers then says 60 minutes.
+            socket_age: Duration::from_secs(3600),
             keep_requests: 10_000,
             keep_body: 1 << 20,
         }
