@@ -60,4 +60,6 @@ mod survive;
 #[cfg(test)]
 mod takeover;
 #[cfg(test)]
+mod threads;
+#[cfg(test)]
 mod tidy;

@@ -19,6 +19,7 @@
 
 pub mod account;
 pub mod affinity;
+pub mod bound;
 pub mod cooldown;
 pub mod identity;
 pub mod pace;
@@ -27,6 +28,7 @@ pub mod project;
 pub mod quota;
 pub mod scope;
 pub mod select;
+pub mod thread;
 pub mod time;
 pub mod token;
 pub mod verdict;

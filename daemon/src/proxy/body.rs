@@ -7,6 +7,7 @@
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use std::{
@@ -103,6 +104,13 @@ impl Source {
         }
         inner.attempt += 1;
         Some(Replay { source: Arc::clone(&self.0), next: 0, attempt: inner.attempt })
+    }
+
+    /// The whole body, read to its end. `None` when that is more than is kept, or when it doesn't
+    /// come.
+    pub(crate) async fn whole(&self) -> Option<Bytes> {
+        let read = Limited::new(self.attempt()?, REPLAY_LIMIT).collect().await.ok()?;
+        Some(read.to_bytes())
     }
 
     /// When the client's body was read to its end.

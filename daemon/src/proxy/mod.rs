@@ -8,6 +8,7 @@ pub(crate) mod body;
 mod gate;
 mod headers;
 pub(crate) mod keys;
+pub(crate) mod moved;
 pub(crate) mod own;
 pub(crate) mod relay;
 mod respond;

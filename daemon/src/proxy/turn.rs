@@ -10,6 +10,7 @@ use super::{
     body::{BODY_LIMIT, Source, UpBody},
     headers,
     keys::Launch,
+    moved::{Foreign, Ride},
     relay::{Accounts, Answer, Out, Relay},
     respond,
     sniff::Sniffer,
@@ -23,11 +24,12 @@ use crate::{
 };
 use bytes::{Bytes, BytesMut};
 use cma_core::{
+    bound,
     identity::AccountId,
     pool::{Refused, Release},
     quota,
     select::Need,
-    verdict::{self, Act, Outcome, Verdict},
+    verdict::{self, Act, Mark, Outcome, Verdict},
 };
 use cma_proto::error::ErrorCode;
 use http::{HeaderMap, Request, Response, StatusCode, header, request, response};
@@ -65,6 +67,7 @@ struct Turn {
     source: Source,
     need: Need,
     trace: Trace,
+    ride: Ride,
     /// The account to renew and try once more after a 401.
     renewed: Option<AccountId>,
     pauses: u32,
@@ -102,11 +105,12 @@ pub(crate) fn serve(
         .and_then(|hint| hint.split(';').find_map(|part| part.trim().strip_prefix("model=")))
         .filter(|model| model.len() <= MAX_NAME)
         .map(Arc::from);
-    parts.headers = headers::upwards(parts.headers, &proxy.host);
     let bounds = &launch.bounds;
-    let need =
+    let mut need =
         Need { session: bounds.session(session.as_ref()), model: model.clone(), ..bounds.need() };
-    let trace = proxy.traces.begin(session, model);
+    let mut trace = proxy.traces.begin(session, model);
+    let ride = Ride::begin(&proxy.traces.threads, bounds, &parts.headers, &mut need, &mut trace);
+    parts.headers = headers::upwards(parts.headers, &proxy.host);
     let source = Source::new(incoming);
     let turn = Turn {
         proxy,
@@ -114,6 +118,7 @@ pub(crate) fn serve(
         source,
         need,
         trace,
+        ride,
         renewed: None,
         pauses: 0,
         last: None,
@@ -165,7 +170,7 @@ impl Turn {
             .retry_at
             .map(|at| Duration::from_millis(at.since(clock::wall()).millis()))
             .filter(|wait| *wait <= MAX_WAIT.saturating_sub(self.trace.started.elapsed()));
-        if tried_only && refused.tried && !self.stops_here() {
+        if tried_only && refused.tried && !self.stops_here() && !self.ride.is_stuck() {
             self.need.exclude.clear();
             self.need.only = None;
             self.pause().await;
@@ -189,18 +194,22 @@ impl Turn {
             self.need.exclude.push(account);
             return Step::Again;
         };
-        let Some(body) = self.source.attempt() else {
+        if !self.ride.board(&self.proxy, &account, &pass, &self.source, &self.need).await {
+            self.need.exclude.push(account);
+            return Step::Again;
+        }
+        let Some(body) = self.ride.body(&self.source) else {
             return Step::Say(self.give_up_on(lease));
         };
         self.trace.tried += 1;
-        let request = self.request(&pass, UpBody::Replay(body));
+        let request = self.request(&pass, body);
         let mut repeats = 0;
         let outcome = {
             let (turn, source) = (&*self, &self.source);
             let again = || {
-                source.attempt().map(|body| {
+                turn.ride.body(source).map(|body| {
                     repeats += 1;
-                    turn.request(&pass, UpBody::Replay(body))
+                    turn.request(&pass, body)
                 })
             };
             let send = turn.proxy.upstream.send(&account, request, again);
@@ -250,7 +259,7 @@ impl Turn {
             &Outcome::Head { status, headers: response.headers(), body: None },
             clock::wall(),
         );
-        if blind.act == Act::Deliver {
+        if blind.act == Act::Deliver && status != StatusCode::BAD_REQUEST {
             return Step::Deliver(lease, response, blind.reason);
         }
         let (parts, body) = response.into_parts();
@@ -261,8 +270,36 @@ impl Turn {
         let json: Option<Value> = serde_json::from_slice(&bytes).ok();
         let outcome = Outcome::Head { status, headers: &parts.headers, body: json.as_ref() };
         let verdict = verdict::classify(&outcome, clock::wall());
+        let foreign = json.as_ref().is_some_and(bound::is_foreign);
         self.last = Some((parts, bytes, json));
+        if verdict.act == Act::Deliver {
+            return self.bad_request(lease, foreign, &verdict.reason).await;
+        }
         self.apply(lease, &verdict).await
+    }
+
+    /// A 400 is upstream's word to the client, unless it is about what another account sealed.
+    async fn bad_request(&mut self, lease: Lease, foreign: bool, reason: &str) -> Step {
+        let account = lease.account.clone();
+        let next = if foreign { self.ride.refused(&self.source).await } else { Foreign::Theirs };
+        lease.finish(Release { mark: Mark::Fine, served: false, model: None });
+        match next {
+            Foreign::Theirs => {
+                self.trace.attempts.push(format!("{account}: {reason}"));
+                self.trace.account = Some(account);
+                return Step::Say(self.give_up(None));
+            },
+            Foreign::Again(reason) => {
+                self.proxy.traces.retry(&mut self.trace, &account, &reason);
+                self.need.only = Some(account);
+            },
+            Foreign::Elsewhere(reason) => {
+                self.proxy.traces.retry(&mut self.trace, &account, &reason);
+                self.need.only = None;
+                self.need.exclude.push(account);
+            },
+        }
+        Step::Again
     }
 
     /// Gives the account back with what was learned, and prepares the next attempt.
@@ -295,7 +332,8 @@ impl Turn {
         self.pauses += 1;
     }
 
-    fn deliver(self, lease: Lease, response: Response<Driven>, reason: &str) -> Answer {
+    fn deliver(mut self, lease: Lease, response: Response<Driven>, reason: &str) -> Answer {
+        self.ride.delivered(&self.proxy, &response, &mut self.trace);
         let Self { proxy, mut trace, .. } = self;
         let (mut parts, body) = response.into_parts();
         headers::downwards(&mut parts.headers);
@@ -346,6 +384,7 @@ impl Turn {
         *request.uri_mut() = self.proxy.upstream_uri(&self.parts.uri);
         *request.headers_mut() = self.parts.headers.clone();
         headers::sign(request.headers_mut(), pass);
+        self.ride.dress(request.headers_mut());
         request
     }
 
@@ -366,6 +405,7 @@ impl Turn {
     /// The final word.
     fn give_up(&mut self, refused: Option<&Refused>) -> Answer {
         let answer = match refused {
+            Some(refused) if self.ride.is_stuck() => self.ride.stuck(&self.proxy, refused),
             Some(refused) if refused.retry_at.is_some() && refused.quota => {
                 respond::refused(refused)
             },

@@ -11,13 +11,13 @@ use http::header::{AUTHORIZATION, UPGRADE};
 use http_body_util::combinators::UnsyncBoxBody;
 use serde_json::{Value, json};
 
-use super::clock::UnixMs;
 use super::faults::{Fault, Route, unauthorized};
 use super::quota::Quota;
 use super::record::AccountStats;
 use super::reply;
+use super::sealed;
 use super::side;
-use super::sse::{Stream, Turn};
+use super::sse::{Item, Stream, Turn};
 use super::state::{AccountNo, Busy, Work};
 use super::strict;
 use super::tokens::AccessVerdict;
@@ -110,6 +110,10 @@ async fn turn(mut call: Call, no: AccountNo, fault: Option<Fault>) -> Answer {
     if let Some(reply) = refusal(&call) {
         return Ok(reply.send(&mut call.open));
     }
+    sealed::check_turn_state(&call, no);
+    if let Some(reply) = sealed::refusal(&call, no) {
+        return Ok(reply.send(&mut call.open));
+    }
     let busy = Busy::begin(&call.shared, no, Work::Responding);
     let admitted = admit(&call, no);
     let (turn, headers, gap) = match admitted {
@@ -137,6 +141,7 @@ fn admit(call: &Call, no: AccountNo) -> Result<Admitted, Reply> {
     let account = state.accounts.get_mut(no.0).ok_or_else(gone)?;
     account.quota.roll();
     let plan = account.spec.plan.clone();
+    let workspace = account.spec.workspace_id.clone();
     let name = account.spec.name.clone();
     if let Some(until) = account.quota.full_until() {
         let headers = account.quota.headers(&plan);
@@ -150,13 +155,16 @@ fn admit(call: &Call, no: AccountNo) -> Result<Admitted, Reply> {
     let body = call.body.json.as_ref().unwrap_or(&Value::Null);
     let model = body.get("model").and_then(Value::as_str).unwrap_or_default().to_owned();
     let id = state.serial();
-    let item = reply::item(state, &name, text(&call.head.headers, "session-id"), body);
+    let session = text(&call.head.headers, "session-id");
+    let item = reply::item(state, (&name, &workspace, id), session, body);
+    let thinks = state.config.reasoning && !matches!(item, Item::Compaction(_));
+    let reasoning = thinks.then(|| sealed::seal(&workspace, id));
     for (name, value) in [
         ("content-type", "text/event-stream".to_owned()),
         ("cache-control", "no-cache".to_owned()),
         ("x-models-etag", etag),
         ("x-reasoning-included", "true".to_owned()),
-        ("x-codex-turn-state", format!("turn-{}-{}", no.0, UnixMs::now().0)),
+        ("x-codex-turn-state", sealed::turn_state(call, no)),
         ("openai-model", model.clone()),
         ("x-request-id", format!("req_sim_{id}")),
     ] {
@@ -164,7 +172,7 @@ fn admit(call: &Call, no: AccountNo) -> Result<Admitted, Reply> {
     }
     // A token is about four bytes of text.
     let input_tokens = (call.body.bytes.len() / 4).max(1);
-    let turn = Turn { id, model, item, input_tokens, cached_tokens: input_tokens / 2 };
+    let turn = Turn { id, model, reasoning, item, input_tokens, cached_tokens: input_tokens / 2 };
     Ok((turn, headers, state.config.event_gap))
 }
 

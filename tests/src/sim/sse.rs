@@ -36,6 +36,8 @@ pub(super) enum Item {
 pub(super) struct Turn {
     pub(super) id: u64,
     pub(super) model: String,
+    /// What is sealed of the reasoning before the item, if there is any.
+    pub(super) reasoning: Option<String>,
     pub(super) item: Item,
     pub(super) input_tokens: usize,
     pub(super) cached_tokens: usize,
@@ -45,6 +47,14 @@ impl Turn {
     /// The events of the whole turn.
     pub(super) fn events(&self) -> Vec<Bytes> {
         let mut events = vec![self.created()];
+        if let Some(content) = &self.reasoning {
+            events.push(done(&json!({
+                "type": "reasoning",
+                "id": format!("rs_sim_{}", self.id),
+                "summary": [],
+                "encrypted_content": content,
+            })));
+        }
         let output = match &self.item {
             Item::Text(text) => self.text(text, &mut events),
             Item::Call { name, arguments } => self.call(name, arguments, &mut events),
@@ -66,7 +76,7 @@ impl Turn {
             "output_tokens_details": { "reasoning_tokens": 0 },
             "total_tokens": self.input_tokens + output,
         });
-        events.push(event("response.completed", json!({ "response": response })));
+        events.push(event("response.completed", &json!({ "response": response })));
         events
     }
 
@@ -74,18 +84,18 @@ impl Turn {
     pub(super) fn failed(&self, code: &str, message: &str) -> Vec<Bytes> {
         let mut response = self.response("failed");
         response["error"] = json!({ "code": code, "message": message });
-        vec![self.created(), event("response.failed", json!({ "response": response }))]
+        vec![self.created(), event("response.failed", &json!({ "response": response }))]
     }
 
     /// The events of a turn that stops early.
     pub(super) fn incomplete(&self, reason: &str) -> Vec<Bytes> {
         let mut response = self.response("incomplete");
         response["incomplete_details"] = json!({ "reason": reason });
-        vec![self.created(), event("response.incomplete", json!({ "response": response }))]
+        vec![self.created(), event("response.incomplete", &json!({ "response": response }))]
     }
 
     fn created(&self) -> Bytes {
-        event("response.created", json!({ "response": self.response("in_progress") }))
+        event("response.created", &json!({ "response": self.response("in_progress") }))
     }
 
     fn response(&self, status: &str) -> Value {
@@ -110,7 +120,7 @@ impl Turn {
                 "content_index": 0,
                 "delta": word,
             });
-            events.push(event("response.output_text.delta", delta));
+            events.push(event("response.output_text.delta", &delta));
         }
         events.push(done(&item(json!([{ "type": "output_text", "text": text }]))));
         words
@@ -131,16 +141,19 @@ impl Turn {
 }
 
 fn added(item: &Value) -> Bytes {
-    event("response.output_item.added", json!({ "output_index": 0, "item": item }))
+    event("response.output_item.added", &json!({ "output_index": 0, "item": item }))
 }
 
 fn done(item: &Value) -> Bytes {
-    event("response.output_item.done", json!({ "output_index": 0, "item": item }))
+    event("response.output_item.done", &json!({ "output_index": 0, "item": item }))
 }
 
-fn event(name: &str, mut data: Value) -> Bytes {
-    data["type"] = Value::from(name);
-    Bytes::from(format!("event: {name}\ndata: {data}\n\n"))
+/// An event; its type stands first, as upstream writes it.
+pub(super) fn event(name: &str, data: &Value) -> Bytes {
+    let data = data.to_string();
+    let rest = data.strip_prefix('{').unwrap_or("}");
+    let comma = if rest == "}" { "" } else { "," };
+    Bytes::from(format!("event: {name}\ndata: {{\"type\":\"{name}\"{comma}{rest}\n\n"))
 }
 
 /// How a [`Stream`] ends.
