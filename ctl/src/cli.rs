@@ -215,6 +215,43 @@ pub(crate) enum Command {
         /// A folder of the repository; this one when left out
         dir: Option<PathBuf>,
     },
+    /// Show the threads and where they run, or move one to another account
+    #[command(visible_alias = "sessions")]
+    Session {
+        #[command(subcommand)]
+        command: Option<SessionCommand>,
+    },
+}
+
+/// `cmactl session …`
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum SessionCommand {
+    /// List the threads, newest first
+    List {
+        /// Older ones too
+        #[arg(long)]
+        all: bool,
+    },
+    /// Show one thread: where it ran, its moves, what they left out
+    Show {
+        /// The thread's id or a unique prefix
+        id: String,
+    },
+    /// Pin a thread to an account, from its next request on
+    Move {
+        /// The thread's id or a unique prefix
+        id: String,
+        /// Index, e-mail, label, id or a unique prefix
+        account: String,
+        /// Go on without what was compacted, where the account can't read it
+        #[arg(long)]
+        without_summary: bool,
+    },
+    /// Let the pool choose for a thread again
+    Unpin {
+        /// The thread's id or a unique prefix
+        id: String,
+    },
 }
 
 /// `cmactl project …`

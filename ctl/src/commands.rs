@@ -14,6 +14,7 @@ mod logs;
 mod owner;
 mod pools;
 mod seal;
+mod sessions;
 mod status;
 mod takeover;
 mod version;
@@ -149,6 +150,7 @@ pub(crate) fn run(cli: Cli, screen: &mut Screen) -> Result<ExitCode, Failure> {
         Command::Project(command) => pools::command(&context, command, screen),
         Command::Allow { dir } => pools::judge(&context, dir.as_deref(), true, screen),
         Command::Deny { dir } => pools::judge(&context, dir.as_deref(), false, screen),
+        Command::Session { command } => sessions::session(&context, command, screen),
     }
 }
 

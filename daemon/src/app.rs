@@ -17,19 +17,21 @@ use crate::{
     proxy::{
         self, Proxy,
         keys::Keys,
+        moved::Known,
         own::Lent,
         relay::{self, Ending},
         trace::Traces,
     },
     renewal::Renewer,
     roster::Roster,
-    store::{Store, keyring::Keyring},
+    store::{Store, keyring::Keyring, pins::Pins},
     upstream::Upstream,
     vault::Vault,
 };
-use cma_core::{identity::AccountId, pool::Input};
+use cma_core::{affinity::Told, identity::AccountId, pool::Input};
 use cma_proto::{endpoint::Root, error::ErrorCode};
 use http::HeaderValue;
+use parking_lot::Mutex;
 use std::{net::SocketAddr, sync::Arc};
 use tokio::{
     net::TcpListener,
@@ -161,6 +163,7 @@ pub(crate) struct App {
     pub(crate) actor: Handle,
     pub(crate) roster: Arc<Roster>,
     pub(crate) projects: Arc<Projects>,
+    pub(crate) pins: Arc<Pins>,
     pub(crate) proxy: Arc<Proxy>,
     pub(crate) logins: Arc<Logins>,
     pub(crate) renewer: Arc<Renewer>,
@@ -197,6 +200,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
     let vault = Arc::new(Vault::default());
     let roster = Arc::new(Roster::load(store, Arc::clone(&config), Arc::clone(&vault))?);
     let projects = Arc::new(Projects::load(&root, roster.store().clone())?);
+    let pins = Arc::new(Pins::load(&root, roster.store().clone())?);
     let listener = crate::lifecycle::bind(&config, &roster)?;
     let at = listener
         .local_addr()
@@ -215,6 +219,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         let (pin, _since) = project.pin.as_ref()?;
         Some(Input::PinIn(project.key.as_str().into(), Some(AccountId::from_written(pin))))
     }));
+    let threads = recall(&root, &mut actor, &pins);
     let phases = Phases::new();
     let instance = format!("{:08x}", actor::seed() & 0xffff_ffff);
     let host = HeaderValue::try_from(config.backend.authority.as_str())
@@ -229,7 +234,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         keys: Keys::new(&secret),
         lent: Lent::default(),
         health: proxy::host::Host::new(),
-        traces: Traces::new(u16::from_str_radix(&instance[..4], 16).unwrap_or_default()),
+        traces: Traces::new(u16::from_str_radix(&instance[..4], 16).unwrap_or_default(), threads),
         sockets: proxy::ws::Sockets::new(connections.clone()),
         phases: phases.clone(),
         port: at.port(),
@@ -250,6 +255,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         actor: handle,
         roster,
         projects,
+        pins,
         proxy,
         logins,
         renewer,
@@ -261,6 +267,19 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         started_at: clock::unix(),
     });
     Ok(Built { app, actor, listener, ipc, settling, connections, renewals })
+}
+
+/// Where threads ran before, and where their person wants them; the pool is told both.
+fn recall(root: &Root, actor: &mut Actor, pins: &Pins) -> Known {
+    let mut threads = cache::threads::recall(root);
+    let ran = threads.all();
+    let ran = ran.filter_map(|(key, thread)| Some((Arc::clone(key), thread.account.clone()?)));
+    actor.prime([Input::Thread(Told::Recall(ran.collect()))]);
+    for (key, pin) in pins.all() {
+        actor.prime([Input::Thread(Told::Pin(Arc::clone(&key), Some(pin.account.clone())))]);
+        threads.hand(&key, Some(pin));
+    }
+    Arc::new(Mutex::new(threads))
 }
 
 /// Opens a sealed root with what is at hand: `CMA_PASSPHRASE`, or the system's keyring. When neither
@@ -305,6 +324,9 @@ impl Built {
         let cache = cache::keep(app.root.clone(), app.actor.clone(), app.phases.clone());
         let caching = Tasks::default();
         caching.spawn("cache", cache);
+        let threads = Arc::clone(&app.proxy.traces.threads);
+        caching
+            .spawn("threads", cache::threads::keep(app.root.clone(), threads, app.phases.clone()));
         background.spawn_idle("mirror", mirror::keep(Arc::clone(&app)));
         background.spawn_idle("ipc", ipc.serve(Arc::clone(&app), background.clone()));
         app.phases.enter(Phase::Serving);

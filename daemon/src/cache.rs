@@ -5,6 +5,8 @@
 //! open only for that long: an idle daemon has no database in memory. A store that can't be opened is
 //! moved aside and made anew.
 
+pub(crate) mod threads;
+
 use crate::{
     actor::Handle,
     app::{Phase, Phases},

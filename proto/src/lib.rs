@@ -30,6 +30,7 @@ pub mod login;
 pub mod message;
 pub mod owner;
 pub mod pools;
+pub mod sessions;
 pub mod survive;
 pub mod takeover;
 

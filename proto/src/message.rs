@@ -7,6 +7,7 @@
 use crate::login::{LoginReply, LoginRequest};
 use crate::owner::{OwnerReply, OwnerRequest};
 use crate::pools::{PoolsReply, PoolsRequest};
+use crate::sessions::{SessionsReply, SessionsRequest};
 use crate::survive::{Survive, Survived};
 use crate::takeover::{TakeoverReply, TakeoverRequest};
 use serde::{Deserialize, Serialize};
@@ -78,6 +79,8 @@ pub enum Request {
     Takeover(TakeoverRequest),
     /// Projects' pools, policies, workspaces, tags. Answers: see [`PoolsRequest`].
     Pools(PoolsRequest),
+    /// The threads: where they run, and moving them. Answers: see [`SessionsRequest`].
+    Sessions(SessionsRequest),
 }
 
 /// What the daemon answers.
@@ -111,6 +114,8 @@ pub enum Reply {
     Takeover(Box<TakeoverReply>),
     /// To [`Request::Pools`].
     Pools(PoolsReply),
+    /// To [`Request::Sessions`].
+    Sessions(SessionsReply),
 }
 
 /// The whole picture at one epoch.

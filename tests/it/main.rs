@@ -67,6 +67,8 @@ mod survive;
 #[cfg(test)]
 mod takeover;
 #[cfg(test)]
+mod threads;
+#[cfg(test)]
 mod tidy;
 #[cfg(test)]
 mod ws;

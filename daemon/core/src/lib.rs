@@ -31,6 +31,7 @@ pub mod quota;
 pub mod scope;
 pub mod select;
 pub mod stream;
+pub mod thread;
 pub mod time;
 pub mod token;
 pub mod verdict;

@@ -27,6 +27,7 @@ pub(crate) async fn handle(
     let looking = match &request {
         Request::Status | Request::Why { .. } | Request::Shutdown { .. } => true,
         Request::Pools(request) => super::pools::looks(request),
+        Request::Sessions(request) => super::sessions::looks(request),
         _ => false,
     };
     if !looking && app.phases.now() >= Phase::Draining {
@@ -61,6 +62,7 @@ pub(crate) async fn handle(
         },
         Request::Owner(request) => super::owner::handle(app, request, pid).await,
         Request::Pools(request) => super::pools::handle(app, request).await,
+        Request::Sessions(request) => super::sessions::handle(app, request).await,
         Request::Shutdown { now } => {
             let active = app.proxy.traces.counters.active.load(Ordering::Relaxed);
             if now {
@@ -179,17 +181,20 @@ pub(super) async fn take_out<T: Send + 'static>(
     // begin before the login is gone from where renewals take it.
     let alone = app.roster.flights.alone(&id).await;
     let (gone, projects) = (id.clone(), Arc::clone(&app.projects));
+    let pins = Arc::clone(&app.pins);
     let (kept, seen) = blocking(app, move |roster| {
         if pinned {
             roster.save_pin(None)?;
         }
         projects.unpin(&gone)?;
+        pins.forget(&gone)?;
         let seen = last(roster);
         Ok((roster.remove(&gone)?, seen))
     })
     .await?;
     drop(alone);
     let mut epoch = app.actor.command(Input::Remove(id.clone())).await.map_err(stopping)?;
+    super::sessions::forget(app, &id);
     // Somebody may have imported it again in between.
     if let Some(back) = app.roster.get(&id) {
         epoch = upsert(app, &back).await?;

@@ -9,6 +9,7 @@ mod handlers;
 mod owner;
 mod pools;
 mod session;
+mod sessions;
 mod survive;
 mod takeover;
 

@@ -10,6 +10,7 @@ mod headers;
 mod held;
 pub(crate) mod host;
 pub(crate) mod keys;
+pub(crate) mod moved;
 pub(crate) mod own;
 pub(crate) mod relay;
 mod respond;

@@ -1,7 +1,7 @@
 //! What happened to a request, in memory: counters, the last few hundred traces, and news of each
 //! for whoever listens. Written after the fact, never on a request's way.
 
-use super::sniff::Usage;
+use super::{moved, sniff::Usage};
 use crate::clock;
 use cma_core::{identity::AccountId, select::Candidate};
 use parking_lot::Mutex;
@@ -52,6 +52,8 @@ pub(crate) struct Trace {
     pub(crate) at: u64,
     pub(crate) started: Instant,
     pub(crate) session: Option<Arc<str>>,
+    /// The thread, as the pool names it.
+    pub(crate) thread: Option<Arc<str>>,
     pub(crate) model: Option<Arc<str>>,
     pub(crate) account: Option<AccountId>,
     pub(crate) candidates: Vec<Candidate>,
@@ -75,6 +77,7 @@ pub(crate) enum News {
 #[derive(Debug)]
 pub(crate) struct Traces {
     pub(crate) counters: Counters,
+    pub(crate) threads: moved::Known,
     prefix: u16,
     next: AtomicU64,
     kept: Mutex<VecDeque<Arc<Trace>>>,
@@ -82,10 +85,11 @@ pub(crate) struct Traces {
 }
 
 impl Traces {
-    pub(crate) fn new(prefix: u16) -> Self {
+    pub(crate) fn new(prefix: u16, threads: moved::Known) -> Self {
         let (news, _nobody_yet) = broadcast::channel(NEWS);
         Self {
             counters: Counters::default(),
+            threads,
             prefix,
             next: AtomicU64::new(1),
             kept: Mutex::new(VecDeque::new()),
@@ -101,6 +105,7 @@ impl Traces {
             at: clock::unix(),
             started: Instant::now(),
             session,
+            thread: None,
             model,
             account: None,
             candidates: Vec::new(),
@@ -117,6 +122,7 @@ impl Traces {
     /// Keeps a finished trace and tells of it.
     pub(crate) fn end(&self, mut trace: Trace) {
         trace.total_ms = millis(&trace.started);
+        moved::ended(&self.threads, &trace);
         let complete = trace.outcome == "complete";
         let counter = if complete { &self.counters.served } else { &self.counters.failed };
         counter.fetch_add(1, Ordering::Relaxed);

@@ -15,6 +15,7 @@ mod crypt;
 mod disk;
 pub(crate) mod import;
 pub(crate) mod keyring;
+pub(crate) mod pins;
 pub(crate) mod record;
 mod repair;
 pub(crate) mod seal;

@@ -6,6 +6,7 @@ use crate::{
     error::{ErrorCode, Refusal},
     login::{LoginBegin, LoginDone, LoginEnd, LoginMethod, LoginStarted, LoginWaiting},
     owner::{FlaggedInfo, MirrorInfo, Verified},
+    sessions::SessionList,
     survive::{SealBy, SealInfo, Secret},
 };
 use proptest::prelude::*;
@@ -121,6 +122,7 @@ fn requests() -> Vec<(&'static str, Request)> {
             }),
         ),
         ("request.pools", Request::Pools(PoolsRequest::Show { project: text("/home/a/src") })),
+        ("request.sessions", Request::Sessions(SessionsRequest::Unpin { id: text("01a1") })),
     ]
     .into_iter()
     .chain(login_requests())
@@ -295,6 +297,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
             })),
         ),
         ("reply.pools", Reply::Pools(pools)),
+        ("reply.sessions", Reply::Sessions(SessionsReply::List(SessionList::default()))),
         ("reply.launch.noted", Reply::Launch(Box::new(noted))),
     ]
     .into_iter()
@@ -539,6 +542,7 @@ fn no_variant_is_missing_above() {
         Request::Takeover(TakeoverRequest::Scan(_)) => 23,
         Request::Takeover(TakeoverRequest::Export { .. }) => 24,
         Request::Pools(_) => 25,
+        Request::Sessions(_) => 26,
     };
     let reply = |reply: &Reply| match reply {
         Reply::Status(_) => 0,
@@ -567,6 +571,7 @@ fn no_variant_is_missing_above() {
             TakeoverReply::Exported(_) => 17,
         },
         Reply::Pools(_) => 18,
+        Reply::Sessions(_) => 20,
     };
     let change = |event: &Event| match event.change {
         Change::Snapshot { .. } => 0,
@@ -585,7 +590,7 @@ fn no_variant_is_missing_above() {
     count(requests().iter().map(|(_, r)| request(r)).collect());
     count(replies().iter().map(|(_, r)| reply(r)).collect());
     count(events().iter().map(|(_, e)| change(e)).collect());
-    assert_eq!((requests().len(), replies().len(), events().len()), (26, 20, 8));
+    assert_eq!((requests().len(), replies().len(), events().len()), (27, 21, 8));
 }
 
 #[test]

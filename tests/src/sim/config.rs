@@ -6,6 +6,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use super::sealed::Encrypted;
+
 /// The client id of the official CLI; the only one the issuer knows.
 pub const CLIENT_ID: &str = "app_EMoamEEZ73f0CkXaXp7hrann";
 
@@ -25,6 +27,10 @@ pub struct SimConfig {
     pub event_gap: Duration,
     /// What is answered; `{account}` stands for the account's name.
     pub reply_text: String,
+    /// Whether a reply begins with an item of reasoning, sealed for the account's workspace.
+    pub reasoning: bool,
+    /// What happens to items that another workspace sealed.
+    pub encrypted: Encrypted,
     /// How long an access token lives.
     pub tokens_ttl: Duration,
     /// Whether broken rules are noted in [`super::Sim::violations`].
@@ -54,6 +60,8 @@ impl Default for SimConfig {
             grace: Duration::ZERO,
             event_gap: Duration::ZERO,
             reply_text: "hello from the simulated upstream".to_owned(),
+            reasoning: false,
+            encrypted: Encrypted::Strict,
             // What the issuer was seen to answer in `expires_in`.
             tokens_ttl: Duration::from_secs(864_000),
             strict: true,

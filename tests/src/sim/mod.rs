@@ -24,6 +24,7 @@ mod login;
 mod quota;
 mod record;
 mod reply;
+mod sealed;
 mod server;
 mod side;
 mod sse;
@@ -47,6 +48,7 @@ pub use faults::{Cut, Fault, Route, Strange};
 pub use inside::{Inside, What};
 pub use login::Consent;
 pub use record::{AccountStats, Outcome, Seen, Stats};
+pub use sealed::Encrypted;
 
 use server::Command;
 use state::Shared;
@@ -190,6 +192,16 @@ impl Sim {
     /// Sets what is answered; `{account}` stands for the account's name.
     pub fn set_reply_text(&self, text: &str) {
         text.clone_into(&mut self.shared.state.lock().config.reply_text);
+    }
+
+    /// Sets whether a reply begins with reasoning.
+    pub fn set_reasoning(&self, reasoning: bool) {
+        self.shared.state.lock().config.reasoning = reasoning;
+    }
+
+    /// Sets what happens to items that another workspace sealed.
+    pub fn set_encrypted(&self, encrypted: Encrypted) {
+        self.shared.state.lock().config.encrypted = encrypted;
     }
 
     /// Sets the time between two events of a reply.

@@ -36,6 +36,8 @@ pub(super) enum Item {
 pub(super) struct Turn {
     pub(super) id: u64,
     pub(super) model: String,
+    /// What is sealed of the reasoning before the item, if there is any.
+    pub(super) reasoning: Option<String>,
     pub(super) item: Item,
     pub(super) input_tokens: usize,
     pub(super) cached_tokens: usize,
@@ -45,6 +47,14 @@ impl Turn {
     /// The events of the whole turn.
     pub(super) fn events(&self) -> Vec<Bytes> {
         let mut events = vec![self.created()];
+        if let Some(content) = &self.reasoning {
+            events.push(done(&json!({
+                "type": "reasoning",
+                "id": format!("rs_sim_{}", self.id),
+                "summary": [],
+                "encrypted_content": content,
+            })));
+        }
         let output = match &self.item {
             Item::Text(text) => self.text(text, &mut events),
             Item::Call { name, arguments } => self.call(name, arguments, &mut events),
