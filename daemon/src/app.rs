@@ -7,15 +7,20 @@
 
 use crate::{
     actor::{self, Actor, Handle},
+    budgets::Budgets,
     cache, clock,
     config::Config,
     fault::Fault,
     ipc,
+    ledger::Ledger,
     login::Logins,
     mirror::{self, Mirror},
+    notices,
+    probes::Probes,
     project::Projects,
     proxy::{
         self, Proxy,
+        books::Books,
         keys::Keys,
         own::Lent,
         relay::{self, Ending},
@@ -163,6 +168,7 @@ pub(crate) struct App {
     pub(crate) projects: Arc<Projects>,
     pub(crate) proxy: Arc<Proxy>,
     pub(crate) logins: Arc<Logins>,
+    pub(crate) probes: Arc<Probes>,
     pub(crate) renewer: Arc<Renewer>,
     pub(crate) mirror: Mirror,
     pub(crate) phases: Phases,
@@ -197,6 +203,9 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
     let vault = Arc::new(Vault::default());
     let roster = Arc::new(Roster::load(store, Arc::clone(&config), Arc::clone(&vault))?);
     let projects = Arc::new(Projects::load(&root, roster.store().clone())?);
+    let ledger = Ledger::start(root.path(), config.ledger)?;
+    let budgets = Budgets::load(root.path(), roster.store().clone(), ledger.clone())?;
+    let books = Books::new(ledger, budgets);
     let listener = crate::lifecycle::bind(&config, &roster)?;
     let at = listener
         .local_addr()
@@ -228,7 +237,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         upstream: Upstream::new(config.backend.clone(), connections.clone()),
         keys: Keys::new(&secret),
         lent: Lent::default(),
-        traces: Traces::new(u16::from_str_radix(&instance[..4], 16).unwrap_or_default()),
+        traces: Traces::new(u16::from_str_radix(&instance[..4], 16).unwrap_or_default(), books),
         phases: phases.clone(),
         port: at.port(),
         host,
@@ -241,6 +250,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         handle.clone(),
         renewals.clone(),
     ));
+    let probes = Arc::new(Probes::new(connections.clone(), phases.clone()));
     let mirror = Mirror::load(&root, roster.store().clone())?;
     let app = Arc::new(App {
         root,
@@ -250,6 +260,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         projects,
         proxy,
         logins,
+        probes,
         renewer,
         mirror,
         phases,
@@ -304,6 +315,7 @@ impl Built {
         let caching = Tasks::default();
         caching.spawn("cache", cache);
         background.spawn_idle("mirror", mirror::keep(Arc::clone(&app)));
+        background.spawn_idle("notices", notices::keep(Arc::clone(&app)));
         background.spawn_idle("ipc", ipc.serve(Arc::clone(&app), background.clone()));
         app.phases.enter(Phase::Serving);
 
@@ -325,5 +337,6 @@ impl Built {
         stopped.notify_one();
         app.proxy.upstream.close_idle();
         background.ended().await;
+        app.proxy.traces.books.ledger.close();
     }
 }

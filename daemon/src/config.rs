@@ -5,6 +5,8 @@
 //! elsewhere, so from the environment only loopback hosts count; any other host has to stand in the
 //! root's own `config.toml`, and plain http is for loopback alone.
 
+pub(crate) mod notify;
+
 use crate::fault::Fault;
 use cma_core::pace::Pace;
 use cma_proto::{endpoint::Root, error::ErrorCode, message::Setting};
@@ -19,6 +21,10 @@ use std::{
 pub(crate) const VARIABLES: [&str; 5] =
     ["CMA_LISTEN", "CMA_UPSTREAM_BACKEND", "CMA_UPSTREAM_ISSUER", "CMA_HEAD_TIMEOUT", "CMA_LOG"];
 
+/// Ten years: no clock's arithmetic fails before.
+const MAX_LEDGER_DAYS: u64 = 3_650;
+/// Below it a segment holds hardly a row.
+const MIN_LEDGER_BYTES: u64 = 64 * 1024;
 const BACKEND: &str = "https://chatgpt.com/backend-api";
 const ISSUER: &str = "https://auth.openai.com";
 
@@ -41,8 +47,28 @@ pub(crate) struct Config {
     pub(crate) log: tracing::Level,
     /// Whether CLIs stay on their own `auth.json` (`auth_mode = "own"`).
     pub(crate) own_auth: bool,
+    /// What the usage ledger may take.
+    pub(crate) ledger: Caps,
+    /// Whom to tell what.
+    pub(crate) notify: notify::Notify,
     /// The variables that were set.
     pub(crate) environment: Vec<Setting>,
+}
+
+/// What the usage ledger may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Caps {
+    /// Rows older than this go; 0 keeps none at all.
+    pub(crate) days: u64,
+    /// Bytes of all of it.
+    pub(crate) bytes: u64,
+}
+
+impl Default for Caps {
+    /// A quarter of a year, and three million requests.
+    fn default() -> Self {
+        Self { days: 92, bytes: 256 * 1024 * 1024 }
+    }
 }
 
 /// A base address, checked.
@@ -72,6 +98,9 @@ struct File {
     renewals_at_once: Option<u32>,
     log: Option<String>,
     auth_mode: Option<String>,
+    ledger_days: Option<u64>,
+    ledger_bytes: Option<u64>,
+    notify: notify::File,
     upstream: FileUpstream,
 }
 
@@ -83,6 +112,18 @@ struct FileUpstream {
 }
 
 impl File {
+    fn ledger(&self) -> Result<Caps, String> {
+        let Caps { days, bytes } = Caps::default();
+        let (days, bytes) = (self.ledger_days.unwrap_or(days), self.ledger_bytes.unwrap_or(bytes));
+        if days > MAX_LEDGER_DAYS {
+            return Err(format!("`config.toml`: ledger_days {days} is over {MAX_LEDGER_DAYS}"));
+        }
+        if bytes < MIN_LEDGER_BYTES {
+            return Err(format!("`config.toml`: ledger_bytes {bytes} is below {MIN_LEDGER_BYTES}"));
+        }
+        Ok(Caps { days, bytes })
+    }
+
     fn pace(&self) -> Result<Pace, String> {
         Pace::default()
             .with(self.renewals_per_second, self.renewals_at_once)
@@ -152,6 +193,8 @@ impl Config {
             pace: Pace::default(),
             log: tracing::Level::INFO,
             own_auth: false,
+            ledger: Caps::default(),
+            notify: notify::Notify::default(),
             environment: VARIABLES
                 .iter()
                 .filter_map(|&name| Some(Setting { name: name.to_owned(), value: var(name)? }))
@@ -179,6 +222,8 @@ impl Config {
             );
         }
         keep(file.pace().map(|pace| config.pace = pace));
+        keep(file.ledger().map(|caps| config.ledger = caps));
+        keep(file.notify.resolve().map(|notify| config.notify = notify));
         if let Some((whence, value)) = pick("CMA_LOG", &file.log) {
             keep(value.parse().map(|level| config.log = level).map_err(|_unknown| {
                 format!("{whence}: log level `{value}` is none of error, warn, info, debug, trace")
@@ -347,5 +392,8 @@ mod tests {
         assert_eq!(load("", &[]).unwrap().pace, Pace::default());
         assert_ne!(load("renewals_per_second = 2", &[]).unwrap().pace, Pace::default());
         assert!(load("renewals_at_once = 0", &[]).is_err());
+        assert_eq!(load("ledger_days = 7", &[]).unwrap().ledger.days, 7);
+        assert!(load("ledger_bytes = 100", &[]).is_err());
+        assert!(load("ledger_days = 99999", &[]).is_err());
     }
 }

@@ -32,6 +32,7 @@ pub mod owner;
 pub mod pools;
 pub mod survive;
 pub mod takeover;
+pub mod usage;
 
 /// The protocol version this crate speaks best.
 pub const PROTOCOL: u32 = 1;

@@ -9,6 +9,7 @@ use crate::owner::{OwnerReply, OwnerRequest};
 use crate::pools::{PoolsReply, PoolsRequest};
 use crate::survive::{Survive, Survived};
 use crate::takeover::{TakeoverReply, TakeoverRequest};
+use crate::usage::{UsageReply, UsageRequest};
 use serde::{Deserialize, Serialize};
 
 /// What a client asks.
@@ -78,6 +79,8 @@ pub enum Request {
     Takeover(TakeoverRequest),
     /// Projects' pools, policies, workspaces, tags. Answers: see [`PoolsRequest`].
     Pools(PoolsRequest),
+    /// The ledger, budgets, metrics, notices. Answer: [`Reply::Usage`].
+    Usage(UsageRequest),
 }
 
 /// What the daemon answers.
@@ -111,6 +114,8 @@ pub enum Reply {
     Takeover(Box<TakeoverReply>),
     /// To [`Request::Pools`].
     Pools(PoolsReply),
+    /// To [`Request::Usage`].
+    Usage(Box<UsageReply>),
 }
 
 /// The whole picture at one epoch.

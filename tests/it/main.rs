@@ -61,3 +61,7 @@ mod survive;
 mod takeover;
 #[cfg(test)]
 mod tidy;
+#[cfg(test)]
+mod usage;
+#[cfg(test)]
+mod usage_told;

@@ -19,6 +19,7 @@
 
 pub mod account;
 pub mod affinity;
+pub mod budget;
 pub mod cooldown;
 pub mod identity;
 pub mod pace;
@@ -29,4 +30,5 @@ pub mod scope;
 pub mod select;
 pub mod time;
 pub mod token;
+pub mod usage;
 pub mod verdict;

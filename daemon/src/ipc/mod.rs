@@ -8,9 +8,11 @@ mod convert;
 mod handlers;
 mod owner;
 mod pools;
+mod probes;
 mod session;
 mod survive;
 mod takeover;
+mod usage;
 
 use crate::{
     app::{App, Phase, Tasks},

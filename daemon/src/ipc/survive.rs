@@ -105,6 +105,7 @@ async fn unlock(app: &Arc<App>, passphrase: Option<Secret>) -> Result<Survived, 
         let mirrored = Arc::clone(app);
         disk(app, move |_roster| {
             mirrored.projects.read_in()?;
+            mirrored.proxy.traces.books.budgets.read_in()?;
             mirrored.mirror.read_in()
         })
         .await?;

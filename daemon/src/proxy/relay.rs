@@ -115,6 +115,7 @@ impl Accounts {
         let failed = matches!(said.end, Some(End::Failed(_)));
         let good = (200..300).contains(&trace.status);
         trace.usage = said.usage;
+        trace.model = trace.model.or(said.model);
         trace.outcome = match (whole, failed || !good) {
             (true, false) => "complete",
             (true, true) => "failed",

@@ -8,7 +8,7 @@
 use super::{
     Proxy,
     body::{BODY_LIMIT, Source, UpBody},
-    headers,
+    books, headers,
     keys::Launch,
     relay::{Accounts, Answer, Out, Relay},
     respond,
@@ -23,6 +23,7 @@ use crate::{
 };
 use bytes::{Bytes, BytesMut};
 use cma_core::{
+    budget::Blocked,
     identity::AccountId,
     pool::{Refused, Release},
     quota,
@@ -71,6 +72,8 @@ struct Turn {
     /// The last error that upstream answered, whole.
     last: Option<(response::Parts, Bytes, Option<Value>)>,
     last_reason: String,
+    /// The budget of an account that would have served.
+    over: Option<Blocked>,
 }
 
 /// What one attempt leads to.
@@ -106,7 +109,10 @@ pub(crate) fn serve(
     let bounds = &launch.bounds;
     let need =
         Need { session: bounds.session(session.as_ref()), model: model.clone(), ..bounds.need() };
-    let trace = proxy.traces.begin(session, model);
+    let mut trace = proxy.traces.begin(session, model);
+    if let Some(blocked) = books::admit(&proxy, &mut trace, launch) {
+        return Box::pin(std::future::ready(blocked));
+    }
     let source = Source::new(incoming);
     let turn = Turn {
         proxy,
@@ -118,6 +124,7 @@ pub(crate) fn serve(
         pauses: 0,
         last: None,
         last_reason: String::new(),
+        over: None,
     };
     Box::pin(turn.run())
 }
@@ -138,7 +145,15 @@ impl Turn {
             }
             let lease = match self.proxy.actor.select(self.need.clone()).await {
                 Err(_gone) => return respond::draining(),
-                Ok(Ok(lease)) => lease,
+                Ok(Ok(lease)) => match books::with(&self.trace, &lease.account) {
+                    Ok(()) => lease,
+                    Err(blocked) => {
+                        self.need.exclude.push(lease.account.clone());
+                        self.over = Some(blocked);
+                        continue;
+                    },
+                },
+                Ok(Err(refused)) if self.over.is_some() => return self.over_budget(&refused),
                 Ok(Err(refused)) => {
                     if Box::pin(self.waited(&refused)).await {
                         continue;
@@ -154,6 +169,16 @@ impl Turn {
                 Step::Again if self.source.client_failed() => return self.client_failed(),
                 Step::Again => {},
             }
+        }
+    }
+
+    /// No account is left but those whose budgets are used up.
+    fn over_budget(&mut self, refused: &Refused) -> Answer {
+        match self.over.take() {
+            Some(blocked) if self.trace.tried == 0 => {
+                books::blocked(&self.proxy, &mut self.trace, &blocked)
+            },
+            _ => self.give_up(Some(refused)),
         }
     }
 

@@ -7,6 +7,7 @@ use crate::{
     login::{LoginBegin, LoginDone, LoginEnd, LoginMethod, LoginStarted, LoginWaiting},
     owner::{FlaggedInfo, MirrorInfo, Verified},
     survive::{SealBy, SealInfo, Secret},
+    usage::{UsageBy, UsageGroup, UsageSums, UsageTable},
 };
 use proptest::prelude::*;
 use serde::de::DeserializeOwned;
@@ -121,6 +122,15 @@ fn requests() -> Vec<(&'static str, Request)> {
             }),
         ),
         ("request.pools", Request::Pools(PoolsRequest::Show { project: text("/home/a/src") })),
+        (
+            "request.usage",
+            Request::Usage(UsageRequest::Table {
+                since_ms: 1_800_000_000_000,
+                until_ms: u64::MAX,
+                by: UsageBy::Day,
+                days: vec![1_800_000_000_000],
+            }),
+        ),
     ]
     .into_iter()
     .chain(login_requests())
@@ -295,6 +305,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
             })),
         ),
         ("reply.pools", Reply::Pools(pools)),
+        ("reply.usage", Reply::Usage(Box::new(UsageReply::Table(usage())))),
         ("reply.launch.noted", Reply::Launch(Box::new(noted))),
     ]
     .into_iter()
@@ -338,6 +349,28 @@ fn neighbour_replies() -> Vec<(&'static str, Reply)> {
         ("reply.takeover.report", Reply::Takeover(Box::new(TakeoverReply::Report(report())))),
         ("reply.takeover.exported", Reply::Takeover(Box::new(TakeoverReply::Exported(exported())))),
     ]
+}
+
+fn usage() -> UsageTable {
+    let sums = UsageSums {
+        requests: 2,
+        complete: 1,
+        blocked: 1,
+        input_tokens: 300,
+        cache_share: Some(0.5),
+        cost_usd_low: 0.25,
+        cost_usd_high: 1.5,
+        ..UsageSums::default()
+    };
+    UsageTable {
+        by: UsageBy::Account,
+        since_ms: 1,
+        until_ms: 2,
+        total: sums,
+        groups: vec![UsageGroup { key: text("aa"), name: Some(text("work")), sums }],
+        prices_dated: text("2026-08-21"),
+        notes: vec![text("a note")],
+    }
 }
 
 fn report() -> crate::takeover::Report {
@@ -539,6 +572,7 @@ fn no_variant_is_missing_above() {
         Request::Takeover(TakeoverRequest::Scan(_)) => 23,
         Request::Takeover(TakeoverRequest::Export { .. }) => 24,
         Request::Pools(_) => 25,
+        Request::Usage(_) => 26,
     };
     let reply = |reply: &Reply| match reply {
         Reply::Status(_) => 0,
@@ -567,6 +601,7 @@ fn no_variant_is_missing_above() {
             TakeoverReply::Exported(_) => 17,
         },
         Reply::Pools(_) => 18,
+        Reply::Usage(_) => 20,
     };
     let change = |event: &Event| match event.change {
         Change::Snapshot { .. } => 0,
@@ -585,7 +620,7 @@ fn no_variant_is_missing_above() {
     count(requests().iter().map(|(_, r)| request(r)).collect());
     count(replies().iter().map(|(_, r)| reply(r)).collect());
     count(events().iter().map(|(_, e)| change(e)).collect());
-    assert_eq!((requests().len(), replies().len(), events().len()), (26, 20, 8));
+    assert_eq!((requests().len(), replies().len(), events().len()), (27, 21, 8));
 }
 
 #[test]

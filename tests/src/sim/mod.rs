@@ -43,7 +43,7 @@ use std::time::Duration;
 pub use config::{AccountSpec, CLIENT_ID, DEFAULT_CANARY, SimConfig, Window};
 pub use faults::{Cut, Fault, Route};
 pub use login::Consent;
-pub use record::{AccountStats, Outcome, Seen, Stats};
+pub use record::{AccountStats, Outcome, Seen, Stats, Tokens};
 
 use server::Command;
 use state::Shared;

@@ -322,6 +322,7 @@ fn record(
         wire_bytes,
         status: None,
         outcome: Outcome::Open,
+        tokens: None,
     };
     state.record.begin(seen, kept)
 }

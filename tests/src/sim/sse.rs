@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::time::Sleep;
 
 use super::faults::{Cut, Fault};
-use super::record::{Open, Outcome};
+use super::record::{Open, Outcome, Tokens};
 use super::state::Busy;
 use super::wire::Line;
 
@@ -63,29 +63,44 @@ impl Turn {
             "input_tokens": self.input_tokens,
             "input_tokens_details": { "cached_tokens": self.cached_tokens },
             "output_tokens": output,
-            "output_tokens_details": { "reasoning_tokens": 0 },
+            "output_tokens_details": { "reasoning_tokens": output / 2 },
             "total_tokens": self.input_tokens + output,
         });
-        events.push(event("response.completed", json!({ "response": response })));
+        events.push(event("response.completed", &json!({ "response": response })));
         events
+    }
+
+    /// What [`Self::events`] say that it used.
+    pub(super) fn tokens(&self) -> Tokens {
+        let output = match &self.item {
+            Item::Text(text) => text.split_inclusive(' ').count(),
+            Item::Call { arguments, .. } => 1 + arguments.len() / 4,
+            Item::Compaction(_) => 1,
+        } as u64;
+        Tokens {
+            input: self.input_tokens as u64,
+            cached: self.cached_tokens as u64,
+            output,
+            reasoning: output / 2,
+        }
     }
 
     /// The events of a turn that fails.
     pub(super) fn failed(&self, code: &str, message: &str) -> Vec<Bytes> {
         let mut response = self.response("failed");
         response["error"] = json!({ "code": code, "message": message });
-        vec![self.created(), event("response.failed", json!({ "response": response }))]
+        vec![self.created(), event("response.failed", &json!({ "response": response }))]
     }
 
     /// The events of a turn that stops early.
     pub(super) fn incomplete(&self, reason: &str) -> Vec<Bytes> {
         let mut response = self.response("incomplete");
         response["incomplete_details"] = json!({ "reason": reason });
-        vec![self.created(), event("response.incomplete", json!({ "response": response }))]
+        vec![self.created(), event("response.incomplete", &json!({ "response": response }))]
     }
 
     fn created(&self) -> Bytes {
-        event("response.created", json!({ "response": self.response("in_progress") }))
+        event("response.created", &json!({ "response": self.response("in_progress") }))
     }
 
     fn response(&self, status: &str) -> Value {
@@ -110,7 +125,7 @@ impl Turn {
                 "content_index": 0,
                 "delta": word,
             });
-            events.push(event("response.output_text.delta", delta));
+            events.push(event("response.output_text.delta", &delta));
         }
         events.push(done(&item(json!([{ "type": "output_text", "text": text }]))));
         words
@@ -131,16 +146,19 @@ impl Turn {
 }
 
 fn added(item: &Value) -> Bytes {
-    event("response.output_item.added", json!({ "output_index": 0, "item": item }))
+    event("response.output_item.added", &json!({ "output_index": 0, "item": item }))
 }
 
 fn done(item: &Value) -> Bytes {
-    event("response.output_item.done", json!({ "output_index": 0, "item": item }))
+    event("response.output_item.done", &json!({ "output_index": 0, "item": item }))
 }
 
-fn event(name: &str, mut data: Value) -> Bytes {
-    data["type"] = Value::from(name);
-    Bytes::from(format!("event: {name}\ndata: {data}\n\n"))
+/// An event; its type stands first, as upstream writes it.
+pub(super) fn event(name: &str, data: &Value) -> Bytes {
+    let data = data.to_string();
+    let rest = data.strip_prefix('{').unwrap_or("}");
+    let comma = if rest == "}" { "" } else { "," };
+    Bytes::from(format!("event: {name}\ndata: {{\"type\":\"{name}\"{comma}{rest}\n\n"))
 }
 
 /// How a [`Stream`] ends.
