@@ -1,5 +1,12 @@
 //! What can be typed. Help texts are the doc comments here, one per command.
 
+mod books;
+
+pub(crate) use books::{
+    BooksCommand, BudgetCommand, BudgetLimit, MetricsCommand, NotifyCommand, UsageArgs,
+    UsageGroupBy,
+};
+
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use cma_proto::{
     codec::Codec,
@@ -155,6 +162,8 @@ pub(crate) enum Command {
     },
     /// Print what happens in the pool, as it happens
     Events,
+    #[command(flatten)]
+    Books(BooksCommand),
     /// Print the daemon's log; works while the daemon is down
     Logs {
         /// Go on with what is written from now on

@@ -5,20 +5,27 @@
 
 mod accounts;
 mod backup;
+mod books;
+mod budget;
 mod daemon;
 mod demo;
 mod events;
 mod launch;
 mod login;
 mod logs;
+mod monitor;
 mod owner;
 mod pools;
+mod probe;
 mod seal;
 mod sessions;
 mod status;
 mod takeover;
+mod usage;
 mod version;
 mod why;
+
+pub(crate) use budget::amount;
 
 use crate::{
     cli::{Cli, Command},
@@ -137,6 +144,7 @@ pub(crate) fn run(cli: Cli, screen: &mut Screen) -> Result<ExitCode, Failure> {
         },
         Command::Why { request } => why::why(&context, request, screen),
         Command::Events => events::events(&context, screen),
+        Command::Books(command) => books::books(&context, command, screen),
         Command::Logs { follow, lines } => logs::logs(&context, lines, follow, screen),
         Command::Daemon(command) => daemon::daemon(&context, command, screen),
         Command::Version => version::version(&context, screen),

@@ -7,15 +7,20 @@
 
 use crate::{
     actor::{self, Actor, Handle},
+    budgets::Budgets,
     cache, clock,
     config::Config,
     fault::Fault,
     ipc,
+    ledger::Ledger,
     login::Logins,
     mirror::{self, Mirror},
+    notices,
+    probes::Probes,
     project::Projects,
     proxy::{
         self, Proxy,
+        books::Books,
         keys::Keys,
         moved::Known,
         own::Lent,
@@ -166,6 +171,7 @@ pub(crate) struct App {
     pub(crate) pins: Arc<Pins>,
     pub(crate) proxy: Arc<Proxy>,
     pub(crate) logins: Arc<Logins>,
+    pub(crate) probes: Arc<Probes>,
     pub(crate) renewer: Arc<Renewer>,
     pub(crate) mirror: Mirror,
     pub(crate) phases: Phases,
@@ -201,6 +207,9 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
     let roster = Arc::new(Roster::load(store, Arc::clone(&config), Arc::clone(&vault))?);
     let projects = Arc::new(Projects::load(&root, roster.store().clone())?);
     let pins = Arc::new(Pins::load(&root, roster.store().clone())?);
+    let ledger = Ledger::start(root.path(), config.ledger)?;
+    let budgets = Budgets::load(root.path(), roster.store().clone(), ledger.clone())?;
+    let books = Books::new(ledger, budgets);
     let listener = crate::lifecycle::bind(&config, &roster)?;
     let at = listener
         .local_addr()
@@ -234,7 +243,11 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         keys: Keys::new(&secret),
         lent: Lent::default(),
         health: proxy::host::Host::new(),
-        traces: Traces::new(u16::from_str_radix(&instance[..4], 16).unwrap_or_default(), threads),
+        traces: Traces::new(
+            u16::from_str_radix(&instance[..4], 16).unwrap_or_default(),
+            threads,
+            books,
+        ),
         sockets: proxy::ws::Sockets::new(connections.clone()),
         phases: phases.clone(),
         port: at.port(),
@@ -248,6 +261,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         handle.clone(),
         renewals.clone(),
     ));
+    let probes = Arc::new(Probes::new(connections.clone(), phases.clone()));
     let mirror = Mirror::load(&root, roster.store().clone())?;
     let app = Arc::new(App {
         root,
@@ -258,6 +272,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         pins,
         proxy,
         logins,
+        probes,
         renewer,
         mirror,
         phases,
@@ -328,6 +343,7 @@ impl Built {
         caching
             .spawn("threads", cache::threads::keep(app.root.clone(), threads, app.phases.clone()));
         background.spawn_idle("mirror", mirror::keep(Arc::clone(&app)));
+        background.spawn_idle("notices", notices::keep(Arc::clone(&app)));
         background.spawn_idle("ipc", ipc.serve(Arc::clone(&app), background.clone()));
         app.phases.enter(Phase::Serving);
 
@@ -349,5 +365,6 @@ impl Built {
         stopped.notify_one();
         app.proxy.upstream.close_idle();
         background.ended().await;
+        app.proxy.traces.books.ledger.close();
     }
 }

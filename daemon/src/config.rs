@@ -5,6 +5,7 @@
 //! elsewhere, so from the environment only loopback hosts count; any other host has to stand in the
 //! root's own `config.toml`, and plain http is for loopback alone.
 
+pub(crate) mod notify;
 pub(crate) mod streams;
 
 use crate::fault::Fault;
@@ -27,6 +28,10 @@ pub(crate) const VARIABLES: [&str; 6] = [
     "CMA_WEBSOCKET",
 ];
 
+/// Ten years: no clock's arithmetic fails before.
+const MAX_LEDGER_DAYS: u64 = 3_650;
+/// Below it a segment holds hardly a row.
+const MIN_LEDGER_BYTES: u64 = 64 * 1024;
 const BACKEND: &str = "https://chatgpt.com/backend-api";
 const ISSUER: &str = "https://auth.openai.com";
 
@@ -53,8 +58,28 @@ pub(crate) struct Config {
     pub(crate) streams: streams::Streams,
     /// Whether CLIs may use WebSockets; else they are told to use HTTP (426).
     pub(crate) websocket: bool,
+    /// What the usage ledger may take.
+    pub(crate) ledger: Caps,
+    /// Whom to tell what.
+    pub(crate) notify: notify::Notify,
     /// The variables that were set.
     pub(crate) environment: Vec<Setting>,
+}
+
+/// What the usage ledger may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Caps {
+    /// Rows older than this go; 0 keeps none at all.
+    pub(crate) days: u64,
+    /// Bytes of all of it.
+    pub(crate) bytes: u64,
+}
+
+impl Default for Caps {
+    /// A quarter of a year, and three million requests.
+    fn default() -> Self {
+        Self { days: 92, bytes: 256 * 1024 * 1024 }
+    }
 }
 
 /// A base address, checked.
@@ -85,6 +110,9 @@ struct File {
     log: Option<String>,
     auth_mode: Option<String>,
     websocket: Option<String>,
+    ledger_days: Option<u64>,
+    ledger_bytes: Option<u64>,
+    notify: notify::File,
     upstream: FileUpstream,
     streams: streams::FileStreams,
 }
@@ -104,6 +132,18 @@ impl File {
             Some("off") => Ok(false),
             Some(other) => Err(format!("websocket `{other}` is neither on nor off")),
         }
+    }
+
+    fn ledger(&self) -> Result<Caps, String> {
+        let Caps { days, bytes } = Caps::default();
+        let (days, bytes) = (self.ledger_days.unwrap_or(days), self.ledger_bytes.unwrap_or(bytes));
+        if days > MAX_LEDGER_DAYS {
+            return Err(format!("`config.toml`: ledger_days {days} is over {MAX_LEDGER_DAYS}"));
+        }
+        if bytes < MIN_LEDGER_BYTES {
+            return Err(format!("`config.toml`: ledger_bytes {bytes} is below {MIN_LEDGER_BYTES}"));
+        }
+        Ok(Caps { days, bytes })
     }
 
     fn pace(&self) -> Result<Pace, String> {
@@ -183,6 +223,8 @@ impl Config {
             own_auth: false,
             streams: streams::Streams::default(),
             websocket: true,
+            ledger: Caps::default(),
+            notify: notify::Notify::default(),
             environment: environment(var),
         };
         if let Some((whence, value)) = pick("CMA_LISTEN", &file.listen) {
@@ -208,6 +250,8 @@ impl Config {
         }
         keep(file.streams.resolve(var).map(|streams| config.streams = streams));
         keep(file.pace().map(|pace| config.pace = pace));
+        keep(file.ledger().map(|caps| config.ledger = caps));
+        keep(file.notify.resolve().map(|notify| config.notify = notify));
         if let Some((whence, value)) = pick("CMA_LOG", &file.log) {
             keep(value.parse().map(|level| config.log = level).map_err(|_unknown| {
                 format!("{whence}: log level `{value}` is none of error, warn, info, debug, trace")
@@ -380,5 +424,8 @@ mod tests {
         assert!(load("", &[]).unwrap().websocket);
         assert!(!load("websocket = 'on'", &[("CMA_WEBSOCKET", "off")]).unwrap().websocket);
         assert!(load("websocket = 'maybe'", &[]).is_err());
+        assert_eq!(load("ledger_days = 7", &[]).unwrap().ledger.days, 7);
+        assert!(load("ledger_bytes = 100", &[]).is_err());
+        assert!(load("ledger_days = 99999", &[]).is_err());
     }
 }

@@ -5,6 +5,7 @@
 
 mod actor;
 mod app;
+mod budgets;
 mod cache;
 mod clock;
 mod config;
@@ -14,9 +15,12 @@ mod disk;
 mod fault;
 mod ipc;
 mod launch;
+mod ledger;
 mod lifecycle;
 mod login;
 mod mirror;
+mod notices;
+mod probes;
 mod project;
 mod proxy;
 mod renewal;
@@ -65,6 +69,8 @@ fn main() -> ExitCode {
             crash::all().iter().for_each(|name| say(name));
             return ExitCode::SUCCESS;
         },
+        // For measurements: a ledger with that many rows.
+        (Some("ledger-rows"), Some(count)) => fill_ledger(count),
         _ => Err(Fault::new(
             ErrorCode::BadRequest,
             "cmad knows `run`, `start` and `--version`",
@@ -79,6 +85,16 @@ fn main() -> ExitCode {
             ExitCode::from(fault.code().exit_code())
         },
     }
+}
+
+fn fill_ledger(count: &str) -> Result<(), Fault> {
+    let root = Root::from_env().map_err(|refusal| Fault { refusal })?;
+    dirs::prepare(&root)?;
+    let _held = lifecycle::hold(&root)?;
+    let count = count.parse().map_err(|_none| {
+        Fault::new(ErrorCode::BadRequest, format!("`{count}` is no number of rows"), "")
+    })?;
+    ledger::fill(root.path(), count)
 }
 
 fn run(detached: bool) -> Result<(), Fault> {

@@ -33,6 +33,7 @@ pub mod pools;
 pub mod sessions;
 pub mod survive;
 pub mod takeover;
+pub mod usage;
 
 /// The protocol version this crate speaks best.
 pub const PROTOCOL: u32 = 1;

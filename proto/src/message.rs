@@ -10,6 +10,7 @@ use crate::pools::{PoolsReply, PoolsRequest};
 use crate::sessions::{SessionsReply, SessionsRequest};
 use crate::survive::{Survive, Survived};
 use crate::takeover::{TakeoverReply, TakeoverRequest};
+use crate::usage::{UsageReply, UsageRequest};
 use serde::{Deserialize, Serialize};
 
 /// What a client asks.
@@ -81,6 +82,8 @@ pub enum Request {
     Pools(PoolsRequest),
     /// The threads: where they run, and moving them. Answers: see [`SessionsRequest`].
     Sessions(SessionsRequest),
+    /// The ledger, budgets, metrics, notices. Answer: [`Reply::Usage`].
+    Usage(UsageRequest),
 }
 
 /// What the daemon answers.
@@ -116,6 +119,8 @@ pub enum Reply {
     Pools(PoolsReply),
     /// To [`Request::Sessions`].
     Sessions(SessionsReply),
+    /// To [`Request::Usage`].
+    Usage(Box<UsageReply>),
 }
 
 /// The whole picture at one epoch.

@@ -71,6 +71,10 @@ mod threads;
 #[cfg(test)]
 mod tidy;
 #[cfg(test)]
+mod usage;
+#[cfg(test)]
+mod usage_told;
+#[cfg(test)]
 mod ws;
 #[cfg(test)]
 mod ws_codex;

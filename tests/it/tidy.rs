@@ -17,7 +17,7 @@ const LONG: [(&str, &str); 0] = [];
 
 /// The daemon's floors, lowest first: who may not look at whom.
 const GROUND: [&str; 8] = ["config", "dirs", "clock", "sys", "fault", "crash", "disk", "trouble"];
-const KEEPERS: [&str; 5] = ["actor", "roster", "vault", "store", "cache"];
+const KEEPERS: [&str; 7] = ["actor", "roster", "vault", "store", "cache", "ledger", "budgets"];
 const ROOMS: [&str; 7] = ["proxy", "ipc", "renewal", "upstream", "launch", "login", "mirror"];
 /// The stairs between rooms, and from the actor to the task that it starts.
 const STAIRS: [(&str, &str); 13] = [

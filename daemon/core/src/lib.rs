@@ -20,6 +20,7 @@
 pub mod account;
 pub mod affinity;
 pub mod bound;
+pub mod budget;
 pub mod cooldown;
 pub mod event;
 pub mod identity;
@@ -34,4 +35,5 @@ pub mod stream;
 pub mod thread;
 pub mod time;
 pub mod token;
+pub mod usage;
 pub mod verdict;

@@ -28,6 +28,7 @@ pub(crate) async fn handle(
         Request::Status | Request::Why { .. } | Request::Shutdown { .. } => true,
         Request::Pools(request) => super::pools::looks(request),
         Request::Sessions(request) => super::sessions::looks(request),
+        Request::Usage(request) => super::usage::looks(request),
         _ => false,
     };
     if !looking && app.phases.now() >= Phase::Draining {
@@ -74,6 +75,7 @@ pub(crate) async fn handle(
         },
         Request::Survive(asked) => super::survive::handle(app, asked).await,
         Request::Takeover(request) => super::takeover::handle(app, request).await,
+        Request::Usage(request) => super::usage::handle(app, request).await,
     }
 }
 

@@ -8,10 +8,12 @@ mod convert;
 mod handlers;
 mod owner;
 mod pools;
+mod probes;
 mod session;
 mod sessions;
 mod survive;
 mod takeover;
+mod usage;
 
 use crate::{
     app::{App, Phase, Tasks},

@@ -106,6 +106,7 @@ async fn unlock(app: &Arc<App>, passphrase: Option<Secret>) -> Result<Survived, 
         disk(app, move |_roster| {
             mirrored.projects.read_in()?;
             mirrored.pins.read_in()?;
+            mirrored.proxy.traces.books.budgets.read_in()?;
             mirrored.mirror.read_in()
         })
         .await?;

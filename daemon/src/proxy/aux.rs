@@ -282,7 +282,7 @@ impl Proxy {
     }
 }
 
-async fn ask(
+pub(super) async fn ask(
     proxy: &Arc<Proxy>,
     id: &AccountId,
     parts: &request::Parts,

@@ -117,17 +117,18 @@ fn is_ours(host: &str, port: u16) -> bool {
     })
 }
 
+/// The one bearer that a request carries.
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let mut all = headers.get_all(header::AUTHORIZATION).iter();
+    match (all.next(), all.next()) {
+        (Some(value), None) => value.to_str().ok()?.strip_prefix("Bearer "),
+        _ => None,
+    }
+}
+
 /// The launch whose key a request carries.
 pub(crate) fn key(headers: &HeaderMap, keys: &Keys, shown: &Shown) -> Result<Arc<Launch>, Refusal> {
-    let mut all = headers.get_all(header::AUTHORIZATION).iter();
-    let launch = match (all.next(), all.next()) {
-        (Some(value), None) => value
-            .to_str()
-            .ok()
-            .and_then(|value| value.strip_prefix("Bearer "))
-            .and_then(|key| keys.check_again(key, shown)),
-        _ => None,
-    };
+    let launch = bearer(headers).and_then(|key| keys.check_again(key, shown));
     launch.ok_or(Refusal {
         status: StatusCode::UNAUTHORIZED,
         message: "this needs the client key of a running launch; start codex through cma, or see \

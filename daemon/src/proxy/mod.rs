@@ -5,13 +5,16 @@
 
 pub(crate) mod aux;
 pub(crate) mod body;
+pub(crate) mod books;
 mod gate;
 mod headers;
 mod held;
 pub(crate) mod host;
 pub(crate) mod keys;
+mod metrics;
 pub(crate) mod moved;
 pub(crate) mod own;
+pub(crate) mod probe;
 pub(crate) mod relay;
 mod respond;
 pub(crate) mod sniff;
@@ -175,6 +178,9 @@ async fn handle(proxy: &Arc<Proxy>, shown: &Shown, request: Request<Incoming>) -
     }
     if route == Route::Unknown && own::is_own(request.uri().path()) {
         return Box::pin(own::serve(Arc::clone(proxy), request)).await;
+    }
+    if route == Route::Unknown && request.uri().path() == "/metrics" {
+        return Box::pin(metrics::serve(proxy, headers, request.uri().query())).await;
     }
     let launch = match gate::key(headers, &proxy.keys, shown) {
         Ok(launch) => launch,

@@ -1,7 +1,11 @@
 //! What happened to a request, in memory: counters, the last few hundred traces, and news of each
 //! for whoever listens. Written after the fact, never on a request's way.
 
-use super::{moved, sniff::Usage};
+use super::{
+    books::{Books, Open},
+    moved,
+    sniff::Usage,
+};
 use crate::clock;
 use cma_core::{identity::AccountId, select::Candidate};
 use parking_lot::Mutex;
@@ -39,6 +43,18 @@ pub(crate) struct RequestId {
     number: u64,
 }
 
+impl RequestId {
+    /// The daemon's start and the number in it.
+    pub(crate) const fn parts(self) -> (u16, u64) {
+        (self.start, self.number)
+    }
+
+    /// The id of these parts.
+    pub(crate) const fn of((start, number): (u16, u64)) -> Self {
+        Self { start, number }
+    }
+}
+
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "r{:04x}-{}", self.start, self.number)
@@ -50,6 +66,8 @@ impl fmt::Display for RequestId {
 pub(crate) struct Trace {
     pub(crate) id: RequestId,
     pub(crate) at: u64,
+    /// The same in milliseconds.
+    pub(crate) at_ms: u64,
     pub(crate) started: Instant,
     pub(crate) session: Option<Arc<str>>,
     /// The thread, as the pool names it.
@@ -64,6 +82,8 @@ pub(crate) struct Trace {
     pub(crate) first_byte_ms: Option<u64>,
     pub(crate) total_ms: u64,
     pub(crate) usage: Option<Usage>,
+    /// What has to be closed at the end.
+    pub(crate) open: Option<Arc<Open>>,
 }
 
 /// News of a request, while it runs and at its end.
@@ -78,6 +98,7 @@ pub(crate) enum News {
 pub(crate) struct Traces {
     pub(crate) counters: Counters,
     pub(crate) threads: moved::Known,
+    pub(crate) books: Books,
     prefix: u16,
     next: AtomicU64,
     kept: Mutex<VecDeque<Arc<Trace>>>,
@@ -85,11 +106,12 @@ pub(crate) struct Traces {
 }
 
 impl Traces {
-    pub(crate) fn new(prefix: u16, threads: moved::Known) -> Self {
+    pub(crate) fn new(prefix: u16, threads: moved::Known, books: Books) -> Self {
         let (news, _nobody_yet) = broadcast::channel(NEWS);
         Self {
             counters: Counters::default(),
             threads,
+            books,
             prefix,
             next: AtomicU64::new(1),
             kept: Mutex::new(VecDeque::new()),
@@ -100,9 +122,11 @@ impl Traces {
     /// A new trace with an id of its own.
     pub(crate) fn begin(&self, session: Option<Arc<str>>, model: Option<Arc<str>>) -> Trace {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let at_ms = clock::wall().millis();
         Trace {
             id: RequestId { start: self.prefix, number },
-            at: clock::unix(),
+            at: at_ms / 1000,
+            at_ms,
             started: Instant::now(),
             session,
             thread: None,
@@ -116,6 +140,7 @@ impl Traces {
             first_byte_ms: None,
             total_ms: 0,
             usage: None,
+            open: None,
         }
     }
 
@@ -123,6 +148,7 @@ impl Traces {
     pub(crate) fn end(&self, mut trace: Trace) {
         trace.total_ms = millis(&trace.started);
         moved::ended(&self.threads, &trace);
+        self.books.end(&mut trace);
         let complete = trace.outcome == "complete";
         let counter = if complete { &self.counters.served } else { &self.counters.failed };
         counter.fetch_add(1, Ordering::Relaxed);

@@ -12,7 +12,7 @@ mod blame;
 use super::{
     Proxy,
     body::{BODY_LIMIT, Source, UpBody},
-    headers,
+    books, headers,
     held::Ready,
     keys::Launch,
     moved::{Foreign, Ride},
@@ -29,6 +29,7 @@ use crate::{
 use bytes::{Bytes, BytesMut};
 use cma_core::{
     bound,
+    budget::Blocked,
     cooldown::Cause,
     identity::AccountId,
     pool::{Input, Refused, Release},
@@ -95,6 +96,8 @@ struct Turn {
     pauses: u32,
     last: Option<Last>,
     last_reason: String,
+    /// The budget of an account that would have served.
+    over: Option<Blocked>,
 }
 
 /// The last error that upstream answered, whole.
@@ -139,6 +142,9 @@ pub(crate) fn serve(
     let mut need =
         Need { session: bounds.session(session.as_ref()), model: model.clone(), ..bounds.need() };
     let mut trace = proxy.traces.begin(session, model);
+    if let Some(blocked) = books::admit(&proxy, &mut trace, launch) {
+        return Box::pin(std::future::ready(blocked));
+    }
     let ride = Ride::begin(&proxy.traces.threads, bounds, &parts.headers, &mut need, &mut trace);
     parts.headers = headers::upwards(parts.headers, &proxy.host);
     let source = Source::new(incoming);
@@ -158,6 +164,7 @@ pub(crate) fn serve(
         pauses: 0,
         last: None,
         last_reason: String::new(),
+        over: None,
     };
     Box::pin(turn.run())
 }
@@ -188,7 +195,15 @@ impl Turn {
             }
             let lease = match self.proxy.actor.select(self.need.clone()).await {
                 Err(_gone) => return respond::draining(),
-                Ok(Ok(lease)) => lease,
+                Ok(Ok(lease)) => match books::with(&self.trace, &lease.account) {
+                    Ok(()) => lease,
+                    Err(blocked) => {
+                        self.need.exclude.push(lease.account.clone());
+                        self.over = Some(blocked);
+                        continue;
+                    },
+                },
+                Ok(Err(refused)) if self.over.is_some() => return self.over_budget(&refused),
                 Ok(Err(refused)) => {
                     if Box::pin(self.waited(&refused)).await {
                         continue;
@@ -204,6 +219,16 @@ impl Turn {
                 Step::Again if self.source.client_failed() => return self.client_failed(),
                 Step::Again => {},
             }
+        }
+    }
+
+    /// No account is left but those whose budgets are used up.
+    fn over_budget(&mut self, refused: &Refused) -> Answer {
+        match self.over.take() {
+            Some(blocked) if self.trace.tried == 0 => {
+                books::blocked(&self.proxy, &mut self.trace, &blocked)
+            },
+            _ => self.give_up(Some(refused)),
         }
     }
 

@@ -8,6 +8,7 @@ use crate::{
     owner::{FlaggedInfo, MirrorInfo, Verified},
     sessions::SessionList,
     survive::{SealBy, SealInfo, Secret},
+    usage::{UsageBy, UsageGroup, UsageSums, UsageTable},
 };
 use proptest::prelude::*;
 use serde::de::DeserializeOwned;
@@ -123,6 +124,15 @@ fn requests() -> Vec<(&'static str, Request)> {
         ),
         ("request.pools", Request::Pools(PoolsRequest::Show { project: text("/home/a/src") })),
         ("request.sessions", Request::Sessions(SessionsRequest::Unpin { id: text("01a1") })),
+        (
+            "request.usage",
+            Request::Usage(UsageRequest::Table {
+                since_ms: 1_800_000_000_000,
+                until_ms: u64::MAX,
+                by: UsageBy::Day,
+                days: vec![1_800_000_000_000],
+            }),
+        ),
     ]
     .into_iter()
     .chain(login_requests())
@@ -298,6 +308,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
         ),
         ("reply.pools", Reply::Pools(pools)),
         ("reply.sessions", Reply::Sessions(SessionsReply::List(SessionList::default()))),
+        ("reply.usage", Reply::Usage(Box::new(UsageReply::Table(usage())))),
         ("reply.launch.noted", Reply::Launch(Box::new(noted))),
     ]
     .into_iter()
@@ -341,6 +352,28 @@ fn neighbour_replies() -> Vec<(&'static str, Reply)> {
         ("reply.takeover.report", Reply::Takeover(Box::new(TakeoverReply::Report(report())))),
         ("reply.takeover.exported", Reply::Takeover(Box::new(TakeoverReply::Exported(exported())))),
     ]
+}
+
+fn usage() -> UsageTable {
+    let sums = UsageSums {
+        requests: 2,
+        complete: 1,
+        blocked: 1,
+        input_tokens: 300,
+        cache_share: Some(0.5),
+        cost_usd_low: 0.25,
+        cost_usd_high: 1.5,
+        ..UsageSums::default()
+    };
+    UsageTable {
+        by: UsageBy::Account,
+        since_ms: 1,
+        until_ms: 2,
+        total: sums,
+        groups: vec![UsageGroup { key: text("aa"), name: Some(text("work")), sums }],
+        prices_dated: text("2026-08-21"),
+        notes: vec![text("a note")],
+    }
 }
 
 fn report() -> crate::takeover::Report {
@@ -543,6 +576,7 @@ fn no_variant_is_missing_above() {
         Request::Takeover(TakeoverRequest::Export { .. }) => 24,
         Request::Pools(_) => 25,
         Request::Sessions(_) => 26,
+        Request::Usage(_) => 27,
     };
     let reply = |reply: &Reply| match reply {
         Reply::Status(_) => 0,
@@ -572,6 +606,7 @@ fn no_variant_is_missing_above() {
         },
         Reply::Pools(_) => 18,
         Reply::Sessions(_) => 20,
+        Reply::Usage(_) => 21,
     };
     let change = |event: &Event| match event.change {
         Change::Snapshot { .. } => 0,

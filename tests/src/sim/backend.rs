@@ -136,6 +136,7 @@ async fn turn(mut call: Call, no: AccountNo, fault: Option<Fault>) -> Answer {
         _ => (turn.events(), fault),
     };
     call.open.head(200);
+    call.shared.state.lock().record.told(call.open.number, turn.tokens());
     let Call { line, open, .. } = call;
     let stream = Stream::new(events, gap, fault.as_ref(), line, (open, Some(busy)));
     Ok(respond(200, headers, UnsyncBoxBody::new(stream)))

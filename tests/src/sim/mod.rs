@@ -47,7 +47,7 @@ pub use config::{AccountSpec, CLIENT_ID, DEFAULT_CANARY, SimConfig, Window};
 pub use faults::{Cut, Fault, Route, Strange};
 pub use inside::{Inside, What};
 pub use login::Consent;
-pub use record::{AccountStats, Outcome, Seen, Stats};
+pub use record::{AccountStats, Outcome, Seen, Stats, Tokens};
 pub use sealed::Encrypted;
 
 use server::Command;

@@ -326,6 +326,7 @@ fn record(
         wire_bytes,
         status: None,
         outcome: Outcome::Open,
+        tokens: None,
     };
     state.record.begin(seen, kept)
 }

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::time::Sleep;
 
 use super::faults::{Cut, Fault};
-use super::record::{Open, Outcome};
+use super::record::{Open, Outcome, Tokens};
 use super::state::Busy;
 use super::wire::Line;
 
@@ -73,11 +73,26 @@ impl Turn {
             "input_tokens": self.input_tokens,
             "input_tokens_details": { "cached_tokens": self.cached_tokens },
             "output_tokens": output,
-            "output_tokens_details": { "reasoning_tokens": 0 },
+            "output_tokens_details": { "reasoning_tokens": output / 2 },
             "total_tokens": self.input_tokens + output,
         });
         events.push(event("response.completed", &json!({ "response": response })));
         events
+    }
+
+    /// What [`Self::events`] say that it used.
+    pub(super) fn tokens(&self) -> Tokens {
+        let output = match &self.item {
+            Item::Text(text) => text.split_inclusive(' ').count(),
+            Item::Call { arguments, .. } => 1 + arguments.len() / 4,
+            Item::Compaction(_) => 1,
+        } as u64;
+        Tokens {
+            input: self.input_tokens as u64,
+            cached: self.cached_tokens as u64,
+            output,
+            reasoning: output / 2,
+        }
     }
 
     /// The events of a turn that fails.
