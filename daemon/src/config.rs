@@ -41,6 +41,8 @@ pub(crate) struct Config {
     pub(crate) log: tracing::Level,
     /// Whether CLIs stay on their own `auth.json` (`auth_mode = "own"`).
     pub(crate) own_auth: bool,
+    /// What is done with calls around turns.
+    pub(crate) around: Around,
     /// The variables that were set.
     pub(crate) environment: Vec<Setting>,
 }
@@ -72,7 +74,27 @@ struct File {
     renewals_at_once: Option<u32>,
     log: Option<String>,
     auth_mode: Option<String>,
+    analytics: Analytics,
+    background_responses: bool,
     upstream: FileUpstream,
+}
+
+/// What becomes of the CLI's analytics events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Analytics {
+    #[default]
+    Pass,
+    Drop,
+}
+
+/// What is done with calls around turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Around {
+    /// Whether the CLI's analytics events are passed on (`analytics = "pass"`) or dropped.
+    pub(crate) analytics: bool,
+    /// Whether stored responses can be read, cancelled and deleted (`background_responses`).
+    pub(crate) background: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -83,6 +105,13 @@ struct FileUpstream {
 }
 
 impl File {
+    fn around(&self) -> Around {
+        Around {
+            analytics: self.analytics == Analytics::Pass,
+            background: self.background_responses,
+        }
+    }
+
     fn pace(&self) -> Result<Pace, String> {
         Pace::default()
             .with(self.renewals_per_second, self.renewals_at_once)
@@ -152,6 +181,7 @@ impl Config {
             pace: Pace::default(),
             log: tracing::Level::INFO,
             own_auth: false,
+            around: file.around(),
             environment: VARIABLES
                 .iter()
                 .filter_map(|&name| Some(Setting { name: name.to_owned(), value: var(name)? }))
@@ -272,7 +302,8 @@ pub(crate) fn named_issuer(value: &str) -> Result<Endpoint, String> {
     upstream(value, true)
 }
 
-fn is_loopback(host: &str) -> bool {
+/// Whether a host of a URL is this machine.
+pub(crate) fn is_loopback(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }

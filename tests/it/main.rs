@@ -8,6 +8,8 @@ mod bad_world;
 #[cfg(test)]
 mod by_hand;
 #[cfg(test)]
+mod clients;
+#[cfg(test)]
 mod codex_faults;
 #[cfg(test)]
 mod codex_home;
@@ -55,6 +57,8 @@ mod refresh;
 mod restart;
 #[cfg(test)]
 mod smoke;
+#[cfg(test)]
+mod surface;
 #[cfg(test)]
 mod survive;
 #[cfg(test)]

@@ -116,6 +116,8 @@ pub enum Input {
     PinIn(Arc<str>, Option<AccountId>),
     /// Time passed.
     Tick,
+    /// All models that an account lists.
+    Models(AccountId, Arc<[Arc<str>]>),
 }
 
 /// What should happen.
@@ -245,6 +247,7 @@ impl Pool {
             Input::Pin(pin) => self.set_pin(now, None, pin),
             Input::PinIn(project, pin) => self.set_pin(now, Some(project), pin),
             Input::Tick => self.tick(now),
+            Input::Models(account, models) => self.models(now, &account, models),
         }
     }
 
@@ -642,6 +645,8 @@ impl Pool {
                 stuck: None,
                 shaky: None,
                 without: BTreeMap::new(),
+                lists: None,
+                unlisted: Vec::new(),
                 refused_fresh: false,
             });
         }
@@ -741,5 +746,6 @@ impl Pool {
     }
 }
 
+mod listed;
 #[cfg(test)]
 mod tests;

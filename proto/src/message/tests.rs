@@ -3,6 +3,7 @@
 use super::*;
 use crate::{
     codec::Codec,
+    credits::{Credit, Purse, Used},
     error::{ErrorCode, Refusal},
     login::{LoginBegin, LoginDone, LoginEnd, LoginMethod, LoginStarted, LoginWaiting},
     owner::{FlaggedInfo, MirrorInfo, Verified},
@@ -176,6 +177,14 @@ fn neighbour_requests() -> Vec<(&'static str, Request)> {
             "request.takeover.export",
             Request::Takeover(TakeoverRequest::Export { secrets_to: Some(text("/a/new.json")) }),
         ),
+        ("request.credits.list", Request::Credits(CreditsRequest::List)),
+        (
+            "request.credits.use",
+            Request::Credits(CreditsRequest::Use {
+                selector: text("work"),
+                credit: Some(text("c-1")),
+            }),
+        ),
     ]
 }
 
@@ -300,6 +309,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
     .into_iter()
     .chain(login_replies())
     .chain(neighbour_replies())
+    .chain(credits_replies())
     .collect()
 }
 
@@ -338,6 +348,29 @@ fn neighbour_replies() -> Vec<(&'static str, Reply)> {
         ("reply.takeover.report", Reply::Takeover(Box::new(TakeoverReply::Report(report())))),
         ("reply.takeover.exported", Reply::Takeover(Box::new(TakeoverReply::Exported(exported())))),
     ]
+}
+
+fn credits_replies() -> [(&'static str, Reply); 2] {
+    let purse = Purse {
+        account: text("aa"),
+        name: text("work"),
+        available: 1,
+        credits: vec![Credit { id: text("c-1"), detail: text("{}") }],
+        problem: Some(text("why")),
+    };
+    let used = Used {
+        account: text("aa"),
+        name: text("work"),
+        credit: text("c-1"),
+        state: text("ready"),
+        until: Some(9),
+        notes: vec![text("n")],
+    };
+    [
+        ("reply.credits.purses", CreditsReply::Purses { accounts: vec![purse] }),
+        ("reply.credits.used", CreditsReply::Used(used)),
+    ]
+    .map(|(name, reply)| (name, Reply::Credits(reply)))
 }
 
 fn report() -> crate::takeover::Report {
@@ -539,6 +572,8 @@ fn no_variant_is_missing_above() {
         Request::Takeover(TakeoverRequest::Scan(_)) => 23,
         Request::Takeover(TakeoverRequest::Export { .. }) => 24,
         Request::Pools(_) => 25,
+        Request::Credits(CreditsRequest::List) => 26,
+        Request::Credits(CreditsRequest::Use { .. }) => 27,
     };
     let reply = |reply: &Reply| match reply {
         Reply::Status(_) => 0,
@@ -567,6 +602,8 @@ fn no_variant_is_missing_above() {
             TakeoverReply::Exported(_) => 17,
         },
         Reply::Pools(_) => 18,
+        Reply::Credits(CreditsReply::Purses { .. }) => 20,
+        Reply::Credits(CreditsReply::Used(_)) => 21,
     };
     let change = |event: &Event| match event.change {
         Change::Snapshot { .. } => 0,
@@ -585,7 +622,7 @@ fn no_variant_is_missing_above() {
     count(requests().iter().map(|(_, r)| request(r)).collect());
     count(replies().iter().map(|(_, r)| reply(r)).collect());
     count(events().iter().map(|(_, e)| change(e)).collect());
-    assert_eq!((requests().len(), replies().len(), events().len()), (26, 20, 8));
+    assert_eq!((requests().len(), replies().len(), events().len()), (28, 22, 8));
 }
 
 #[test]
