@@ -188,6 +188,9 @@ pub(crate) enum Command {
     Seal(Seal),
     /// Open a sealed root; `CMA_PASSPHRASE` or a prompt gives the passphrase
     Unlock,
+    /// List the accounts' reset credits, or use one to have an account's windows reset
+    #[command(subcommand)]
+    ResetCredits(ResetCredits),
     /// Show the whole thing with three simulated accounts: nothing installed, no network
     Demo(DemoArgs),
     /// Add tags to an account (`+work`) and take them away (`-work`)
@@ -467,6 +470,24 @@ pub(crate) enum Backup {
         /// How many stay
         #[arg(long, value_name = "N", default_value_t = 10)]
         keep: u32,
+    },
+}
+
+/// `cmactl reset-credits …`
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum ResetCredits {
+    /// Ask upstream for the credits of every account
+    List,
+    /// Use one credit of an account, for good
+    Use {
+        /// Index, e-mail, label, id or a unique prefix
+        account: String,
+        /// Which credit (from `list`); its first one when left out
+        #[arg(long, value_name = "ID")]
+        credit: Option<String>,
+        /// Don't ask
+        #[arg(long, short)]
+        yes: bool,
     },
 }
 

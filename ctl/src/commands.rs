@@ -7,6 +7,7 @@ mod accounts;
 mod backup;
 mod books;
 mod budget;
+mod credits;
 mod daemon;
 mod demo;
 mod events;
@@ -152,6 +153,7 @@ pub(crate) fn run(cli: Cli, screen: &mut Screen) -> Result<ExitCode, Failure> {
         Command::Backup(command) => backup::backup(&context, command, screen),
         Command::Seal(command) => seal::seal(&context, &command, screen),
         Command::Unlock => seal::unlock(&context, screen),
+        Command::ResetCredits(command) => credits::credits(&context, command, screen),
         Command::Tag { account, changes } => pools::tag(&context, account, &changes, screen),
         Command::Note { account, words } => pools::note(&context, account, &words, screen),
         Command::Workspace { command } => pools::workspace(&context, command, screen),

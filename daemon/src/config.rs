@@ -62,6 +62,8 @@ pub(crate) struct Config {
     pub(crate) ledger: Caps,
     /// Whom to tell what.
     pub(crate) notify: notify::Notify,
+    /// What is done with calls around turns.
+    pub(crate) around: Around,
     /// The variables that were set.
     pub(crate) environment: Vec<Setting>,
 }
@@ -113,8 +115,28 @@ struct File {
     ledger_days: Option<u64>,
     ledger_bytes: Option<u64>,
     notify: notify::File,
+    analytics: Analytics,
+    background_responses: bool,
     upstream: FileUpstream,
     streams: streams::FileStreams,
+}
+
+/// What becomes of the CLI's analytics events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Analytics {
+    #[default]
+    Pass,
+    Drop,
+}
+
+/// What is done with calls around turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Around {
+    /// Whether the CLI's analytics events are passed on (`analytics = "pass"`) or dropped.
+    pub(crate) analytics: bool,
+    /// Whether stored responses can be read, cancelled and deleted (`background_responses`).
+    pub(crate) background: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -144,6 +166,13 @@ impl File {
             return Err(format!("`config.toml`: ledger_bytes {bytes} is below {MIN_LEDGER_BYTES}"));
         }
         Ok(Caps { days, bytes })
+    }
+
+    fn around(&self) -> Around {
+        Around {
+            analytics: self.analytics == Analytics::Pass,
+            background: self.background_responses,
+        }
     }
 
     fn pace(&self) -> Result<Pace, String> {
@@ -221,6 +250,7 @@ impl Config {
             pace: Pace::default(),
             log: tracing::Level::INFO,
             own_auth: false,
+            around: file.around(),
             streams: streams::Streams::default(),
             websocket: true,
             ledger: Caps::default(),
@@ -346,7 +376,8 @@ pub(crate) fn named_issuer(value: &str) -> Result<Endpoint, String> {
     upstream(value, true)
 }
 
-fn is_loopback(host: &str) -> bool {
+/// Whether a host of a URL is this machine.
+pub(crate) fn is_loopback(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }

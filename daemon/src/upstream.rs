@@ -18,6 +18,7 @@ use cma_core::{
     identity::AccountId,
     time::{Span, Wall},
 };
+use http::{HeaderValue, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::{
     Request, Response,
@@ -28,7 +29,7 @@ use hyper::{
     },
 };
 use hyper_util::rt::TokioIo;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use rustls_platform_verifier::ConfigVerifierExt as _;
 use std::{
     collections::BTreeMap,
@@ -55,6 +56,8 @@ const IDLE: Duration = Duration::from_secs(30);
 const IDLE_WALL: Span = Span::from_secs(30);
 /// Idle connections kept for one account.
 const KEPT: usize = 64;
+/// Hosts beside the backend's own that requests may name.
+const ELSEWHERE: usize = 16;
 /// A head of an answer is a few kilobytes; more is not one of this upstream.
 const MAX_HEAD: usize = 256 * 1024;
 
@@ -79,6 +82,8 @@ pub(crate) struct Upstream {
     pub(crate) endpoint: Endpoint,
     tls: OnceLock<TlsConnector>,
     idle: Mutex<BTreeMap<AccountId, Vec<Idle>>>,
+    /// Other hosts that requests may name, by what stands in their `Host` header.
+    elsewhere: RwLock<BTreeMap<String, Endpoint>>,
     sweeping: AtomicBool,
     tasks: Tasks,
 }
@@ -108,6 +113,8 @@ pub(crate) struct Connection {
     driver: Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>,
     ended: bool,
     account: AccountId,
+    /// The `Host` of its requests.
+    host: Option<HeaderValue>,
 }
 
 /// An answer's body, driving its connection while it is read.
@@ -219,6 +226,7 @@ impl Upstream {
             endpoint,
             tls: OnceLock::new(),
             idle: Mutex::new(BTreeMap::new()),
+            elsewhere: RwLock::new(BTreeMap::new()),
             sweeping: AtomicBool::new(false),
             tasks,
         })
@@ -235,7 +243,8 @@ impl Upstream {
         again: impl FnOnce() -> Option<Request<UpBody>>,
     ) -> Result<Response<Driven>, Failure> {
         let mut request = request;
-        while let Some(mut connection) = self.take(account) {
+        let host = request.headers().get(header::HOST).cloned();
+        while let Some(mut connection) = self.take(account, host.as_ref()) {
             if !connection.ready().await {
                 continue;
             }
@@ -255,7 +264,7 @@ impl Upstream {
             }
         }
         // Boxed: what a handshake needs would otherwise be moved with every request.
-        let mut connection = Box::pin(self.connect(account)).await?;
+        let mut connection = Box::pin(self.connect(account, host)).await?;
         let response =
             connection.exchange(request).await.map_err(|error| failure(error.error()))?;
         Ok(connection.answered(response))
@@ -287,10 +296,19 @@ impl Upstream {
         self.idle.lock().clear();
     }
 
-    fn take(&self, account: &AccountId) -> Option<Connection> {
+    /// Lets requests name this host. A handful at most: an account's workspace has one.
+    pub(crate) fn admit(&self, endpoint: Endpoint) {
+        let mut elsewhere = self.elsewhere.write();
+        if elsewhere.len() < ELSEWHERE {
+            elsewhere.insert(endpoint.authority.clone(), endpoint);
+        }
+    }
+
+    fn take(&self, account: &AccountId, host: Option<&HeaderValue>) -> Option<Connection> {
         let mut idle = self.idle.lock();
         let kept = idle.get_mut(account)?;
-        while let Some(idle) = kept.pop() {
+        while let Some(at) = kept.iter().rposition(|idle| idle.connection.host.as_ref() == host) {
+            let idle = kept.swap_remove(at);
             if idle.is_fresh() {
                 return Some(idle.connection);
             }
@@ -317,7 +335,14 @@ impl Upstream {
         }
     }
 
-    async fn connect(&self, account: &AccountId) -> Result<Connection, Failure> {
+    async fn connect(
+        &self,
+        account: &AccountId,
+        named: Option<HeaderValue>,
+    ) -> Result<Connection, Failure> {
+        let other = named.as_ref().and_then(|named| named.to_str().ok());
+        let other = other.and_then(|named| self.elsewhere.read().get(named).cloned());
+        let endpoint = other.as_ref().unwrap_or(&self.endpoint);
         let dial = async {
             let stream = self.tcp().await?;
             if !self.endpoint.tls {
@@ -379,10 +404,12 @@ async fn in_time<T>(dial: impl Future<Output = io::Result<T>>) -> Result<T, Fail
 async fn handshake(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     account: &AccountId,
+    host: Option<HeaderValue>,
 ) -> hyper::Result<Connection> {
     let (sender, driver) =
         http1::Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(stream)).await?;
-    Ok(Connection { sender, driver: Box::pin(driver), ended: false, account: account.clone() })
+    let driver = Box::pin(driver);
+    Ok(Connection { sender, driver, ended: false, account: account.clone(), host })
 }
 
 fn failure(error: &hyper::Error) -> Failure {

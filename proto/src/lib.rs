@@ -22,6 +22,7 @@
 #[cfg(feature = "client")]
 pub mod client;
 pub mod codec;
+pub mod credits;
 pub mod endpoint;
 pub mod error;
 pub mod frame;

@@ -4,6 +4,7 @@
 //! their unit. The same types are the `--json` output of `cmactl`, which adds a `schema` number.
 //! Fields are positional under bincode: see the crate's promises before touching one.
 
+use crate::credits::{CreditsReply, CreditsRequest};
 use crate::login::{LoginReply, LoginRequest};
 use crate::owner::{OwnerReply, OwnerRequest};
 use crate::pools::{PoolsReply, PoolsRequest};
@@ -84,6 +85,8 @@ pub enum Request {
     Sessions(SessionsRequest),
     /// The ledger, budgets, metrics, notices. Answer: [`Reply::Usage`].
     Usage(UsageRequest),
+    /// Reset credits. Answer: [`Reply::Credits`].
+    Credits(CreditsRequest),
 }
 
 /// What the daemon answers.
@@ -121,6 +124,8 @@ pub enum Reply {
     Sessions(SessionsReply),
     /// To [`Request::Usage`].
     Usage(Box<UsageReply>),
+    /// To [`Request::Credits`].
+    Credits(CreditsReply),
 }
 
 /// The whole picture at one epoch.

@@ -8,6 +8,8 @@ mod bad_world;
 #[cfg(test)]
 mod by_hand;
 #[cfg(test)]
+mod clients;
+#[cfg(test)]
 mod codex_faults;
 #[cfg(test)]
 mod codex_home;
@@ -62,6 +64,8 @@ mod smoke;
 #[cfg(test)]
 #[cfg(target_os = "linux")]
 mod soak;
+#[cfg(test)]
+mod surface;
 #[cfg(test)]
 mod survive;
 #[cfg(test)]

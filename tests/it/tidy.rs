@@ -20,7 +20,7 @@ const GROUND: [&str; 8] = ["config", "dirs", "clock", "sys", "fault", "crash", "
 const KEEPERS: [&str; 7] = ["actor", "roster", "vault", "store", "cache", "ledger", "budgets"];
 const ROOMS: [&str; 7] = ["proxy", "ipc", "renewal", "upstream", "launch", "login", "mirror"];
 /// The stairs between rooms, and from the actor to the task that it starts.
-const STAIRS: [(&str, &str); 13] = [
+const STAIRS: [(&str, &str); 14] = [
     ("proxy", "upstream"),
     ("renewal", "upstream::install_tls_provider"),
     ("login", "upstream::install_tls_provider"),
@@ -31,6 +31,7 @@ const STAIRS: [(&str, &str); 13] = [
     ("ipc", "launch"),
     ("ipc", "mirror"),
     ("ipc", "proxy::aux"),
+    ("ipc", "proxy::surface"),
     ("ipc", "renewal::PERMANENT"),
     ("ipc", "renewal::UNKNOWN"),
     ("launch", "proxy::keys"),

@@ -118,6 +118,8 @@ pub enum Input {
     Tick,
     /// Something about threads.
     Thread(Told),
+    /// All models that an account lists.
+    Models(AccountId, Arc<[Arc<str>]>),
 }
 
 /// What should happen.
@@ -248,6 +250,7 @@ impl Pool {
             Input::PinIn(project, pin) => self.set_pin(now, Some(project), pin),
             Input::Tick => self.tick(now),
             Input::Thread(told) => self.affinity.told(now, told),
+            Input::Models(account, models) => self.models(now, &account, models),
         }
     }
 
@@ -648,6 +651,8 @@ impl Pool {
                 stuck: None,
                 shaky: None,
                 without: BTreeMap::new(),
+                lists: None,
+                unlisted: Vec::new(),
                 refused_fresh: false,
             });
         }
@@ -748,5 +753,6 @@ impl Pool {
     }
 }
 
+mod listed;
 #[cfg(test)]
 mod tests;

@@ -98,6 +98,7 @@ pub(crate) async fn status(app: &App) -> Result<Status, Fault> {
     let mut first = app.roster.troubles().shown(backend, issuer);
     first.extend(super::survive::notes(app));
     first.extend(super::usage::notes(app));
+    first.extend(app.proxy.surface.notes());
     notes.splice(0..0, first);
     let all = app.roster.all().len();
     if all == 0 {

@@ -76,6 +76,7 @@ pub(crate) async fn handle(
         Request::Survive(asked) => super::survive::handle(app, asked).await,
         Request::Takeover(request) => super::takeover::handle(app, request).await,
         Request::Usage(request) => super::usage::handle(app, request).await,
+        Request::Credits(asked) => super::credits::handle(app, asked).await,
     }
 }
 

@@ -5,6 +5,7 @@
 //! streams, frames, time to say hello.
 
 mod convert;
+mod credits;
 mod handlers;
 mod owner;
 mod pools;

@@ -18,6 +18,7 @@ pub(crate) mod probe;
 pub(crate) mod relay;
 mod respond;
 pub(crate) mod sniff;
+pub(crate) mod surface;
 pub(crate) mod trace;
 mod turn;
 pub(crate) mod ws;
@@ -69,6 +70,7 @@ pub(crate) struct Proxy {
     pub(crate) traces: Traces,
     pub(crate) health: host::Host,
     pub(crate) sockets: ws::Sockets,
+    pub(crate) surface: surface::Surface,
     pub(crate) phases: Phases,
     pub(crate) port: u16,
     pub(crate) host: HeaderValue,
@@ -198,15 +200,18 @@ async fn dispatch(
 ) -> Answer {
     match route {
         Route::Whoami => aux::whoami(proxy, launch),
-        Route::AccountsCheck => aux::accounts_check(proxy, launch),
+        Route::AccountsCheck => surface::accounts_check(proxy, launch),
         _ if proxy.phases.now() >= Phase::Draining => respond::draining(),
         // Boxed, each: what one of them needs would otherwise be moved with every request.
-        Route::Responses => turn::serve(Arc::clone(proxy), launch, request).await,
+        Route::Responses => {
+            let mut answer = turn::serve(Arc::clone(proxy), launch, request).await;
+            surface::after_turn(proxy, launch, answer.headers_mut());
+            answer
+        },
         Route::Upgrade => ws::serve(proxy, launch, request),
-        Route::Models => Box::pin(aux::models(Arc::clone(proxy), launch, request)).await,
-        Route::Usage => Box::pin(aux::usage(Arc::clone(proxy), launch, request)).await,
-        Route::Bundle => Box::pin(aux::bundle(Arc::clone(proxy), launch, request)).await,
-        Route::Aux => Box::pin(aux::pass(Arc::clone(proxy), launch, request)).await,
+        Route::Surface(call) => {
+            Box::pin(surface::serve(Arc::clone(proxy), launch, call, request)).await
+        },
         Route::Mcp | Route::Unknown => {
             proxy.traces.counters.refused.fetch_add(1, Ordering::Relaxed);
             respond::not_here()

@@ -3,6 +3,7 @@
 use super::*;
 use crate::{
     codec::Codec,
+    credits::{Credit, Purse, Used},
     error::{ErrorCode, Refusal},
     login::{LoginBegin, LoginDone, LoginEnd, LoginMethod, LoginStarted, LoginWaiting},
     owner::{FlaggedInfo, MirrorInfo, Verified},
@@ -188,6 +189,14 @@ fn neighbour_requests() -> Vec<(&'static str, Request)> {
             "request.takeover.export",
             Request::Takeover(TakeoverRequest::Export { secrets_to: Some(text("/a/new.json")) }),
         ),
+        ("request.credits.list", Request::Credits(CreditsRequest::List)),
+        (
+            "request.credits.use",
+            Request::Credits(CreditsRequest::Use {
+                selector: text("work"),
+                credit: Some(text("c-1")),
+            }),
+        ),
     ]
 }
 
@@ -314,6 +323,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
     .into_iter()
     .chain(login_replies())
     .chain(neighbour_replies())
+    .chain(credits_replies())
     .collect()
 }
 
@@ -374,6 +384,29 @@ fn usage() -> UsageTable {
         prices_dated: text("2026-08-21"),
         notes: vec![text("a note")],
     }
+}
+
+fn credits_replies() -> [(&'static str, Reply); 2] {
+    let purse = Purse {
+        account: text("aa"),
+        name: text("work"),
+        available: 1,
+        credits: vec![Credit { id: text("c-1"), detail: text("{}") }],
+        problem: Some(text("why")),
+    };
+    let used = Used {
+        account: text("aa"),
+        name: text("work"),
+        credit: text("c-1"),
+        state: text("ready"),
+        until: Some(9),
+        notes: vec![text("n")],
+    };
+    [
+        ("reply.credits.purses", CreditsReply::Purses { accounts: vec![purse] }),
+        ("reply.credits.used", CreditsReply::Used(used)),
+    ]
+    .map(|(name, reply)| (name, Reply::Credits(reply)))
 }
 
 fn report() -> crate::takeover::Report {
@@ -577,6 +610,8 @@ fn no_variant_is_missing_above() {
         Request::Pools(_) => 25,
         Request::Sessions(_) => 26,
         Request::Usage(_) => 27,
+        Request::Credits(CreditsRequest::List) => 28,
+        Request::Credits(CreditsRequest::Use { .. }) => 29,
     };
     let reply = |reply: &Reply| match reply {
         Reply::Status(_) => 0,
@@ -607,6 +642,8 @@ fn no_variant_is_missing_above() {
         Reply::Pools(_) => 18,
         Reply::Sessions(_) => 20,
         Reply::Usage(_) => 21,
+        Reply::Credits(CreditsReply::Purses { .. }) => 22,
+        Reply::Credits(CreditsReply::Used(_)) => 23,
     };
     let change = |event: &Event| match event.change {
         Change::Snapshot { .. } => 0,
@@ -625,7 +662,7 @@ fn no_variant_is_missing_above() {
     count(requests().iter().map(|(_, r)| request(r)).collect());
     count(replies().iter().map(|(_, r)| reply(r)).collect());
     count(events().iter().map(|(_, e)| change(e)).collect());
-    assert_eq!((requests().len(), replies().len(), events().len()), (27, 21, 8));
+    assert_eq!((requests().len(), replies().len(), events().len()), (29, 23, 8));
 }
 
 #[test]

@@ -11,6 +11,7 @@ use http::header::{AUTHORIZATION, UPGRADE};
 use http_body_util::combinators::UnsyncBoxBody;
 use serde_json::{Value, json};
 
+use super::around;
 use super::faults::{Fault, Route, unauthorized};
 use super::quota::Quota;
 use super::record::AccountStats;
@@ -77,13 +78,18 @@ fn route(call: &Call, path: &str) -> Route {
         ("GET", "/codex/models") => Route::Models,
         ("GET", "/wham/usage") => Route::Usage,
         ("GET", "/wham/accounts/check") => Route::AccountsCheck,
+        (method, path) if around::is_known(method, path) => Route::Errand,
         _ => Route::Aux,
     }
 }
 
 /// Every route but turns: a small JSON document.
 async fn small(mut call: Call, no: AccountNo, path: &str, fault: Option<Fault>) -> Answer {
-    let reply = side::answer(&call, no, path);
+    let reply = if around::is_known(call.head.method.as_str(), path) {
+        around::answer(&call, no, path)
+    } else {
+        side::answer(&call, no, path)
+    };
     let fault = call.late(fault).await?;
     if !matches!(fault, Some(Fault::CutMidStream { .. } | Fault::HangMidStream { .. })) {
         return Ok(reply.send(&mut call.open));

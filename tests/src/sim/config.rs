@@ -96,6 +96,12 @@ pub struct AccountSpec {
     pub secondary: Window,
     /// The slugs of its models.
     pub models: Vec<String>,
+    /// The ids of its reset credits.
+    pub reset_credits: Vec<String>,
+    /// The origin that its workspace asks for.
+    pub origin: Option<String>,
+    /// The routing override that its workspace asks for.
+    pub routing: Option<String>,
 }
 
 impl AccountSpec {
@@ -110,6 +116,9 @@ impl AccountSpec {
             primary: Window::new(0.01, 300, Duration::from_secs(3 * 3600)),
             secondary: Window::new(0.001, 10_080, Duration::from_secs(5 * 86_400)),
             models: vec!["gpt-5.5".to_owned()],
+            reset_credits: Vec::new(),
+            origin: None,
+            routing: None,
         }
     }
 
@@ -117,6 +126,13 @@ impl AccountSpec {
     #[must_use]
     pub fn plan(mut self, plan: &str) -> Self {
         plan.clone_into(&mut self.plan);
+        self
+    }
+
+    /// The same with other models.
+    #[must_use]
+    pub fn models(mut self, models: &[&str]) -> Self {
+        self.models = models.iter().map(|&model| model.to_owned()).collect();
         self
     }
 

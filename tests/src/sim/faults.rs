@@ -37,6 +37,9 @@ pub enum Route {
     Usage,
     /// `GET /wham/accounts/check`.
     AccountsCheck,
+    /// Pictures, searches, notes, files, voice calls, compaction in one piece, stored responses,
+    /// the use of a reset credit.
+    Errand,
     /// Every other path of the backend.
     Aux,
     /// Every route, the control routes excepted.

@@ -11,6 +11,7 @@
 //! One thread with its own current-thread runtime serves all connections, so a
 //! test needs no runtime, and the order of the record is the order of serving.
 
+mod around;
 mod backend;
 mod clock;
 mod config;
@@ -177,6 +178,37 @@ impl Sim {
     #[track_caller]
     pub fn set_reset_in(&self, account: &str, primary: Duration, secondary: Duration) {
         self.known(account, |state, no| state.set_reset_in(no, primary, secondary));
+    }
+
+    /// Sets the models of an account, whose list gets another tag.
+    #[track_caller]
+    pub fn set_models(&self, account: &str, models: &[&str]) {
+        self.known(account, |state, no| {
+            if let Some(account) = state.accounts.get_mut(no.0) {
+                account.spec.models = models.iter().map(|&model| model.to_owned()).collect();
+            }
+        });
+    }
+
+    /// Gives an account one more reset credit.
+    #[track_caller]
+    pub fn add_reset_credit(&self, account: &str, credit: &str) {
+        self.known(account, |state, no| {
+            if let Some(account) = state.accounts.get_mut(no.0) {
+                account.spec.reset_credits.push(credit.to_owned());
+            }
+        });
+    }
+
+    /// Sets what an account's `accounts/check` asks for: an origin and a routing override.
+    #[track_caller]
+    pub fn set_workspace(&self, account: &str, origin: Option<&str>, routing: Option<&str>) {
+        self.known(account, |state, no| {
+            if let Some(account) = state.accounts.get_mut(no.0) {
+                account.spec.origin = origin.map(str::to_owned);
+                account.spec.routing = routing.map(str::to_owned);
+            }
+        });
     }
 
     /// How long tokens live that are issued from now on.

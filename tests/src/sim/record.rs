@@ -135,6 +135,10 @@ pub struct AccountStats {
     pub limited: u64,
     /// Scripted faults that applied.
     pub faults: u64,
+    /// Pictures, searches, files and the like that were done.
+    pub errands: u64,
+    /// Reset credits used.
+    pub credits_used: u64,
     /// The most refreshes going on at once.
     pub refreshes_at_once: u32,
     /// The most responses going on at once.
