@@ -5,7 +5,10 @@
 //! elsewhere, so from the environment only loopback hosts count; any other host has to stand in the
 //! root's own `config.toml`, and plain http is for loopback alone.
 
-use crate::fault::Fault;
+use crate::{
+    fault::Fault,
+    network::{FileNetwork, Network},
+};
 use cma_core::pace::Pace;
 use cma_proto::{endpoint::Root, error::ErrorCode, message::Setting};
 use http::Uri;
@@ -41,6 +44,8 @@ pub(crate) struct Config {
     pub(crate) log: tracing::Level,
     /// Whether CLIs stay on their own `auth.json` (`auth_mode = "own"`).
     pub(crate) own_auth: bool,
+    /// How other hosts are reached.
+    pub(crate) network: Network,
     /// The variables that were set.
     pub(crate) environment: Vec<Setting>,
 }
@@ -73,6 +78,7 @@ struct File {
     log: Option<String>,
     auth_mode: Option<String>,
     upstream: FileUpstream,
+    network: FileNetwork,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -121,6 +127,22 @@ impl Config {
         Self::resolve(&file, var)
     }
 
+    /// Takes the network's settings in; gives what is wrong with them.
+    fn read_network(
+        &mut self,
+        file: &FileNetwork,
+        var: impl Fn(&str) -> Option<String>,
+    ) -> Vec<String> {
+        match Network::load(file, var) {
+            Ok(network) => {
+                self.environment.extend(network.shown.iter().cloned());
+                self.network = network;
+                Vec::new()
+            },
+            Err(faults) => faults,
+        }
+    }
+
     /// Whether both upstreams are simulated ones: plain http, which is for loopback alone.
     pub(crate) const fn is_simulated(&self) -> bool {
         !self.backend.tls && !self.issuer.tls
@@ -152,6 +174,7 @@ impl Config {
             pace: Pace::default(),
             log: tracing::Level::INFO,
             own_auth: false,
+            network: Network::default(),
             environment: VARIABLES
                 .iter()
                 .filter_map(|&name| Some(Setting { name: name.to_owned(), value: var(name)? }))
@@ -200,6 +223,7 @@ impl Config {
                 );
             }
         }
+        faults.extend(config.read_network(&file.network, var));
         if faults.is_empty() {
             return Ok(config);
         }
@@ -272,7 +296,7 @@ pub(crate) fn named_issuer(value: &str) -> Result<Endpoint, String> {
     upstream(value, true)
 }
 
-fn is_loopback(host: &str) -> bool {
+pub(crate) fn is_loopback(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }

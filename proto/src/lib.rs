@@ -25,6 +25,7 @@ pub mod codec;
 pub mod endpoint;
 pub mod error;
 pub mod frame;
+pub mod handover;
 pub mod hello;
 pub mod login;
 pub mod message;

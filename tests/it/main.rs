@@ -32,6 +32,9 @@ mod fuzz_corpus;
 #[cfg(test)]
 mod gate;
 #[cfg(test)]
+#[cfg(target_os = "linux")]
+mod handover;
+#[cfg(test)]
 mod identity;
 #[cfg(test)]
 mod ipc;
@@ -45,6 +48,8 @@ mod login_kit;
 mod losses;
 #[cfg(test)]
 mod mirror;
+#[cfg(test)]
+mod network;
 #[cfg(test)]
 mod own_auth;
 #[cfg(test)]

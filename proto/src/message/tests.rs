@@ -120,6 +120,10 @@ fn requests() -> Vec<(&'static str, Request)> {
                 by: SealBy::Passphrase(Secret(text("four words"))),
             }),
         ),
+        (
+            "request.handover",
+            Request::Handover(HandoverRequest::Begin { socket: text("/home/a/next"), now: false }),
+        ),
         ("request.pools", Request::Pools(PoolsRequest::Show { project: text("/home/a/src") })),
     ]
     .into_iter()
@@ -294,6 +298,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
                 notes: vec![text("a note")],
             })),
         ),
+        ("reply.handover", Reply::Handover(HandoverReply::Begun { pid: 7, locked: false })),
         ("reply.pools", Reply::Pools(pools)),
         ("reply.launch.noted", Reply::Launch(Box::new(noted))),
     ]
@@ -539,6 +544,7 @@ fn no_variant_is_missing_above() {
         Request::Takeover(TakeoverRequest::Scan(_)) => 23,
         Request::Takeover(TakeoverRequest::Export { .. }) => 24,
         Request::Pools(_) => 25,
+        Request::Handover(_) => 26,
     };
     let reply = |reply: &Reply| match reply {
         Reply::Status(_) => 0,
@@ -567,6 +573,7 @@ fn no_variant_is_missing_above() {
             TakeoverReply::Exported(_) => 17,
         },
         Reply::Pools(_) => 18,
+        Reply::Handover(_) => 20,
     };
     let change = |event: &Event| match event.change {
         Change::Snapshot { .. } => 0,
@@ -585,7 +592,7 @@ fn no_variant_is_missing_above() {
     count(requests().iter().map(|(_, r)| request(r)).collect());
     count(replies().iter().map(|(_, r)| reply(r)).collect());
     count(events().iter().map(|(_, e)| change(e)).collect());
-    assert_eq!((requests().len(), replies().len(), events().len()), (26, 20, 8));
+    assert_eq!((requests().len(), replies().len(), events().len()), (27, 21, 8));
 }
 
 #[test]

@@ -125,6 +125,8 @@ pub enum Fault {
         /// Its reason.
         reason: String,
     },
+    /// HTTP/2 `REFUSED_STREAM`: nothing was done with the request. HTTP/1.1: the connection ends.
+    RefuseStream,
 }
 
 fn ms<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
