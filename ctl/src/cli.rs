@@ -437,7 +437,7 @@ pub(crate) enum Daemon {
         #[arg(long)]
         now: bool,
     },
-    /// Stop the daemon and start the one beside this program, with this shell's environment
+    /// Put the daemon beside this program in the place of the running one, with this shell's environment
     Restart {
         /// Cut running responses
         #[arg(long)]

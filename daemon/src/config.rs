@@ -8,7 +8,10 @@
 pub(crate) mod notify;
 pub(crate) mod streams;
 
-use crate::fault::Fault;
+use crate::{
+    fault::Fault,
+    network::{FileNetwork, Network},
+};
 use cma_core::pace::Pace;
 use cma_proto::{endpoint::Root, error::ErrorCode, message::Setting};
 use http::Uri;
@@ -64,6 +67,8 @@ pub(crate) struct Config {
     pub(crate) notify: notify::Notify,
     /// What is done with calls around turns.
     pub(crate) around: Around,
+    /// How other hosts are reached.
+    pub(crate) network: Network,
     /// The variables that were set.
     pub(crate) environment: Vec<Setting>,
 }
@@ -118,6 +123,7 @@ struct File {
     analytics: Analytics,
     background_responses: bool,
     upstream: FileUpstream,
+    network: FileNetwork,
     streams: streams::FileStreams,
 }
 
@@ -219,6 +225,22 @@ impl Config {
         Self::resolve(&file, var)
     }
 
+    /// Takes the network's settings in; gives what is wrong with them.
+    fn read_network(
+        &mut self,
+        file: &FileNetwork,
+        var: impl Fn(&str) -> Option<String>,
+    ) -> Vec<String> {
+        match Network::load(file, var) {
+            Ok(network) => {
+                self.environment.extend(network.shown.iter().cloned());
+                self.network = network;
+                Vec::new()
+            },
+            Err(faults) => faults,
+        }
+    }
+
     /// Whether both upstreams are simulated ones: plain http, which is for loopback alone.
     pub(crate) const fn is_simulated(&self) -> bool {
         !self.backend.tls && !self.issuer.tls
@@ -250,6 +272,7 @@ impl Config {
             pace: Pace::default(),
             log: tracing::Level::INFO,
             own_auth: false,
+            network: Network::default(),
             around: file.around(),
             streams: streams::Streams::default(),
             websocket: true,
@@ -304,6 +327,7 @@ impl Config {
                 );
             }
         }
+        faults.extend(config.read_network(&file.network, var));
         if faults.is_empty() {
             return Ok(config);
         }
@@ -376,7 +400,6 @@ pub(crate) fn named_issuer(value: &str) -> Result<Endpoint, String> {
     upstream(value, true)
 }
 
-/// Whether a host of a URL is this machine.
 pub(crate) fn is_loopback(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())

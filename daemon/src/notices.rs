@@ -51,7 +51,7 @@ pub(crate) async fn keep(app: Arc<App>) {
             for notice in watch.next(&seen, clock::wall()) {
                 if notify.on.contains(&notice.kind) {
                     tracing::info!(kind = notice.kind.word(), text = notice.text, "notice");
-                    send::all(notify, &notice).await;
+                    send::all(&app.config, &notice).await;
                 }
             }
         }
@@ -89,7 +89,7 @@ pub(crate) async fn test(app: &App) -> Result<Vec<Notified>, Fault> {
         text: "This is how cma tells you things.".to_owned(),
         account: None,
     };
-    Ok(send::all(notify, &notice).await)
+    Ok(send::all(&app.config, &notice).await)
 }
 
 /// What the pool is like now; none when it is gone.

@@ -26,6 +26,7 @@ pub mod credits;
 pub mod endpoint;
 pub mod error;
 pub mod frame;
+pub mod handover;
 pub mod hello;
 pub mod login;
 pub mod message;

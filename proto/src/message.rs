@@ -5,6 +5,7 @@
 //! Fields are positional under bincode: see the crate's promises before touching one.
 
 use crate::credits::{CreditsReply, CreditsRequest};
+use crate::handover::{HandoverReply, HandoverRequest};
 use crate::login::{LoginReply, LoginRequest};
 use crate::owner::{OwnerReply, OwnerRequest};
 use crate::pools::{PoolsReply, PoolsRequest};
@@ -87,6 +88,8 @@ pub enum Request {
     Usage(UsageRequest),
     /// Reset credits. Answer: [`Reply::Credits`].
     Credits(CreditsRequest),
+    /// Between two daemons of one root. Answers: see [`HandoverRequest`].
+    Handover(HandoverRequest),
 }
 
 /// What the daemon answers.
@@ -126,6 +129,8 @@ pub enum Reply {
     Usage(Box<UsageReply>),
     /// To [`Request::Credits`].
     Credits(CreditsReply),
+    /// To [`Request::Handover`].
+    Handover(HandoverReply),
 }
 
 /// The whole picture at one epoch.

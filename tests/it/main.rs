@@ -34,6 +34,9 @@ mod fuzz_corpus;
 #[cfg(test)]
 mod gate;
 #[cfg(test)]
+#[cfg(target_os = "linux")]
+mod handover;
+#[cfg(test)]
 mod identity;
 #[cfg(test)]
 mod in_stream;
@@ -51,6 +54,8 @@ mod login_kit;
 mod losses;
 #[cfg(test)]
 mod mirror;
+#[cfg(test)]
+mod network;
 #[cfg(test)]
 mod own_auth;
 #[cfg(test)]

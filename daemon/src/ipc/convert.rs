@@ -99,6 +99,9 @@ pub(crate) async fn status(app: &App) -> Result<Status, Fault> {
     first.extend(super::survive::notes(app));
     first.extend(super::usage::notes(app));
     first.extend(app.proxy.surface.notes());
+    first.extend(app.before.pid().map(|pid| {
+        format!("the daemon before this one (pid {pid}) still serves what it had begun")
+    }));
     notes.splice(0..0, first);
     let all = app.roster.all().len();
     if all == 0 {

@@ -4,7 +4,7 @@ use super::convert::{self, stopping};
 use crate::{
     app::{App, Phase},
     fault::Fault,
-    launch,
+    handover, launch,
     roster::{self, Roster},
     store::record::Record,
 };
@@ -29,11 +29,24 @@ pub(crate) async fn handle(
         Request::Pools(request) => super::pools::looks(request),
         Request::Sessions(request) => super::sessions::looks(request),
         Request::Usage(request) => super::usage::looks(request),
+        Request::Handover(_) => true,
         _ => false,
     };
-    if !looking && app.phases.now() >= Phase::Draining {
+    // A launch writes nothing, and what it is told holds for the next daemon as well.
+    let launching = matches!(&request, Request::Launch(_));
+    let refused = if launching { app.phases.refuses() } else { !looking };
+    if refused && app.phases.now() >= Phase::Draining {
         return Err(stopping(crate::actor::Gone));
     }
+    // A sign-in waits for people, and saves with a permit of its own.
+    let free = looking || launching || matches!(&request, Request::Login(_));
+    let _permit = match free {
+        true => None,
+        false => {
+            let permit = app.roster.truth().to_change().await;
+            Some(permit.ok_or_else(|| stopping(crate::actor::Gone))?)
+        },
+    };
     match request {
         // A subscription is a stream, which the session serves itself.
         Request::Status | Request::Subscribe => {
@@ -67,12 +80,13 @@ pub(crate) async fn handle(
         Request::Shutdown { now } => {
             let active = app.proxy.traces.counters.active.load(Ordering::Relaxed);
             if now {
-                app.stop.cut();
+                app.cut();
             } else {
                 app.stop.drain();
             }
             Ok(Reply::ShuttingDown { active })
         },
+        Request::Handover(request) => handover::serve(app, request).await,
         Request::Survive(asked) => super::survive::handle(app, asked).await,
         Request::Takeover(request) => super::takeover::handle(app, request).await,
         Request::Usage(request) => super::usage::handle(app, request).await,

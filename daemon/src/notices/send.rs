@@ -6,8 +6,12 @@
 use super::Notice;
 use crate::{
     clock,
-    config::notify::{Notify, Ntfy, TOKEN_VARIABLE},
+    config::{
+        Config,
+        notify::{Ntfy, TOKEN_VARIABLE},
+    },
     fault::without_url,
+    network::Network,
 };
 use cma_proto::usage::Notified;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -35,7 +39,8 @@ const PASSED: [&str; 9] = [
 ];
 
 /// Tells a notice by every way that is set up.
-pub(super) async fn all(notify: &Notify, notice: &Notice) -> Vec<Notified> {
+pub(super) async fn all(config: &Config, notice: &Notice) -> Vec<Notified> {
+    let notify = &config.notify;
     let mut told = Vec::new();
     let mut keep = |way: &str, outcome: Result<(), String>| {
         if let Err(error) = &outcome {
@@ -47,7 +52,7 @@ pub(super) async fn all(notify: &Notify, notice: &Notice) -> Vec<Notified> {
         keep("desktop", start(desktop(notice)).await);
     }
     if let Some(ntfy) = &notify.ntfy {
-        keep("ntfy", post(ntfy, notice).await);
+        keep("ntfy", post(&config.network, ntfy, notice).await);
     }
     if let Some((program, arguments)) = notify.command.split_first() {
         let mut command = Command::new(program);
@@ -126,7 +131,7 @@ fn run(mut command: Command) -> Result<(), String> {
     }
 }
 
-async fn post(ntfy: &Ntfy, notice: &Notice) -> Result<(), String> {
+async fn post(network: &Network, ntfy: &Ntfy, notice: &Notice) -> Result<(), String> {
     let token = match &ntfy.token_file {
         Some(path) => {
             let path = path.clone();
@@ -135,15 +140,11 @@ async fn post(ntfy: &Ntfy, notice: &Notice) -> Result<(), String> {
         },
         None => std::env::var(TOKEN_VARIABLE).ok().map(SecretString::from),
     };
-    crate::upstream::install_tls_provider();
-    let mut builder = reqwest::Client::builder()
+    let builder = reqwest::Client::builder()
         .timeout(PATIENCE)
         .redirect(reqwest::redirect::Policy::none())
         .user_agent(concat!("cma/", env!("CARGO_PKG_VERSION")));
-    if !ntfy.at.tls {
-        builder = builder.no_proxy();
-    }
-    let client = builder.build().map_err(|error| format!("no TLS client: {error}"))?;
+    let client = network.client(builder, &ntfy.at)?;
     // A header holds one line of ASCII; the text may hold more.
     let title: String = notice
         .title

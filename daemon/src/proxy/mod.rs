@@ -6,6 +6,7 @@
 pub(crate) mod aux;
 pub(crate) mod body;
 pub(crate) mod books;
+mod busy;
 mod gate;
 mod headers;
 mod held;
@@ -25,12 +26,13 @@ pub(crate) mod ws;
 
 use crate::{
     actor::Handle,
-    app::{Phase, Phases, Tasks},
+    app::{App, Phase, Phases, Tasks},
     config::Config,
     roster::Roster,
     upstream::Upstream,
     vault::Vault,
 };
+use busy::{Caller, Outgoing};
 use cma_proto::error::ErrorCode;
 use gate::Route;
 use http::{HeaderValue, Request, StatusCode, Uri, header};
@@ -56,6 +58,10 @@ const MAX_HEAD: usize = 64 * 1024;
 const MAX_HEADERS: usize = 128;
 /// A head that takes longer is no CLI.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What an idle connection gets after a hand-over: a client that goes from one request to the next
+/// comes back within milliseconds, one that rests longer looks before it sends.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// What the pipeline works with.
 #[derive(Debug)]
@@ -99,14 +105,18 @@ pub(crate) fn joined(base: &str, path: &str) -> Uri {
     Uri::try_from(format!("{base}{path}")).unwrap_or_default()
 }
 
-/// Accepts until `phases` says that the listener may close.
-pub(crate) async fn serve(proxy: Arc<Proxy>, listener: TcpListener, tasks: Tasks) {
+/// Accepts until `phases` says that the listener may close, or until somebody else accepts.
+pub(crate) async fn serve(proxy: Arc<Proxy>, listener: TcpListener, tasks: Tasks, app: Arc<App>) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        if !app.doors.open().await {
+            return;
+        }
         let accepted = tokio::select! {
             biased;
             () = proxy.phases.reached(Phase::Flushing) => return,
+            () = app.doors.shut() => continue,
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -131,10 +141,19 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream) {
         return;
     }
     proxy.traces.counters.connections.fetch_add(1, Ordering::Relaxed);
-    let caller = Arc::new((Arc::clone(&proxy), Shown::default()));
+    let caller = Arc::new(Caller::new(Arc::clone(&proxy)));
+    let served = Arc::clone(&caller);
     let service = service_fn(move |request| {
-        let caller = Arc::clone(&caller);
-        async move { Ok::<_, Infallible>(handle(&caller.0, &caller.1, request).await) }
+        let caller = Arc::clone(&served);
+        async move {
+            let busy = caller.begin();
+            let mut answer = handle(&caller.proxy, &caller.shown, request).await;
+            if caller.proxy.phases.now() >= Phase::Draining {
+                let last = HeaderValue::from_static("close");
+                answer.headers_mut().insert(header::CONNECTION, last);
+            }
+            Ok::<_, Infallible>(answer.map(|body| Outgoing { body, _busy: busy }))
+        }
     });
     let mut connection = std::pin::pin!(
         http1::Builder::new()
@@ -155,14 +174,34 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream) {
         biased;
         ended = connection.as_mut() => ended,
         () = proxy.phases.reached(last) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            tokio::select! {
+                biased;
+                ended = connection.as_mut() => ended,
+                () = lingered(&caller) => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                },
+            }
         },
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "connection ended");
     }
     proxy.traces.counters.connections.fetch_sub(1, Ordering::Relaxed);
+}
+
+/// Resolves at once while draining. After a hand-over, when the client has been quiet for a moment: a
+/// connection that is closed between two requests could meet the next one on its way.
+async fn lingered(caller: &Caller) {
+    let mut before = None;
+    while caller.proxy.phases.handed_over() {
+        let now = caller.idle_after();
+        if now.is_some() && now == before {
+            return;
+        }
+        before = now;
+        tokio::time::sleep(LINGER).await;
+    }
 }
 
 async fn handle(proxy: &Arc<Proxy>, shown: &Shown, request: Request<Incoming>) -> Answer {
@@ -201,7 +240,7 @@ async fn dispatch(
     match route {
         Route::Whoami => aux::whoami(proxy, launch),
         Route::AccountsCheck => surface::accounts_check(proxy, launch),
-        _ if proxy.phases.now() >= Phase::Draining => respond::draining(),
+        _ if proxy.phases.refuses() => respond::draining(),
         // Boxed, each: what one of them needs would otherwise be moved with every request.
         Route::Responses => {
             let mut answer = turn::serve(Arc::clone(proxy), launch, request).await;

@@ -123,6 +123,10 @@ fn requests() -> Vec<(&'static str, Request)> {
                 by: SealBy::Passphrase(Secret(text("four words"))),
             }),
         ),
+        (
+            "request.handover",
+            Request::Handover(HandoverRequest::Begin { socket: text("/home/a/next"), now: false }),
+        ),
         ("request.pools", Request::Pools(PoolsRequest::Show { project: text("/home/a/src") })),
         ("request.sessions", Request::Sessions(SessionsRequest::Unpin { id: text("01a1") })),
         (
@@ -315,6 +319,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
                 notes: vec![text("a note")],
             })),
         ),
+        ("reply.handover", Reply::Handover(HandoverReply::Begun { pid: 7, locked: false })),
         ("reply.pools", Reply::Pools(pools)),
         ("reply.sessions", Reply::Sessions(SessionsReply::List(SessionList::default()))),
         ("reply.usage", Reply::Usage(Box::new(UsageReply::Table(usage())))),
@@ -612,6 +617,7 @@ fn no_variant_is_missing_above() {
         Request::Usage(_) => 27,
         Request::Credits(CreditsRequest::List) => 28,
         Request::Credits(CreditsRequest::Use { .. }) => 29,
+        Request::Handover(_) => 30,
     };
     let reply = |reply: &Reply| match reply {
         Reply::Status(_) => 0,
@@ -644,6 +650,7 @@ fn no_variant_is_missing_above() {
         Reply::Usage(_) => 21,
         Reply::Credits(CreditsReply::Purses { .. }) => 22,
         Reply::Credits(CreditsReply::Used(_)) => 23,
+        Reply::Handover(_) => 24,
     };
     let change = |event: &Event| match event.change {
         Change::Snapshot { .. } => 0,
@@ -662,7 +669,7 @@ fn no_variant_is_missing_above() {
     count(requests().iter().map(|(_, r)| request(r)).collect());
     count(replies().iter().map(|(_, r)| reply(r)).collect());
     count(events().iter().map(|(_, e)| change(e)).collect());
-    assert_eq!((requests().len(), replies().len(), events().len()), (29, 23, 8));
+    assert_eq!((requests().len(), replies().len(), events().len()), (30, 24, 8));
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! once and breaks no rule.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::sealed::Encrypted;
@@ -19,6 +20,10 @@ pub const DEFAULT_CANARY: &str = "canary7Qx2TOKENmustNotLeak";
 pub struct SimConfig {
     /// Where to listen; must be loopback. Port 0 takes a free one.
     pub listen: SocketAddr,
+    /// TLS, with the protocols it agrees on; none speaks plain HTTP/1.1.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Names it may be called by besides `localhost` and its address.
+    pub names: Vec<String>,
     /// Who has an account.
     pub accounts: Vec<AccountSpec>,
     /// For how long a just-spent refresh token still gets its successor.
@@ -56,6 +61,8 @@ impl Default for SimConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            tls: None,
+            names: Vec::new(),
             accounts: vec![AccountSpec::new("a")],
             grace: Duration::ZERO,
             event_gap: Duration::ZERO,

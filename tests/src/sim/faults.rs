@@ -173,6 +173,8 @@ pub enum Fault {
     },
     /// Something happens inside the stream.
     Inside(Inside),
+    /// HTTP/2 `REFUSED_STREAM`: nothing was done with the request. HTTP/1.1: the connection ends.
+    RefuseStream,
 }
 
 fn ms<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {

@@ -31,6 +31,7 @@ mod side;
 mod sse;
 mod state;
 mod strict;
+pub mod tls;
 mod tokens;
 mod wire;
 mod ws;
@@ -74,9 +75,17 @@ impl Sim {
         self.shared.addr
     }
 
-    /// `http://127.0.0.1:P`.
+    /// `http://127.0.0.1:P`, or `https://localhost:P` with TLS.
     pub fn url(&self) -> String {
-        format!("http://{}", self.shared.addr)
+        match self.shared.tls {
+            None => format!("http://{}", self.shared.addr),
+            Some(_) => format!("https://localhost:{}", self.shared.addr.port()),
+        }
+    }
+
+    /// Tells the clients of its HTTP/2 connections to go elsewhere; what runs there goes on.
+    pub fn go_away(&self) {
+        self.shared.leaving.send_modify(|times| *times += 1);
     }
 
     /// What stands for `https://chatgpt.com/backend-api`.

@@ -29,6 +29,9 @@ pub(super) struct AccountNo(pub(super) usize);
 pub(super) struct Shared {
     pub(super) addr: SocketAddr,
     pub(super) commands: Commands,
+    pub(super) tls: Option<Arc<rustls::ServerConfig>>,
+    /// How often HTTP/2 clients were told to go elsewhere.
+    pub(super) leaving: tokio::sync::watch::Sender<u32>,
     pub(super) state: Mutex<State>,
 }
 

@@ -14,7 +14,7 @@ use super::{
         body::{BODY_LIMIT, Source, UpBody},
         headers,
         keys::Launch,
-        relay::{Accounts, Answer, Out, Relay},
+        relay::{Accounts, Answer, Ending, Out, Relay},
         respond,
         trace::{Trace, millis},
     },
@@ -317,8 +317,9 @@ impl Run {
         self.trace.first_byte_ms = Some(millis(&self.trace.started));
         let proxy = Arc::clone(&self.proxy);
         proxy.traces.counters.active.fetch_add(1, Ordering::Relaxed);
-        let end = Accounts { proxy, lease, trace: self.trace.clone() };
-        Response::from_parts(parts, Out::Relay(Box::new(Relay::new(body, None, end))))
+        let accounts = Accounts { proxy, lease, trace: self.trace.clone() };
+        let ending = Ending { sniffer: None, accounts };
+        Response::from_parts(parts, Out::Relay(Box::new(Relay::new(body, Vec::new(), ending))))
     }
 
     fn request(&self, pass: &Pass, body: UpBody) -> Request<UpBody> {
