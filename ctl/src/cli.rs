@@ -1,5 +1,7 @@
 //! What can be typed. Help texts are the doc comments here, one per command.
 
+pub(crate) mod choosing;
+
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use cma_proto::{
     codec::Codec,
@@ -147,12 +149,8 @@ pub(crate) enum Command {
         #[arg(long)]
         no_restore: bool,
     },
-    /// Explain which account would serve now, or served a request, and why
-    Why {
-        /// A request's id, as `events` and `logs` show it
-        #[arg(long, value_name = "ID")]
-        request: Option<String>,
-    },
+    #[command(flatten)]
+    Choosing(choosing::Choosing),
     /// Print what happens in the pool, as it happens
     Events,
     /// Print the daemon's log; works while the daemon is down

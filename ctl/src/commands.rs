@@ -5,6 +5,7 @@
 
 mod accounts;
 mod backup;
+mod choose;
 mod daemon;
 mod demo;
 mod events;
@@ -134,7 +135,7 @@ pub(crate) fn run(cli: Cli, screen: &mut Screen) -> Result<ExitCode, Failure> {
         Command::VerifyFlagged { dry_run, no_restore } => {
             owner::verify_flagged(&context, dry_run, no_restore, screen)
         },
-        Command::Why { request } => why::why(&context, request, screen),
+        Command::Choosing(command) => choose::command(&context, command, screen),
         Command::Events => events::events(&context, screen),
         Command::Logs { follow, lines } => logs::logs(&context, lines, follow, screen),
         Command::Daemon(command) => daemon::daemon(&context, command, screen),

@@ -7,7 +7,9 @@
 
 use crate::{
     actor::{self, Actor, Handle},
-    cache, clock,
+    cache,
+    choosing::Choosing,
+    clock,
     config::Config,
     fault::Fault,
     ipc,
@@ -161,6 +163,7 @@ pub(crate) struct App {
     pub(crate) actor: Handle,
     pub(crate) roster: Arc<Roster>,
     pub(crate) projects: Arc<Projects>,
+    pub(crate) choosing: Arc<Choosing>,
     pub(crate) proxy: Arc<Proxy>,
     pub(crate) logins: Arc<Logins>,
     pub(crate) renewer: Arc<Renewer>,
@@ -197,6 +200,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
     let vault = Arc::new(Vault::default());
     let roster = Arc::new(Roster::load(store, Arc::clone(&config), Arc::clone(&vault))?);
     let projects = Arc::new(Projects::load(&root, roster.store().clone())?);
+    let choosing = Arc::new(Choosing::load(&root, roster.store().clone())?);
     let listener = crate::lifecycle::bind(&config, &roster)?;
     let at = listener
         .local_addr()
@@ -215,6 +219,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         let (pin, _since) = project.pin.as_ref()?;
         Some(Input::PinIn(project.key.as_str().into(), Some(AccountId::from_written(pin))))
     }));
+    actor.prime(choosing.inputs());
     let phases = Phases::new();
     let instance = format!("{:08x}", actor::seed() & 0xffff_ffff);
     let host = HeaderValue::try_from(config.backend.authority.as_str())
@@ -224,6 +229,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         config: Arc::clone(&config),
         actor: handle.clone(),
         roster: Arc::clone(&roster),
+        choosing: Arc::clone(&choosing),
         vault,
         upstream: Upstream::new(config.backend.clone(), connections.clone()),
         keys: Keys::new(&secret),
@@ -248,6 +254,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         actor: handle,
         roster,
         projects,
+        choosing,
         proxy,
         logins,
         renewer,

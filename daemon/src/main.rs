@@ -6,6 +6,7 @@
 mod actor;
 mod app;
 mod cache;
+mod choosing;
 mod clock;
 mod config;
 mod crash;
@@ -21,6 +22,7 @@ mod project;
 mod proxy;
 mod renewal;
 mod roster;
+mod simulate;
 mod store;
 mod sys;
 mod takeover;
@@ -51,6 +53,18 @@ const GOING_DOWN: Duration = Duration::from_millis(2500);
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     let command = args.next().unwrap_or_default();
+    if command == "simulate" {
+        return match simulate::simulate(args) {
+            Ok(text) => {
+                say(text.trim_end());
+                ExitCode::SUCCESS
+            },
+            Err(fault) => {
+                complain(&fault.refusal);
+                ExitCode::from(fault.code().exit_code())
+            },
+        };
+    }
     let flag = args.next();
     let ended = match (command.to_str(), flag.as_ref().and_then(|flag| flag.to_str())) {
         (Some("run"), None) => run(false),

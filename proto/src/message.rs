@@ -4,6 +4,7 @@
 //! their unit. The same types are the `--json` output of `cmactl`, which adds a `schema` number.
 //! Fields are positional under bincode: see the crate's promises before touching one.
 
+use crate::choose::{ChooseReply, ChooseRequest};
 use crate::login::{LoginReply, LoginRequest};
 use crate::owner::{OwnerReply, OwnerRequest};
 use crate::pools::{PoolsReply, PoolsRequest};
@@ -78,6 +79,8 @@ pub enum Request {
     Takeover(TakeoverRequest),
     /// Projects' pools, policies, workspaces, tags. Answers: see [`PoolsRequest`].
     Pools(PoolsRequest),
+    /// How accounts are chosen. Answers: see [`ChooseRequest`].
+    Choose(ChooseRequest),
 }
 
 /// What the daemon answers.
@@ -111,6 +114,8 @@ pub enum Reply {
     Takeover(Box<TakeoverReply>),
     /// To [`Request::Pools`].
     Pools(PoolsReply),
+    /// To [`Request::Choose`].
+    Choose(ChooseReply),
 }
 
 /// The whole picture at one epoch.

@@ -97,6 +97,7 @@ pub(crate) async fn status(app: &App) -> Result<Status, Fault> {
     let (backend, issuer) = (&app.config.backend.authority, &app.config.issuer.authority);
     let mut first = app.roster.troubles().shown(backend, issuer);
     first.extend(super::survive::notes(app));
+    first.extend(super::choose::notes(app).await);
     notes.splice(0..0, first);
     let all = app.roster.all().len();
     if all == 0 {
@@ -305,7 +306,7 @@ pub(crate) fn candidates(all: &[Candidate]) -> (Vec<message::Candidate>, Option<
         .map(|candidate| message::Candidate {
             account: candidate.id.to_string(),
             name: candidate.name.to_string(),
-            excluded: candidate.excluded.as_ref().map(|excluded| excluded.text.clone()),
+            excluded: candidate.said.clone(),
             keys: candidate.key.shown(),
         })
         .collect();

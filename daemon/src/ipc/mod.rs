@@ -4,7 +4,9 @@
 //! the kernel before a byte is read. Everything a peer can make us hold is bounded: connections,
 //! streams, frames, time to say hello.
 
+mod choose;
 mod convert;
+mod forecast;
 mod handlers;
 mod owner;
 mod pools;

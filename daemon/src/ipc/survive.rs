@@ -105,9 +105,11 @@ async fn unlock(app: &Arc<App>, passphrase: Option<Secret>) -> Result<Survived, 
         let mirrored = Arc::clone(app);
         disk(app, move |_roster| {
             mirrored.projects.read_in()?;
+            mirrored.choosing.read_in()?;
             mirrored.mirror.read_in()
         })
         .await?;
+        super::choose::tell(app).await?;
         tracing::info!("the root is open");
     }
     let mut seal = seal(disk(app, |roster| roster.store().seal_report()).await?);

@@ -242,9 +242,10 @@ impl Launch {
     }
 
     fn write(&self, kind: Kind) -> Vec<u8> {
-        let Bounds { scope, workspaces, accounts } = &self.bounds;
+        let Bounds { scope, workspaces, accounts, project } = &self.bounds;
         let client = kind == Kind::Client;
-        let scoped = !client || scope.key().is_some() || accounts.is_some();
+        let known = scope.key().or(project.as_ref());
+        let scoped = !client || known.is_some() || accounts.is_some();
         let mut out = vec![if client && scoped { SCOPED } else { kind as u8 }];
         out.extend(self.id.to_be_bytes());
         out.extend(self.pid.to_be_bytes());
@@ -261,8 +262,13 @@ impl Launch {
             line(bearer);
         }
         if scoped {
-            line(scope.key().map_or("", |key| key));
-            line(if matches!(scope, Scope::Project { fallback: true, .. }) { "+" } else { "-" });
+            line(known.map_or("", |key| key));
+            line(match scope {
+                Scope::Project { fallback: true, .. } => "+",
+                Scope::Project { fallback: false, .. } => "-",
+                // The project is only for the books.
+                Scope::Global => "=",
+            });
             // A leading comma tells "none of them" from "all".
             let ids = accounts.iter().flat_map(|ids| ids.iter());
             let named = accounts.as_ref().map_or("", |_named| ",");
@@ -288,7 +294,7 @@ impl Launch {
             _ => return None,
         };
         let bearer = if kind == Kind::Client { None } else { Some(names.next()?.into()) };
-        let (scope, accounts) = if scoped { bounds_of(&mut names)? } else { (Scope::Global, None) };
+        let bounds = if scoped { bounds_of(&mut names)? } else { Bounds::default() };
         Some(Self {
             id: u64::from_be_bytes(*id),
             pid: u32::from_be_bytes(*pid),
@@ -298,9 +304,8 @@ impl Launch {
             face,
             bearer,
             bounds: Bounds {
-                scope,
-                accounts,
                 workspaces: names.filter(|name| !name.is_empty()).map(Into::into).collect(),
+                ..bounds
             },
         })
     }
@@ -308,19 +313,18 @@ impl Launch {
 
 /// Names this boot: the system's own id for it, as a number.
 /// The pool and the accounts that a scoped key says, from its next three lines.
-fn bounds_of<'a>(
-    lines: &mut impl Iterator<Item = &'a str>,
-) -> Option<(Scope, Option<Arc<[AccountId]>>)> {
+fn bounds_of<'a>(lines: &mut impl Iterator<Item = &'a str>) -> Option<Bounds> {
     let (key, steps_in, ids) = (lines.next()?, lines.next()?, lines.next()?);
-    let scope = match key {
-        "" => Scope::Global,
-        key => Scope::Project { key: key.into(), fallback: steps_in == "+" },
+    let (scope, project) = match (key, steps_in) {
+        ("", _) => (Scope::Global, None),
+        (key, "=") => (Scope::Global, Some(key.into())),
+        (key, steps_in) => (Scope::Project { key: key.into(), fallback: steps_in == "+" }, None),
     };
-    let ids = ids.strip_prefix(',').map(|ids| {
+    let accounts = ids.strip_prefix(',').map(|ids| {
         let ids = ids.split(',').filter(|id| !id.is_empty());
         ids.map(AccountId::from_written).collect()
     });
-    Some((scope, ids))
+    Some(Bounds { scope, accounts, project, ..Bounds::default() })
 }
 
 fn boot() -> u64 {
@@ -403,7 +407,8 @@ mod tests {
             for accounts in [None, Some([].into()), Some([a.clone()].into())] {
                 for workspaces in [[].into(), [Arc::clone(&w)].into()] {
                     let (scope, accounts) = (scope.clone(), accounts.clone());
-                    let bounds = Bounds { scope, workspaces, accounts };
+                    let project = scope.key().is_none().then(|| "y-0123456789ab".into());
+                    let bounds = Bounds { scope, workspaces, accounts, project };
                     for face in [None, Some(a.clone())] {
                         let (key, launch) = keys.mint(None, face, bounds.clone()).unwrap();
                         assert_eq!(launch.bounds, bounds);

@@ -11,6 +11,7 @@ pub(crate) mod keys;
 pub(crate) mod own;
 pub(crate) mod relay;
 mod respond;
+mod shown;
 pub(crate) mod sniff;
 pub(crate) mod trace;
 mod turn;
@@ -18,6 +19,7 @@ mod turn;
 use crate::{
     actor::Handle,
     app::{Phase, Phases, Tasks},
+    choosing::Choosing,
     config::Config,
     roster::Roster,
     upstream::Upstream,
@@ -55,6 +57,7 @@ pub(crate) struct Proxy {
     pub(crate) config: Arc<Config>,
     pub(crate) actor: Handle,
     pub(crate) roster: Arc<Roster>,
+    pub(crate) choosing: Arc<Choosing>,
     pub(crate) vault: Arc<Vault>,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) keys: Keys,

@@ -120,6 +120,7 @@ impl Accounts {
             (true, true) => "failed",
             (false, _) => "cut",
         };
+        super::shown::warmed(&lease, &trace);
         lease.quota_seen(said.windows);
         let mark = if whole { Mark::Fine } else { Mark::Shaky };
         let model = trace.model.clone();

@@ -2,8 +2,9 @@
 //! for whoever listens. Written after the fact, never on a request's way.
 
 use super::sniff::Usage;
+use crate::actor::Made;
 use crate::clock;
-use cma_core::{identity::AccountId, select::Candidate};
+use cma_core::identity::AccountId;
 use parking_lot::Mutex;
 use std::{
     collections::VecDeque,
@@ -54,7 +55,10 @@ pub(crate) struct Trace {
     pub(crate) session: Option<Arc<str>>,
     pub(crate) model: Option<Arc<str>>,
     pub(crate) account: Option<AccountId>,
-    pub(crate) candidates: Vec<Candidate>,
+    /// The thread as the pool names it.
+    pub(crate) thread: Option<Arc<str>>,
+    /// How its account was chosen.
+    pub(crate) choice: Option<Box<Made>>,
     pub(crate) attempts: Vec<String>,
     pub(crate) tried: u32,
     pub(crate) status: u16,
@@ -103,7 +107,8 @@ impl Traces {
             session,
             model,
             account: None,
-            candidates: Vec::new(),
+            thread: None,
+            choice: None,
             attempts: Vec::new(),
             tried: 0,
             status: 0,

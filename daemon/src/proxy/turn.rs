@@ -11,7 +11,7 @@ use super::{
     headers,
     keys::Launch,
     relay::{Accounts, Answer, Out, Relay},
-    respond,
+    respond, shown,
     sniff::Sniffer,
     trace::{Trace, millis},
 };
@@ -71,6 +71,7 @@ struct Turn {
     /// The last error that upstream answered, whole.
     last: Option<(response::Parts, Bytes, Option<Value>)>,
     last_reason: String,
+    overhead: shown::Overhead,
 }
 
 /// What one attempt leads to.
@@ -102,11 +103,13 @@ pub(crate) fn serve(
         .and_then(|hint| hint.split(';').find_map(|part| part.trim().strip_prefix("model=")))
         .filter(|model| model.len() <= MAX_NAME)
         .map(Arc::from);
+    let overhead = shown::Overhead::asked(&proxy, &parts.headers);
     parts.headers = headers::upwards(parts.headers, &proxy.host);
     let bounds = &launch.bounds;
     let need =
         Need { session: bounds.session(session.as_ref()), model: model.clone(), ..bounds.need() };
-    let trace = proxy.traces.begin(session, model);
+    let mut trace = proxy.traces.begin(session, model);
+    trace.thread.clone_from(&need.session);
     let source = Source::new(incoming);
     let turn = Turn {
         proxy,
@@ -118,6 +121,7 @@ pub(crate) fn serve(
         pauses: 0,
         last: None,
         last_reason: String::new(),
+        overhead,
     };
     Box::pin(turn.run())
 }
@@ -138,7 +142,10 @@ impl Turn {
             }
             let lease = match self.proxy.actor.select(self.need.clone()).await {
                 Err(_gone) => return respond::draining(),
-                Ok(Ok(lease)) => lease,
+                Ok(Ok(mut lease)) => {
+                    self.trace.choice = lease.choice.take();
+                    lease
+                },
                 Ok(Err(refused)) => {
                     if Box::pin(self.waited(&refused)).await {
                         continue;
@@ -204,7 +211,7 @@ impl Turn {
                 })
             };
             let send = turn.proxy.upstream.send(&account, request, again);
-            turn.head_in_time(send).await
+            turn.overhead.upstream(turn.head_in_time(send)).await
         };
         self.trace.tried += repeats;
         match outcome {
@@ -296,9 +303,10 @@ impl Turn {
     }
 
     fn deliver(self, lease: Lease, response: Response<Driven>, reason: &str) -> Answer {
-        let Self { proxy, mut trace, .. } = self;
+        let Self { proxy, mut trace, overhead, .. } = self;
         let (mut parts, body) = response.into_parts();
         headers::downwards(&mut parts.headers);
+        overhead.tell(&mut parts.headers, &trace, &lease.account);
         trace.account = Some(lease.account.clone());
         trace.status = parts.status.as_u16();
         trace.first_byte_ms = Some(millis(&trace.started));

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{
+    choose::ProfileInfo,
     codec::Codec,
     error::{ErrorCode, Refusal},
     login::{LoginBegin, LoginDone, LoginEnd, LoginMethod, LoginStarted, LoginWaiting},
@@ -121,6 +122,10 @@ fn requests() -> Vec<(&'static str, Request)> {
             }),
         ),
         ("request.pools", Request::Pools(PoolsRequest::Show { project: text("/home/a/src") })),
+        (
+            "request.choose",
+            Request::Choose(ChooseRequest::Force { selector: selector(), secs: 300 }),
+        ),
     ]
     .into_iter()
     .chain(login_requests())
@@ -198,6 +203,20 @@ fn login_requests() -> [(&'static str, Request); 4] {
         ("request.login.cancel", LoginRequest::Cancel { id: text("s-1") }),
     ]
     .map(|(name, step)| (name, Request::Login(step)))
+}
+
+fn profile() -> ProfileInfo {
+    ProfileInfo {
+        project: text("src-0123456789ab"),
+        path: text("/home/a/src"),
+        strategy: Some(text("random")),
+        prefer: vec![text("fast")],
+        avoid: Vec::new(),
+        allow: Vec::new(),
+        deny: Vec::new(),
+        weights: vec![(text("aa"), 0.5)],
+        notes: Vec::new(),
+    }
 }
 
 fn login_replies() -> [(&'static str, Reply); 4] {
@@ -295,6 +314,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
             })),
         ),
         ("reply.pools", Reply::Pools(pools)),
+        ("reply.choose", Reply::Choose(ChooseReply::Profile(profile()))),
         ("reply.launch.noted", Reply::Launch(Box::new(noted))),
     ]
     .into_iter()
@@ -539,6 +559,7 @@ fn no_variant_is_missing_above() {
         Request::Takeover(TakeoverRequest::Scan(_)) => 23,
         Request::Takeover(TakeoverRequest::Export { .. }) => 24,
         Request::Pools(_) => 25,
+        Request::Choose(_) => 26,
     };
     let reply = |reply: &Reply| match reply {
         Reply::Status(_) => 0,
@@ -567,6 +588,7 @@ fn no_variant_is_missing_above() {
             TakeoverReply::Exported(_) => 17,
         },
         Reply::Pools(_) => 18,
+        Reply::Choose(_) => 20,
     };
     let change = |event: &Event| match event.change {
         Change::Snapshot { .. } => 0,
@@ -585,7 +607,7 @@ fn no_variant_is_missing_above() {
     count(requests().iter().map(|(_, r)| request(r)).collect());
     count(replies().iter().map(|(_, r)| reply(r)).collect());
     count(events().iter().map(|(_, e)| change(e)).collect());
-    assert_eq!((requests().len(), replies().len(), events().len()), (26, 20, 8));
+    assert_eq!((requests().len(), replies().len(), events().len()), (27, 21, 8));
 }
 
 #[test]
