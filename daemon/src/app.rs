@@ -313,6 +313,7 @@ impl Whence {
 ///
 /// # Errors
 /// The typed reason why it can't: configuration, store, a taken port.
+#[expect(clippy::too_many_lines, reason = "a list of what there is, each thing once")]
 pub(crate) fn build(root: Root, config: Config, whence: Whence) -> Result<Built, Fault> {
     let config = Arc::new(config);
     let store = Store::new(&root);
@@ -544,8 +545,15 @@ impl Built {
         let caching = Tasks::default();
         caching.spawn("cache", cache);
         let threads = Arc::clone(&app.proxy.traces.threads);
-        caching
-            .spawn("threads", cache::threads::keep(app.root.clone(), threads, app.phases.clone()));
+        caching.spawn(
+            "threads",
+            cache::threads::keep(
+                app.root.clone(),
+                threads,
+                app.phases.clone(),
+                Arc::clone(&app.roster),
+            ),
+        );
         background.spawn_idle("mirror", mirror::keep(Arc::clone(&app)));
         background.spawn_idle("notices", notices::keep(Arc::clone(&app)));
         background.spawn_idle("ipc", ipc.serve(Arc::clone(&app), background.clone()));

@@ -148,9 +148,10 @@ fn read(folder: &Path) -> Result<Vec<Entry>, Fault> {
     if !folder.exists() {
         return Ok(Vec::new());
     }
-    let db = open(folder)?;
+    let open = open(folder)?;
     // An entry that can't be read is an older version's: it will be written anew.
-    Ok(db
+    Ok(open
+        .db
         .iter()
         .values()
         .flatten()
@@ -159,7 +160,8 @@ fn read(folder: &Path) -> Result<Vec<Entry>, Fault> {
 }
 
 fn write(folder: &Path, entries: &[Entry]) -> Result<(), Fault> {
-    let db = open(folder)?;
+    let open = open(folder)?;
+    let db = &open.db;
     let failed = |error: sled::Error| fault(folder, &error.to_string());
     let mut batch = sled::Batch::default();
     for known in db.iter().keys().flatten() {
@@ -175,8 +177,36 @@ fn write(folder: &Path, entries: &[Entry]) -> Result<(), Fault> {
     db.flush().map(drop).map_err(failed)
 }
 
-/// Opens it; one that won't open is moved aside.
-fn open(folder: &Path) -> Result<sled::Db, Fault> {
+/// The database while it is open, with a mark beside it that says so.
+struct Open {
+    // First: it is closed before the mark goes.
+    db: sled::Db,
+    _mark: Marked,
+}
+
+/// A file that is there while the database is open. Found at an opening, it tells of a process that
+/// died in between: sled can read what such a one left in circles, for ever, so it isn't read.
+struct Marked(PathBuf);
+
+impl Drop for Marked {
+    fn drop(&mut self) {
+        // Left over, it costs what was known.
+        drop(std::fs::remove_file(&self.0));
+    }
+}
+
+impl Marked {
+    /// Makes the mark. Whether it was there before.
+    fn make(folder: &Path) -> Result<(Self, bool), Fault> {
+        let path = folder.with_extension("open");
+        let there = path.exists();
+        std::fs::write(&path, b"").map_err(|error| Fault::file(&path, "write", &error))?;
+        Ok((Self(path), there))
+    }
+}
+
+/// Opens it; one that won't open is moved aside, one that somebody died over is dropped.
+fn open(folder: &Path) -> Result<Open, Fault> {
     for parent in [folder.parent(), Some(folder)].into_iter().flatten() {
         crate::dirs::private_dir(parent)?;
     }
@@ -188,16 +218,23 @@ fn open(folder: &Path) -> Result<sled::Db, Fault> {
             .flush_every_ms(None)
             .print_profile_on_drop(false)
     };
-    match config(folder).open() {
-        Ok(db) => Ok(db),
+    let (mark, left_open) = Marked::make(folder)?;
+    if left_open {
+        tracing::info!("a daemon died while the cache was open; made anew");
+        std::fs::remove_dir_all(folder).map_err(|error| Fault::file(folder, "remove", &error))?;
+        crate::dirs::private_dir(folder)?;
+    }
+    let db = match config(folder).open() {
+        Ok(db) => db,
         Err(error) => {
             let aside: PathBuf = folder.with_extension(format!("damaged-{}", clock::unix()));
             tracing::warn!(%error, aside = %aside.display(), "the cache is damaged; made anew");
             std::fs::rename(folder, &aside).map_err(|e| Fault::file(folder, "move", &e))?;
             crate::dirs::private_dir(folder)?;
-            config(folder).open().map_err(|error| fault(folder, &error.to_string()))
+            config(folder).open().map_err(|error| fault(folder, &error.to_string()))?
         },
-    }
+    };
+    Ok(Open { db, _mark: mark })
 }
 
 fn fault(folder: &Path, why: &str) -> Fault {
@@ -261,6 +298,18 @@ mod tests {
             }
         }
         drop(read(&folder));
+        write(&folder, &[entry("a", 8.0)]).unwrap();
+        assert_eq!(read(&folder).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_cache_that_a_process_died_over_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("cache").join("v1");
+        write(&folder, &[entry("a", 7.0)]).unwrap();
+        assert_eq!(read(&folder).unwrap().len(), 1);
+        std::fs::write(folder.with_extension("open"), b"").unwrap();
+        assert!(read(&folder).unwrap().is_empty());
         write(&folder, &[entry("a", 8.0)]).unwrap();
         assert_eq!(read(&folder).unwrap().len(), 1);
     }

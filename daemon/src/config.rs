@@ -251,19 +251,9 @@ impl Config {
         is_loopback(&self.backend.host) && is_loopback(&self.issuer.host)
     }
 
-    fn resolve(file: &File, var: impl Fn(&str) -> Option<String>) -> Result<Self, Fault> {
-        let var = |name: &str| var(name).filter(|value| !value.is_empty());
-        let mut faults = Vec::new();
-        let mut keep = |result: Result<(), String>| {
-            if let Err(fault) = result {
-                faults.push(fault);
-            }
-        };
-        let pick = |name: &str, written: &Option<String>| match var(name) {
-            Some(value) => Some((format!("`{name}`"), value)),
-            None => written.clone().map(|value| ("`config.toml`".to_owned(), value)),
-        };
-        let mut config = Self {
+    /// What holds where nothing is set.
+    fn unset(file: &File, var: impl Fn(&str) -> Option<String>) -> Result<Self, Fault> {
+        Ok(Self {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
             backend: endpoint(BACKEND).map_err(Fault::internal)?,
             issuer: endpoint(ISSUER).map_err(Fault::internal)?,
@@ -279,7 +269,22 @@ impl Config {
             ledger: Caps::default(),
             notify: notify::Notify::default(),
             environment: environment(var),
+        })
+    }
+
+    fn resolve(file: &File, var: impl Fn(&str) -> Option<String>) -> Result<Self, Fault> {
+        let var = |name: &str| var(name).filter(|value| !value.is_empty());
+        let mut faults = Vec::new();
+        let mut keep = |result: Result<(), String>| {
+            if let Err(fault) = result {
+                faults.push(fault);
+            }
         };
+        let pick = |name: &str, written: &Option<String>| match var(name) {
+            Some(value) => Some((format!("`{name}`"), value)),
+            None => written.clone().map(|value| ("`config.toml`".to_owned(), value)),
+        };
+        let mut config = Self::unset(file, var)?;
         if let Some((whence, value)) = pick("CMA_LISTEN", &file.listen) {
             keep(
                 listen(&value)

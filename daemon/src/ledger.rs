@@ -19,7 +19,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -44,6 +44,8 @@ pub(crate) struct Health {
     pub(crate) dropped: u64,
     /// Not written because the disk refused.
     pub(crate) lost: u64,
+    /// The disk refused the last ones.
+    pub(crate) failing: bool,
     /// Waiting now.
     pub(crate) queued: u64,
 }
@@ -59,6 +61,7 @@ struct Shared {
     written: AtomicU64,
     dropped: AtomicU64,
     lost: AtomicU64,
+    failing: AtomicBool,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
@@ -139,6 +142,7 @@ impl Ledger {
             written: self.0.written.load(Ordering::Relaxed),
             dropped: self.0.dropped.load(Ordering::Relaxed),
             lost: self.0.lost.load(Ordering::Relaxed),
+            failing: self.0.failing.load(Ordering::Relaxed),
             queued: self.0.queue.lock().rows.len() as u64,
         }
     }
@@ -173,6 +177,7 @@ impl Shared {
             written: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             lost: AtomicU64::new(0),
+            failing: AtomicBool::new(false),
             thread: Mutex::new(None),
         }
     }

@@ -522,7 +522,7 @@ fn an_open_stream_over_tls_takes_at_most_48_kib() {
         serves(&door);
         let before = resident(&world);
         let pause = Duration::from_secs(30);
-        let hang = Fault::StallMidStream { after: 1, pause };
+        let hang = Fault::StallMidStream { after: 2, pause };
         world.sim().fault(None, Route::Responses, hang, None);
         let mut lines = Vec::new();
         for _ in 0..STREAMS {

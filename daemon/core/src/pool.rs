@@ -464,8 +464,7 @@ impl Pool {
             account.refused_fresh &= stale || !release.served;
         }
         self.epoch += 1;
-        // A burst's last 401 arrives after the renewal that its first one caused: it says nothing
-        // about the new token.
+        // A burst's last 401 comes after the renewal that its first one caused: not the new token's.
         if !stale || release.mark != Mark::Unauthorized {
             self.learn(now, &id, &release.mark, release.model.as_ref());
         }

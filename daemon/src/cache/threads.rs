@@ -10,6 +10,7 @@ use crate::{
     app::{Phase, Phases},
     clock,
     fault::Fault,
+    roster::Roster,
 };
 use cma_core::{
     bound::Mark,
@@ -100,9 +101,13 @@ pub(crate) fn recall(root: &Root) -> Threads {
     threads
 }
 
-/// Keeps what is known, until the daemon flushes.
-pub(crate) async fn keep(root: Root, threads: Arc<Mutex<Threads>>, phases: Phases) {
-    let path = path(&root);
+/// Keeps what is known, until the daemon flushes or another one has its root.
+pub(crate) async fn keep(
+    root: Root,
+    threads: Arc<Mutex<Threads>>,
+    phases: Phases,
+    roster: Arc<Roster>,
+) {
     let mut written = threads.lock().changes();
     loop {
         let stopping = tokio::select! {
@@ -112,16 +117,22 @@ pub(crate) async fn keep(root: Root, threads: Arc<Mutex<Threads>>, phases: Phase
         };
         let changes = threads.lock().changes();
         if changes != written {
-            let file = file(&threads.lock());
-            let to = path.clone();
-            if let Err(fault) = off_the_loop(move || write(&to, &file)).await {
-                tracing::warn!(%fault, "what is known of threads can't be kept");
-            }
+            let Some(_permit) = roster.truth().to_change().await else { return };
+            write_now(&root, &threads).await;
             written = changes;
         }
         if stopping {
             return;
         }
+    }
+}
+
+/// Writes what is known. The caller may write.
+pub(crate) async fn write_now(root: &Root, threads: &Mutex<Threads>) {
+    let file = file(&threads.lock());
+    let to = path(root);
+    if let Err(fault) = off_the_loop(move || write(&to, &file)).await {
+        tracing::warn!(%fault, "what is known of threads can't be kept");
     }
 }
 

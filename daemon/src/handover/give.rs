@@ -110,6 +110,7 @@ async fn give(app: &Arc<App>, socket: &Path) -> io::Result<Talk> {
         _gone = talk.hear() => return Err(io::ErrorKind::UnexpectedEof.into()),
     };
     cache::write_now(&app.root, &app.actor).await;
+    cache::threads::write_now(&app.root, &app.proxy.traces.threads).await;
     app.doors.hold();
     app.roster.truth().given().set(true);
     crash::moment(Moment::HandoverStill);

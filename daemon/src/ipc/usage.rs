@@ -120,10 +120,11 @@ pub(super) fn notes(app: &App) -> Vec<String> {
             format!("the budget `{name}` is used up; `cmactl budget list` says until when")
         })
         .collect();
-    let lost = books.ledger.health().lost;
-    if lost > 0 {
+    let health = books.ledger.health();
+    if health.failing {
         notes.push(format!(
-            "{lost} requests could not be written to `usage/`: look at that folder and the disk"
+            "{} requests could not be written to `usage/`: look at that folder and the disk",
+            health.lost
         ));
     }
     notes

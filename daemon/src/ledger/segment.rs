@@ -77,21 +77,27 @@ impl Segment {
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         let mut file = options.open(&path)?;
+        // Nobody else can have it: it is new.
+        file.try_lock()?;
         file.write_all(MAGIC)?;
         let bytes = MAGIC.len() as u64;
         Ok(Self { path, file, bytes, names: HashMap::new(), block: Vec::new() })
     }
 
     /// Goes on with a segment, after cutting off what is torn at its end; none when it isn't whole
-    /// before that, and a new one is the better place.
+    /// before that or another daemon still writes to it, and a new one is the better place.
     pub(super) fn resume(folder: &Path, number: u64) -> io::Result<Option<Self>> {
         let path = path(folder, number);
+        let file = File::options().append(true).open(&path)?;
+        // The daemon before, after a hand-over. Its numbers for names are not ours.
+        if file.try_lock().is_err() {
+            return Ok(None);
+        }
         let bytes = std::fs::read(&path)?;
         let contents = read(&bytes, |_row, _names| ());
         if contents.damaged > 0 || contents.whole < MAGIC.len() as u64 {
             return Ok(None);
         }
-        let file = File::options().append(true).open(&path)?;
         if contents.torn {
             file.set_len(contents.whole)?;
         }

@@ -258,7 +258,7 @@ fn a_ledger_that_is_off_keeps_nothing_and_one_without_a_disk_counts_its_losses()
     let ledger = Ledger::start(dir.path(), caps(1 << 20)).unwrap();
     ledger.push(row(1));
     ledger.close();
-    assert_eq!(ledger.health(), Health { lost: 1, ..Health::default() });
+    assert_eq!(ledger.health(), Health { lost: 1, failing: true, ..Health::default() });
 }
 
 #[test]

@@ -100,13 +100,24 @@ impl Writer {
                     dirs::private_dir(&self.folder)
                         .map_err(|fault| io::Error::other(fault.to_string()))?;
                 }
-                let segment = Segment::create(&self.folder, self.newest + 1)?;
-                self.newest += 1;
+                let segment = self.create()?;
                 self.opened = now;
                 segment
             },
         };
         Ok(self.open.insert(segment))
+    }
+
+    /// The next segment. Its number may be taken by another daemon of this root, for the moments of a
+    /// hand-over.
+    fn create(&mut self) -> io::Result<Segment> {
+        loop {
+            self.newest += 1;
+            match Segment::create(&self.folder, self.newest) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {},
+                created => return created,
+            }
+        }
     }
 
     fn close(&mut self) {
@@ -154,6 +165,7 @@ pub(super) fn run(shared: &Arc<Shared>, mut writer: Writer) {
             let lost = writer.write(&rows);
             shared.written.fetch_add(rows.len() as u64 - lost, Ordering::Relaxed);
             shared.lost.fetch_add(lost, Ordering::Relaxed);
+            shared.failing.store(writer.failing, Ordering::Relaxed);
         }
         shared.done(asked);
         if closed {

@@ -306,7 +306,8 @@ impl Turn {
                     turn.request(&pass, body)
                 })
             };
-            let send = turn.proxy.upstream.send(&account, request, again);
+            // Pinned here: each future around it would be as large again.
+            let send = std::pin::pin!(turn.proxy.upstream.send(&account, request, again));
             turn.overhead.upstream(turn.head_in_time(send)).await
         };
         self.trace.tried += repeats;

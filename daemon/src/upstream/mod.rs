@@ -185,10 +185,8 @@ impl Upstream {
         request: Request<UpBody>,
         again: impl FnOnce() -> Option<Request<UpBody>>,
     ) -> Result<Response<Driven>, Failure> {
-        match self.named(request.headers().get(header::HOST)) {
-            None => self.send_here(account, request, again).await,
-            Some(other) => Box::pin(other.send_here(account, request, again)).await,
-        }
+        let other = self.named(request.headers().get(header::HOST));
+        other.as_ref().unwrap_or(self).send_here(account, request, again).await
     }
 
     async fn send_here(
