@@ -163,7 +163,7 @@ fn admit(call: &Call, no: AccountNo) -> Result<Admitted, Reply> {
         headers.push((name.to_owned(), value));
     }
     // A token is about four bytes of text.
-    let input_tokens = (call.body.bytes.len() / 4).max(1);
+    let input_tokens = state.config.input_tokens.unwrap_or(call.body.bytes.len() / 4).max(1);
     let turn = Turn { id, model, item, input_tokens, cached_tokens: input_tokens / 2 };
     Ok((turn, headers, state.config.event_gap))
 }

@@ -36,6 +36,8 @@ pub struct SimConfig {
     pub issuer_claim: String,
     /// What a client key begins with; none may ever arrive here.
     pub client_key_marks: Vec<String>,
+    /// How many tokens each turn is said to have read; by its size when there is no number.
+    pub input_tokens: Option<usize>,
     /// How many requests are kept in the record.
     pub keep_requests: usize,
     /// The largest decoded body kept in the record.
@@ -56,6 +58,7 @@ impl Default for SimConfig {
             canary: DEFAULT_CANARY.to_owned(),
             issuer_claim: "https://auth.openai.com".to_owned(),
             client_key_marks: vec!["at-cma-".to_owned()],
+            input_tokens: None,
             keep_requests: 10_000,
             keep_body: 1 << 20,
         }
