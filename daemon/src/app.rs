@@ -228,6 +228,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         upstream: Upstream::new(config.backend.clone(), connections.clone()),
         keys: Keys::new(&secret),
         lent: Lent::default(),
+        health: proxy::host::Host::new(),
         traces: Traces::new(u16::from_str_radix(&instance[..4], 16).unwrap_or_default()),
         phases: phases.clone(),
         port: at.port(),

@@ -5,6 +5,8 @@
 //! elsewhere, so from the environment only loopback hosts count; any other host has to stand in the
 //! root's own `config.toml`, and plain http is for loopback alone.
 
+pub(crate) mod streams;
+
 use crate::fault::Fault;
 use cma_core::pace::Pace;
 use cma_proto::{endpoint::Root, error::ErrorCode, message::Setting};
@@ -41,6 +43,8 @@ pub(crate) struct Config {
     pub(crate) log: tracing::Level,
     /// Whether CLIs stay on their own `auth.json` (`auth_mode = "own"`).
     pub(crate) own_auth: bool,
+    /// How streams are held and given up.
+    pub(crate) streams: streams::Streams,
     /// The variables that were set.
     pub(crate) environment: Vec<Setting>,
 }
@@ -73,6 +77,7 @@ struct File {
     log: Option<String>,
     auth_mode: Option<String>,
     upstream: FileUpstream,
+    streams: streams::FileStreams,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -152,8 +157,10 @@ impl Config {
             pace: Pace::default(),
             log: tracing::Level::INFO,
             own_auth: false,
+            streams: streams::Streams::default(),
             environment: VARIABLES
                 .iter()
+                .chain(&streams::VARIABLES)
                 .filter_map(|&name| Some(Setting { name: name.to_owned(), value: var(name)? }))
                 .collect(),
         };
@@ -178,6 +185,7 @@ impl Config {
                     .map_err(|why| format!("`config.toml`: drain_timeout {why}")),
             );
         }
+        keep(file.streams.resolve(var).map(|streams| config.streams = streams));
         keep(file.pace().map(|pace| config.pace = pace));
         if let Some((whence, value)) = pick("CMA_LOG", &file.log) {
             keep(value.parse().map(|level| config.log = level).map_err(|_unknown| {

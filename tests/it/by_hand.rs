@@ -264,7 +264,7 @@ fn a_cut_stream_looks_cut() {
 #[test]
 fn a_client_that_leaves_ends_its_turn_upstream() {
     let (world, door) = world(vec![AccountSpec::new("a")]);
-    let hang = Fault::HangMidStream { after: 1 };
+    let hang = Fault::HangMidStream { after: 2 };
     world.sim().fault(None, Route::Responses, hang, Some(1));
     world.sim().fault(None, Route::Responses, Fault::HangHead, Some(1));
     let mut line = Line::open(door.addr).unwrap();

@@ -8,7 +8,7 @@ use std::{fs, path::Path};
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 7] = [
+const TARGETS: [Target; 9] = [
     ("frame", targets::frame),
     ("hello", targets::hello),
     ("message", targets::message),
@@ -16,6 +16,8 @@ const TARGETS: [Target; 7] = [
     ("quota_json", targets::quota_json),
     ("pool_ops", targets::pool_ops),
     ("jwt_claims", targets::jwt_claims),
+    ("event", targets::event),
+    ("stream", targets::stream),
 ];
 
 #[test]

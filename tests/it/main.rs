@@ -36,6 +36,10 @@ mod gate;
 #[cfg(test)]
 mod identity;
 #[cfg(test)]
+mod in_stream;
+#[cfg(test)]
+mod in_stream_codex;
+#[cfg(test)]
 mod ipc;
 #[cfg(test)]
 mod login;
@@ -57,6 +61,9 @@ mod refresh;
 mod restart;
 #[cfg(test)]
 mod smoke;
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod soak;
 #[cfg(test)]
 mod survive;
 #[cfg(test)]

@@ -23,7 +23,7 @@ fn world() -> (World, Door) {
 
 /// A turn whose first event has arrived; it pauses for some time after it.
 fn slow_turn(world: &World, door: &Door, pause: Duration) -> (Line, Answer) {
-    world.sim().fault(None, Route::Responses, Fault::StallMidStream { after: 1, pause }, Some(1));
+    world.sim().fault(None, Route::Responses, Fault::StallMidStream { after: 2, pause }, Some(1));
     let mut line = Line::open(door.addr).unwrap();
     line.write(&door.turn().bytes()).unwrap();
     let mut answer = line.head().unwrap();

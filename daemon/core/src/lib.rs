@@ -20,13 +20,16 @@
 pub mod account;
 pub mod affinity;
 pub mod cooldown;
+pub mod event;
 pub mod identity;
+pub mod outage;
 pub mod pace;
 pub mod pool;
 pub mod project;
 pub mod quota;
 pub mod scope;
 pub mod select;
+pub mod stream;
 pub mod time;
 pub mod token;
 pub mod verdict;

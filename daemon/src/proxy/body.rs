@@ -105,6 +105,12 @@ impl Source {
         Some(Replay { source: Arc::clone(&self.0), next: 0, attempt: inner.attempt })
     }
 
+    /// Whether another attempt could be made.
+    pub(crate) fn repeatable(&self) -> bool {
+        let inner = self.0.lock();
+        !inner.overflow && inner.failed.is_none()
+    }
+
     /// When the client's body was read to its end.
     pub(crate) fn done_at(&self) -> Option<Instant> {
         self.0.lock().done_at

@@ -7,6 +7,8 @@ pub(crate) mod aux;
 pub(crate) mod body;
 mod gate;
 mod headers;
+mod held;
+pub(crate) mod host;
 pub(crate) mod keys;
 pub(crate) mod own;
 pub(crate) mod relay;
@@ -60,6 +62,7 @@ pub(crate) struct Proxy {
     pub(crate) keys: Keys,
     pub(crate) lent: own::Lent,
     pub(crate) traces: Traces,
+    pub(crate) health: host::Host,
     pub(crate) phases: Phases,
     pub(crate) port: u16,
     pub(crate) host: HeaderValue,

@@ -3,9 +3,10 @@
 //! An answer that is whole is accounted for beside its connection and not in it: its last bytes are
 //! not on their way yet when its end is seen.
 //!
-//! Whatever way it ends — whole, cut by upstream, client gone — the lease is given back exactly once
-//! and the trace gets its outcome. A cut stream is never ended cleanly: the error goes to hyper,
-//! which breaks the connection, and the CLI's own retry sees the truth.
+//! Whatever way it ends — whole, cut by upstream, silent for too long, client gone — the lease is given
+//! back exactly once and the trace gets its outcome. A cut stream is never ended cleanly: the error goes
+//! to hyper, which breaks the connection, and the CLI's own retry sees the truth. What fails here was
+//! shown in part and can't be hidden any more; what it says of the account counts all the same.
 
 use super::{
     Proxy,
@@ -15,6 +16,7 @@ use super::{
 use crate::{
     actor::Lease,
     app::{Phase, Phases},
+    clock,
     upstream::Driven,
 };
 use bytes::Bytes;
@@ -24,9 +26,17 @@ use http_body::{Body, Frame, SizeHint};
 use std::{
     pin::Pin,
     sync::{Arc, atomic::Ordering},
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
+    time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, Sleep},
+};
+
+/// A silent stream is given up after this many ticks without a byte: the setting's time, and half as
+/// much more at most.
+const TICKS: u32 = 2;
 
 /// What the client gets.
 pub(crate) type Answer = Response<Out>;
@@ -43,16 +53,59 @@ pub(crate) enum Out {
 /// See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Relay {
+    /// What was held back, in its order; goes first.
+    held: std::vec::IntoIter<Bytes>,
     /// `None` once it was read to its end.
     body: Option<Driven>,
     ending: Option<Box<Ending>>,
+    silence: Option<Silence>,
+}
+
+/// Why a stream that was shown in part is broken off.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Broken {
+    /// Upstream's connection broke.
+    #[error(transparent)]
+    Upstream(#[from] hyper::Error),
+    /// Nothing came for too long.
+    #[error("upstream fell silent")]
+    Silent,
+}
+
+/// Looks for silence in ticks, so that an event costs one flag and no move of a timer.
+#[derive(Debug)]
+struct Silence {
+    tick: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+    heard: bool,
+    silent: u32,
+}
+
+impl Silence {
+    fn new(limit: Duration) -> Self {
+        Self { tick: limit / TICKS, timer: None, heard: false, silent: 0 }
+    }
+
+    /// Whether it has lasted too long; to be asked when nothing has come.
+    fn lasts(&mut self, context: &mut Context<'_>) -> bool {
+        let tick = self.tick;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(tick)));
+        while timer.as_mut().poll(context).is_ready() {
+            self.silent = if std::mem::take(&mut self.heard) { 0 } else { self.silent + 1 };
+            if self.silent >= TICKS {
+                return true;
+            }
+            timer.as_mut().reset(Instant::now() + tick);
+        }
+        false
+    }
 }
 
 /// What is left to do at an answer's end.
 #[derive(Debug)]
 pub(crate) struct Ending {
-    sniffer: Option<Sniffer>,
-    accounts: Accounts,
+    pub(crate) sniffer: Option<Sniffer>,
+    pub(crate) accounts: Accounts,
 }
 
 /// What has to be settled at the end.
@@ -76,8 +129,11 @@ pub(crate) async fn settle(mut ended: mpsc::UnboundedReceiver<Box<Ending>>, phas
 }
 
 impl Relay {
-    pub(crate) fn new(body: Driven, sniffer: Option<Sniffer>, accounts: Accounts) -> Self {
-        Self { body: Some(body), ending: Some(Box::new(Ending { sniffer, accounts })) }
+    /// Passes an answer on; what goes down first is what was held of it.
+    pub(crate) fn new(body: Driven, held: Vec<Bytes>, ending: Ending) -> Self {
+        let stall = ending.accounts.proxy.config.streams.stall;
+        let silence = ending.sniffer.is_some().then(|| Silence::new(stall));
+        Self { held: held.into_iter(), body: Some(body), ending: Some(Box::new(ending)), silence }
     }
 
     fn whole(&mut self) {
@@ -104,26 +160,42 @@ impl Relay {
 
 impl Ending {
     fn settle(self: Box<Self>, whole: bool) {
+        let stream = self.sniffer.is_some();
         let said = self.sniffer.map(Sniffer::said).unwrap_or_default();
-        self.accounts.settle(whole, said);
+        self.accounts.settle(whole, stream, said);
     }
 }
 
 impl Accounts {
-    fn settle(self, whole: bool, said: super::sniff::Said) {
+    fn settle(self, ended: bool, stream: bool, said: super::sniff::Said) {
         let Self { proxy, lease, mut trace } = self;
-        let failed = matches!(said.end, Some(End::Failed(_)));
         let good = (200..300).contains(&trace.status);
+        // An end as HTTP wants it is not the stream's own: without a final event it was cut.
+        let whole = ended && !(stream && good && said.end.is_none() && !said.unclear);
+        let fault = match said.end {
+            Some(End::Failed(fault)) => Some(fault),
+            Some(End::Completed | End::Incomplete) | None => None,
+        };
         trace.usage = said.usage;
-        trace.outcome = match (whole, failed || !good) {
+        trace.outcome = match (whole, fault.is_some() || !good) {
             (true, false) => "complete",
             (true, true) => "failed",
             (false, _) => "cut",
         };
         lease.quota_seen(said.windows);
-        let mark = if whole { Mark::Fine } else { Mark::Shaky };
+        let mark = match &fault {
+            Some(fault) => {
+                let verdict = fault.verdict(clock::wall());
+                trace
+                    .attempts
+                    .push(format!("{}: failed inside the stream: {fault}", lease.account));
+                verdict.mark
+            },
+            None if whole => Mark::Fine,
+            None => Mark::Shaky,
+        };
         let model = trace.model.clone();
-        lease.finish(Release { mark, served: whole && !failed && good, model });
+        lease.finish(Release { mark, served: whole && fault.is_none() && good, model });
         proxy.traces.counters.active.fetch_sub(1, Ordering::Relaxed);
         proxy.traces.end(trace);
     }
@@ -140,51 +212,72 @@ impl Accounts {
 
 impl Body for Relay {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Broken;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let this = self.get_mut();
+        if let Some(data) = this.held.next() {
+            // hyper doesn't poll again once the body has said that it is at its end.
+            if this.is_end_stream() {
+                this.whole();
+            }
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
         let Some(body) = this.body.as_mut() else { return Poll::Ready(None) };
-        match ready!(Pin::new(&mut *body).poll_frame(context)) {
-            Some(Ok(frame)) => {
-                // hyper doesn't poll again once the body has said that it is at its end.
+        match Pin::new(&mut *body).poll_frame(context) {
+            Poll::Ready(Some(Ok(frame))) => {
                 let last = body.is_end_stream();
                 let sniffer = this.ending.as_mut().and_then(|ending| ending.sniffer.as_mut());
                 if let (Some(sniffer), Some(data)) = (sniffer, frame.data_ref()) {
                     sniffer.feed(data);
+                }
+                if let Some(silence) = &mut this.silence {
+                    silence.heard = true;
                 }
                 if last {
                     this.whole();
                 }
                 Poll::Ready(Some(Ok(frame)))
             },
-            Some(Err(error)) => {
+            Poll::Ready(Some(Err(error))) => {
                 this.cut();
-                Poll::Ready(Some(Err(error)))
+                Poll::Ready(Some(Err(error.into())))
             },
-            None => {
+            Poll::Ready(None) => {
                 this.whole();
                 Poll::Ready(None)
             },
+            Poll::Pending if this.silence.as_mut().is_some_and(|one| one.lasts(context)) => {
+                this.cut();
+                Poll::Ready(Some(Err(Broken::Silent)))
+            },
+            Poll::Pending => Poll::Pending,
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(Body::is_end_stream)
+        self.held.as_slice().is_empty() && self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map(Body::size_hint).unwrap_or_default()
+        let rest = self.body.as_ref().map(Body::size_hint).unwrap_or_default();
+        let held: u64 = self.held.as_slice().iter().map(|data| data.len() as u64).sum();
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower().saturating_add(held));
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper.saturating_add(held));
+        }
+        hint
     }
 }
 
 impl Drop for Relay {
     fn drop(&mut self) {
         // A body that is empty from the start is never polled.
-        if self.body.as_ref().is_some_and(Body::is_end_stream) {
+        if self.held.as_slice().is_empty() && self.body.as_ref().is_some_and(Body::is_end_stream) {
             self.whole();
         } else if let Some(ending) = self.ending.take() {
             ending.accounts.abandon();
@@ -194,12 +287,12 @@ impl Drop for Relay {
 
 impl Body for Out {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Broken;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match self.get_mut() {
             Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
             Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),

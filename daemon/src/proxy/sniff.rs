@@ -5,7 +5,7 @@
 //! its line end. The same events come out for every way of splitting the
 //! same bytes.
 
-use cma_core::{quota, time::Wall};
+use cma_core::{event::Fault, quota, time::Wall};
 use memchr::memmem::Finder;
 use serde::Deserialize;
 use std::{borrow::Cow, sync::LazyLock};
@@ -24,6 +24,9 @@ pub(crate) struct Said {
     pub(crate) windows: Vec<quota::Window>,
     /// The final event.
     pub(crate) end: Option<End>,
+    /// Whether events went by that could have been the final one: longer than any that is kept, or
+    /// with their type not where upstream writes it.
+    pub(crate) unclear: bool,
 }
 
 /// Tokens of one response.
@@ -35,12 +38,12 @@ pub(crate) struct Usage {
 }
 
 /// How a stream ended by its own word.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum End {
     Completed,
     Incomplete,
-    /// With the error's code.
-    Failed(String),
+    /// With what upstream said of it.
+    Failed(Box<Fault>),
 }
 
 /// See the module's documentation.
@@ -67,14 +70,20 @@ impl Sniffer {
             if self.skipping {
                 self.skipping = false;
             } else if self.line.is_empty() {
-                if matters(line) {
-                    self.keep(line.to_vec());
+                match tells(line) {
+                    Tells::Much => self.keep(line.to_vec()),
+                    Tells::Little => {},
+                    Tells::Nothing => self.said.unclear = true,
                 }
             } else {
                 self.line.extend_from_slice(line);
-                if self.line.len() <= MAX_LINE && matters(&self.line) {
-                    let line = std::mem::take(&mut self.line);
-                    self.keep(line);
+                match tells(&self.line) {
+                    Tells::Much if self.line.len() <= MAX_LINE => {
+                        let line = std::mem::take(&mut self.line);
+                        self.keep(line);
+                    },
+                    Tells::Little => {},
+                    Tells::Much | Tells::Nothing => self.said.unclear = true,
                 }
                 self.line.clear();
             }
@@ -83,8 +92,12 @@ impl Sniffer {
             return;
         }
         self.line.extend_from_slice(bytes);
-        let told = self.line.len() >= TELLS_BY;
-        if self.line.len() > MAX_LINE || (told && !matters(&self.line)) {
+        if self.line.len() < TELLS_BY {
+            return;
+        }
+        let told = tells(&self.line);
+        if self.line.len() > MAX_LINE || told != Tells::Much {
+            self.said.unclear |= told != Tells::Little;
             self.line.clear();
             self.skipping = true;
         }
@@ -115,10 +128,8 @@ impl Sniffer {
                 self.said.usage = response.usage.map(Into::into);
                 self.said.end = Some(End::Incomplete);
             },
-            "response.failed" => {
-                let code = response.error.and_then(|error| error.code);
-                let code = code.as_deref().unwrap_or("unknown").chars().take(64).collect();
-                self.said.end = Some(End::Failed(code));
+            "response.failed" | "error" => {
+                self.said.end = Some(End::Failed(Box::new(Fault::read(data))));
             },
             "codex.rate_limits" => {
                 let Ok(event) = serde_json::from_slice(data) else { return };
@@ -136,21 +147,12 @@ impl Sniffer {
 struct Event<'a> {
     #[serde(rename = "type", borrow)]
     kind: Cow<'a, str>,
-    #[serde(borrow)]
-    response: Option<Answered<'a>>,
+    response: Option<Answered>,
 }
 
 #[derive(Default, Deserialize)]
-struct Answered<'a> {
+struct Answered {
     usage: Option<Tokens>,
-    #[serde(borrow)]
-    error: Option<Failure<'a>>,
-}
-
-#[derive(Deserialize)]
-struct Failure<'a> {
-    #[serde(borrow)]
-    code: Option<Cow<'a, str>>,
 }
 
 #[derive(Deserialize)]
@@ -178,24 +180,37 @@ impl From<Tokens> for Usage {
     }
 }
 
+/// What a line, or the beginning of one, tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tells {
+    /// It is an event that is kept.
+    Much,
+    /// It is no event, or one of those that say nothing here.
+    Little,
+    /// It is an event of which the type isn't seen.
+    Nothing,
+}
+
 /// Whether a line, or the beginning of one, is an event that says something. Deltas are many: this
 /// is one search in a hundred bytes.
-fn matters(line: &[u8]) -> bool {
+fn tells(line: &[u8]) -> Tells {
     static TYPE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"type\""));
     let head = line.get(..line.len().min(TELLS_BY)).unwrap_or_default();
     if !head.starts_with(b"data:") {
-        return false;
+        return Tells::Little;
     }
-    let Some(at) = TYPE.find(head) else { return false };
+    let Some(at) = TYPE.find(head) else { return Tells::Nothing };
     let value = head.get(at + 6..).unwrap_or_default();
     let value = value.trim_ascii_start().strip_prefix(b":").unwrap_or_default().trim_ascii_start();
-    let kinds: [&[u8]; 4] = [
+    let kinds: [&[u8]; 5] = [
         b"\"response.completed\"",
         b"\"response.incomplete\"",
         b"\"response.failed\"",
         b"\"codex.rate_limits\"",
+        b"\"error\"",
     ];
-    kinds.iter().any(|kind| value.starts_with(kind))
+    let kept = kinds.iter().any(|kind| value.starts_with(kind));
+    if kept { Tells::Much } else { Tells::Little }
 }
 
 #[cfg(test)]
@@ -225,6 +240,16 @@ mod tests {
         let said = said(&[STREAM.as_bytes()]);
         assert_eq!(said.usage, Some(Usage { input: 10, cached: 4, output: 5 }));
         assert_eq!((said.end, said.windows.len()), (Some(End::Completed), 1));
+        assert!(!said.unclear);
+    }
+
+    #[test]
+    fn what_could_have_been_the_end_is_not_taken_for_a_missing_one() {
+        let late = format!("data: {{\"item\":\"{}\",\"type\":\"x\"}}\n\n", "x".repeat(200));
+        assert!(said(&[late.as_bytes()]).unclear);
+        assert!(said(&[&late.as_bytes()[..150], &late.as_bytes()[150..]]).unclear);
+        let delta = "event: x\ndata: {\"type\":\"response.output_text.delta\",\"delta\":\"x\"}\n\n";
+        assert!(!said(&[delta.as_bytes()]).unclear);
     }
 
     proptest! {

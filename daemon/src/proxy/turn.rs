@@ -1,18 +1,22 @@
 //! One turn: select an account, send, judge, deliver or go on.
 //!
-//! Failover happens only before the first byte is delivered, only while the body can be sent again,
-//! and within two budgets: attempts and time. What an outcome means is the core's verdict; this file
+//! Failover happens only before the first byte is delivered (a stream's preamble is held back for it,
+//! `held`), only while the body can be sent again, and within two budgets: attempts and time. When
+//! the host fails for several accounts, nobody walks on: all wait (`host`). What an outcome means is the core's verdict; this file
 //! applies it. When nothing is left, the client gets an answer on which it stops and speaks for
 //! itself (`respond`), never one on which it loops.
+
+mod begin;
+mod blame;
 
 use super::{
     Proxy,
     body::{BODY_LIMIT, Source, UpBody},
     headers,
+    held::Ready,
     keys::Launch,
-    relay::{Accounts, Answer, Out, Relay},
+    relay::{Accounts, Answer, Ending, Out, Relay},
     respond,
-    sniff::Sniffer,
     trace::{Trace, millis},
 };
 use crate::{
@@ -23,11 +27,12 @@ use crate::{
 };
 use bytes::{Bytes, BytesMut};
 use cma_core::{
+    cooldown::Cause,
     identity::AccountId,
-    pool::{Refused, Release},
+    pool::{Input, Refused, Release},
     quota,
     select::Need,
-    verdict::{self, Act, Outcome, Verdict},
+    verdict::{self, Act, Mark, Outcome, Verdict},
 };
 use cma_proto::error::ErrorCode;
 use http::{HeaderMap, Request, Response, StatusCode, header, request, response};
@@ -49,6 +54,13 @@ const MAX_ATTEMPTS: u32 = 8;
 const BUDGET: Duration = Duration::from_secs(120);
 /// Longest wait for an account that comes back by itself (a throttle of seconds).
 const MAX_WAIT: Duration = Duration::from_secs(8);
+/// The same when upstream stated the wait; the CLI waits that long itself (0.169.0, observed).
+const STATED_WAIT: Duration = Duration::from_secs(30);
+/// Accounts whose tokens one request lets upstream refuse. Walks through a pool have got whole pools
+/// revoked.
+const MAX_REFUSED: usize = 2;
+/// Rounds in which a host that refuses everybody's token is asked again: a few seconds.
+const REFUSED_ROUNDS: u32 = 3;
 /// First pause after a fault that all accounts share; doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(150);
 /// Read of an error's body: enough to judge it.
@@ -67,16 +79,33 @@ struct Turn {
     trace: Trace,
     /// The account to renew and try once more after a 401.
     renewed: Option<AccountId>,
+    /// Accounts whose token was refused.
+    refused_by: Vec<AccountId>,
+    /// How often the host was found to refuse everybody's.
+    refused_rounds: u32,
+    /// Whether upstream stated how long to wait.
+    stated: bool,
+    /// Whether the request compacts its thread.
+    compacts: bool,
+    /// How often a stream's beginning was silent.
+    silences: u32,
     pauses: u32,
-    /// The last error that upstream answered, whole.
-    last: Option<(response::Parts, Bytes, Option<Value>)>,
+    last: Option<Last>,
     last_reason: String,
+}
+
+/// The last error that upstream answered, whole.
+struct Last {
+    parts: response::Parts,
+    bytes: Bytes,
+    /// Whether the CLI stops on it by itself.
+    stops: bool,
 }
 
 /// What one attempt leads to.
 enum Step {
     /// Upstream's answer, with what is wrong with it if anything.
-    Deliver(Lease, Response<Driven>, String),
+    Deliver(Lease, Box<Ready>, String),
     /// An answer of our own.
     Say(Answer),
     Again,
@@ -102,6 +131,7 @@ pub(crate) fn serve(
         .and_then(|hint| hint.split(';').find_map(|part| part.trim().strip_prefix("model=")))
         .filter(|model| model.len() <= MAX_NAME)
         .map(Arc::from);
+    let compacts = begin::is_compaction(&parts.headers);
     parts.headers = headers::upwards(parts.headers, &proxy.host);
     let bounds = &launch.bounds;
     let need =
@@ -115,6 +145,11 @@ pub(crate) fn serve(
         need,
         trace,
         renewed: None,
+        refused_by: Vec::new(),
+        refused_rounds: 0,
+        stated: false,
+        compacts,
+        silences: 0,
         pauses: 0,
         last: None,
         last_reason: String::new(),
@@ -133,8 +168,18 @@ fn too_large() -> Answer {
 impl Turn {
     async fn run(mut self) -> Answer {
         loop {
-            if self.trace.tried >= MAX_ATTEMPTS || self.trace.started.elapsed() > BUDGET {
+            if self.trace.tried >= MAX_ATTEMPTS
+                || self.refused_rounds > REFUSED_ROUNDS
+                || self.trace.started.elapsed() > BUDGET
+            {
                 return self.give_up(None);
+            }
+            if let Some(pause) = self.proxy.health.waits() {
+                if self.last_reason.is_empty() {
+                    "the host fails for several accounts".clone_into(&mut self.last_reason);
+                }
+                tokio::time::sleep(pause).await;
+                continue;
             }
             let lease = match self.proxy.actor.select(self.need.clone()).await {
                 Err(_gone) => return respond::draining(),
@@ -147,8 +192,8 @@ impl Turn {
                 },
             };
             match self.attempt(lease).await {
-                Step::Deliver(lease, response, reason) => {
-                    return self.deliver(lease, response, &reason);
+                Step::Deliver(lease, ready, reason) => {
+                    return self.deliver(lease, *ready, &reason);
                 },
                 Step::Say(answer) => return answer,
                 Step::Again if self.source.client_failed() => return self.client_failed(),
@@ -158,13 +203,31 @@ impl Turn {
     }
 
     /// Whether it is worth waiting for an account, after having waited: one that comes back in
-    /// moments, or the next round over accounts that only had the host's faults.
+    /// moments or when upstream said, or the next round over accounts that only had the host's
+    /// faults.
     async fn waited(&mut self, refused: &Refused) -> bool {
+        let elapsed = self.trace.started.elapsed();
+        let patience = if self.stated {
+            STATED_WAIT.min(BUDGET.saturating_sub(elapsed))
+        } else {
+            MAX_WAIT.saturating_sub(elapsed)
+        };
         let tried_only = !self.need.exclude.is_empty() || self.need.only.is_some();
         let soon = refused
             .retry_at
             .map(|at| Duration::from_millis(at.since(clock::wall()).millis()))
-            .filter(|wait| *wait <= MAX_WAIT.saturating_sub(self.trace.started.elapsed()));
+            .filter(|wait| *wait <= patience);
+        if self.blamed() {
+            return true;
+        }
+        if let Some(renewed) =
+            self.renewed.as_ref().filter(|id| self.need.only.as_ref() == Some(id))
+        {
+            self.proxy.health.settled(renewed);
+        }
+        if self.refused_by.len() >= MAX_REFUSED {
+            return false;
+        }
         if tried_only && refused.tried && !self.stops_here() {
             self.need.exclude.clear();
             self.need.only = None;
@@ -212,9 +275,8 @@ impl Turn {
                 if response.status().is_success()
                     && !verdict::is_page(response.status(), response.headers()) =>
             {
-                self.proxy.roster.troubles().gone(Place::Backend);
                 quota_seen(&lease, &response);
-                Step::Deliver(lease, response, String::new())
+                self.begun(lease, Box::new(Ready::new(response))).await
             },
             Ok(response) => Box::pin(self.refused(lease, response)).await,
             Err(failure) => {
@@ -230,7 +292,7 @@ impl Turn {
                     },
                     _ => verdict.reason.clone(),
                 };
-                Box::pin(self.apply(lease, &Verdict { reason, ..verdict })).await
+                Box::pin(self.apply(lease, Verdict { reason, ..verdict }, false)).await
             },
         }
     }
@@ -241,7 +303,7 @@ impl Turn {
         if verdict::is_page(status, response.headers()) {
             let verdict = verdict::classify(&Outcome::Page(status), clock::wall());
             self.proxy.roster.troubles().met(Place::Backend, &verdict.reason);
-            return self.apply(lease, &verdict).await;
+            return self.apply(lease, verdict, false).await;
         }
         self.proxy.roster.troubles().gone(Place::Backend);
         quota_seen(&lease, &response);
@@ -251,7 +313,7 @@ impl Turn {
             clock::wall(),
         );
         if blind.act == Act::Deliver {
-            return Step::Deliver(lease, response, blind.reason);
+            return Step::Deliver(lease, Box::new(Ready::new(response)), blind.reason);
         }
         let (parts, body) = response.into_parts();
         let (bytes, whole) = read_error(body).await;
@@ -261,20 +323,19 @@ impl Turn {
         let json: Option<Value> = serde_json::from_slice(&bytes).ok();
         let outcome = Outcome::Head { status, headers: &parts.headers, body: json.as_ref() };
         let verdict = verdict::classify(&outcome, clock::wall());
-        self.last = Some((parts, bytes, json));
-        self.apply(lease, &verdict).await
+        let stops = verdict::stops_the_cli(status, json.as_ref());
+        self.last = Some(Last { parts, bytes, stops });
+        self.apply(lease, verdict, status.is_server_error()).await
     }
 
     /// Gives the account back with what was learned, and prepares the next attempt.
-    async fn apply(&mut self, lease: Lease, verdict: &Verdict) -> Step {
+    async fn apply(&mut self, lease: Lease, verdict: Verdict, hosts: bool) -> Step {
         let account = lease.account.clone();
+        let verdict = self.weighed(&account, verdict, hosts);
+        self.stated |= matches!(verdict.mark, Mark::Cool(Cause::Throttled(Some(_))));
         self.proxy.traces.retry(&mut self.trace, &account, &verdict.reason);
         self.last_reason.clone_from(&verdict.reason);
-        lease.finish(Release {
-            mark: verdict.mark.clone(),
-            served: false,
-            model: self.need.model.clone(),
-        });
+        lease.finish(Release { mark: verdict.mark, served: false, model: self.need.model.clone() });
         match verdict.act {
             Act::RetrySame if self.renewed.as_ref() != Some(&account) => {
                 // The next select on this account waits for its renewal.
@@ -285,7 +346,14 @@ impl Turn {
                 self.need.only = None;
                 self.need.exclude.push(account);
             },
-            Act::Wait => self.pause().await,
+            Act::Wait => {
+                if self.refused_by.len() >= MAX_REFUSED {
+                    // None of the others is shown to a host that refuses tokens.
+                    self.need.exclude.clear();
+                    self.need.only = self.refused_by.first().cloned();
+                }
+                self.pause().await;
+            },
         }
         Step::Again
     }
@@ -295,10 +363,16 @@ impl Turn {
         self.pauses += 1;
     }
 
-    fn deliver(self, lease: Lease, response: Response<Driven>, reason: &str) -> Answer {
+    fn deliver(self, lease: Lease, ready: Ready, reason: &str) -> Answer {
         let Self { proxy, mut trace, .. } = self;
-        let (mut parts, body) = response.into_parts();
+        let Ready { mut parts, body, held, sniffer } = ready;
         headers::downwards(&mut parts.headers);
+        if parts.status.is_success() {
+            proxy.roster.troubles().gone(Place::Backend);
+            for blamed in proxy.health.served(&lease.account) {
+                proxy.actor.tell(Input::Learn(blamed, Mark::Unauthorized));
+            }
+        }
         trace.account = Some(lease.account.clone());
         trace.status = parts.status.as_u16();
         trace.first_byte_ms = Some(millis(&trace.started));
@@ -306,13 +380,8 @@ impl Turn {
             trace.attempts.push(format!("{}: {reason}", lease.account));
         }
         proxy.traces.counters.active.fetch_add(1, Ordering::Relaxed);
-        let stream = parts
-            .headers
-            .get(header::CONTENT_TYPE)
-            .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
-        let sniffer = stream.then(|| Sniffer::new(clock::wall()));
-        let end = Accounts { proxy, lease, trace };
-        Response::from_parts(parts, Out::Relay(Box::new(Relay::new(body, sniffer, end))))
+        let ending = Ending { sniffer, accounts: Accounts { proxy, lease, trace } };
+        Response::from_parts(parts, Out::Relay(Box::new(Relay::new(body, held, ending))))
     }
 
     /// Waits for a head; the time for it runs from when the client's body has been read, so that a
@@ -351,9 +420,7 @@ impl Turn {
 
     /// Whether upstream's last answer is already one on which the CLI stops by itself.
     fn stops_here(&self) -> bool {
-        self.last.as_ref().is_some_and(|(parts, _bytes, json)| {
-            verdict::stops_the_cli(parts.status, json.as_ref())
-        })
+        self.last.as_ref().is_some_and(|last| last.stops)
     }
 
     fn give_up_on(&mut self, lease: Lease) -> Answer {
@@ -387,7 +454,9 @@ impl Turn {
     }
 
     fn last_answer(&mut self) -> Answer {
-        let Some((mut parts, bytes, _json)) = self.last.take() else { return respond::not_here() };
+        let Some(Last { mut parts, bytes, .. }) = self.last.take() else {
+            return respond::not_here();
+        };
         headers::downwards(&mut parts.headers);
         parts.headers.remove(header::CONTENT_LENGTH);
         Response::from_parts(parts, Out::Whole(bytes))

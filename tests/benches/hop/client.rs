@@ -165,7 +165,7 @@ async fn stream(port: u16, request: &[u8]) -> std::io::Result<Vec<f64>> {
 }
 
 /// Runs all at once on this thread.
-async fn join<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+pub(crate) async fn join<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
     use futures_util::stream::{FuturesUnordered, StreamExt as _};
     futures.collect::<FuturesUnordered<_>>().collect().await
 }

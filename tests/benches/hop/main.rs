@@ -1,7 +1,7 @@
 //! What the daemon costs: direct, nginx and cmad in turn, in one run, on one machine.
 //!
 //! `cargo bench -p cma-tests --bench hop [-- PART…]`, parts: `ttfb`, `large`, `rate`, `streams`,
-//! `deltas`, `memory`, `start`; all of them without one. The programs measured are the release
+//! `deltas`, `sockets`, `memory`, `start`; all of them without one. The programs measured are the release
 //! build's (`cargo build --release` first). nginx is measured when it is installed.
 //!
 //! The method is that of the field's measurements: added time to first byte is the distribution of
@@ -18,6 +18,7 @@
 mod client;
 mod nginx;
 mod parts;
+mod socket;
 mod stats;
 mod upstream;
 
@@ -95,7 +96,7 @@ impl Drop for Bench {
 
 type Part = (&'static str, fn(&Bench));
 
-const PARTS: [Part; 7] = [
+const PARTS: [Part; 8] = [
     ("start", parts::start),
     ("memory", parts::memory),
     ("ttfb", parts::ttfb),
@@ -103,6 +104,7 @@ const PARTS: [Part; 7] = [
     ("rate", parts::rate),
     ("streams", parts::streams),
     ("deltas", parts::deltas),
+    ("sockets", parts::sockets),
 ];
 
 fn main() {

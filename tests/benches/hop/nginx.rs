@@ -32,11 +32,13 @@ impl Nginx {
                access_log off; tcp_nodelay on; keepalive_requests 1000000; keepalive_timeout 300s;
                client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f;
                uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+               map $http_upgrade $kept {{ default upgrade; '' ''; }}
                upstream up {{ server 127.0.0.1:{upstream}; keepalive 1100; keepalive_requests 1000000; }}
                server {{
                  listen 127.0.0.1:{port} backlog=1024; client_max_body_size 0;
                  location / {{
-                   proxy_pass http://up; proxy_http_version 1.1; proxy_set_header Connection \"\";
+                   proxy_pass http://up; proxy_http_version 1.1; proxy_set_header Connection $kept;
+                   proxy_set_header Upgrade $http_upgrade;
                    proxy_set_header Authorization \"Bearer {token}\"; proxy_buffering off;
                    proxy_set_header ChatGPT-Account-ID \"acct-a\";
                    proxy_request_buffering off; proxy_read_timeout 300s;

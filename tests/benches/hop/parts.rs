@@ -3,6 +3,7 @@
 use super::{
     Bench,
     client::{Client, rate as rate_of, request, streams as open_streams},
+    socket,
     stats::{median, percentile, spread},
 };
 use std::{
@@ -105,11 +106,13 @@ fn ratio(what: &str, ways: &[(&'static str, u16)], figures: &[Vec<f64>]) {
 pub(crate) fn streams(bench: &Bench) {
     let ways = bench.ways();
     let mut p50: Vec<Vec<f64>> = vec![Vec::new(); ways.len()];
+    let mut p99 = p50.clone();
     for round in 0..bench.rounds.min(3) {
         for (way, (name, port)) in ways.iter().enumerate() {
             let bytes = request(*port, &bench.key, 1024, "?events=50&gap=100");
             let seen = open_streams(*port, &bytes, 1000, 50, Duration::from_secs(3), || {});
             p50[way].push(median(&seen.ages));
+            p99[way].push(percentile(&seen.ages, 0.99));
             println!(
                 "round {round}: {name}: event age p50 {:.0} p99 {:.0} us, {} lost",
                 median(&seen.ages),
@@ -119,6 +122,7 @@ pub(crate) fn streams(bench: &Bench) {
         }
     }
     ratio("event age p50", &ways, &p50);
+    ratio("event age p99", &ways, &p99);
 }
 
 /// Events 10 ms apart on a kept connection: no mode at 40 ms.
@@ -135,6 +139,49 @@ pub(crate) fn deltas(bench: &Bench) {
             seen.lost
         );
     }
+}
+
+/// WebSocket: turns a second, what a turn's first message and each later one costs.
+pub(crate) fn sockets(bench: &Bench) {
+    let ways = bench.ways();
+    let key = &bench.key;
+    let mut rates: Vec<Vec<f64>> = vec![Vec::new(); ways.len()];
+    let (mut first, mut later) = (rates.clone(), rates.clone());
+    for round in 0..bench.rounds {
+        for (way, (_, port)) in ways.iter().enumerate() {
+            rates[way].push(socket::rate(*port, key, 8, Duration::from_secs(2)));
+        }
+        let mut sockets: Vec<_> =
+            ways.iter().map(|(_, port)| socket::Socket::connect(*port, key)).collect();
+        let turn = socket::turn("");
+        let mut added: Vec<Vec<f64>> = vec![Vec::new(); ways.len()];
+        for n in 0..1_050 {
+            for way in 1..ways.len() {
+                sockets[0].ask(&turn);
+                let straight = sockets[0].ask(&turn);
+                let through = sockets[way].ask(&turn);
+                if n >= 50 {
+                    added[way].push(through - straight);
+                }
+            }
+        }
+        let direct = median(&socket::ages(bench.direct, key));
+        for way in 1..ways.len() {
+            first[way].push(median(&added[way]));
+            later[way].push(median(&socket::ages(ways[way].1, key)) - direct);
+            println!(
+                "round {round}: {}: {:.0} turns/s of {:.0}, added first message p50 {:.0} us, later ones {:.0} us",
+                ways[way].0,
+                rates[way][round],
+                rates[0][round],
+                first[way][round],
+                later[way][round]
+            );
+        }
+    }
+    ratio("turns/s", &ways, &rates);
+    ratio("added to a turn's first message, p50", &ways, &first);
+    ratio("added to a later message, p50", &ways, &later);
 }
 
 /// Resident memory: fresh, under a thousand streams, and a minute after.

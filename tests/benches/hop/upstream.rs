@@ -89,6 +89,11 @@ async fn connection(mut stream: TcpStream, answer: &[u8]) -> std::io::Result<()>
             }
             buffer.extend_from_slice(&scratch[..n]);
         };
+        if memchr::memmem::find(&buffer[..head], b"ebsocket").is_some() {
+            let accepted = super::socket::accepted(&String::from_utf8_lossy(&buffer[..head]));
+            stream.write_all(accepted.as_bytes()).await?;
+            return socket(stream).await;
+        }
         let (length, plan) = {
             let text = String::from_utf8_lossy(&buffer[..head]).to_ascii_lowercase();
             let number = |name: &str, end: char| -> Option<u64> {
@@ -131,4 +136,55 @@ async fn connection(mut stream: TcpStream, answer: &[u8]) -> std::io::Result<()>
             },
         }
     }
+}
+
+/// Turns over a WebSocket: whatever comes masked by zeros and ends like a request is one.
+async fn socket(mut stream: TcpStream) -> std::io::Result<()> {
+    let answer = super::socket::answer();
+    let mut scratch = vec![0_u8; 16 * 1024];
+    let mut seen = 0;
+    loop {
+        let n = stream.read(&mut scratch[seen..]).await?;
+        if n == 0 {
+            return Ok(());
+        }
+        seen += n;
+        // The daemon masks with what it likes, so that only the length tells.
+        let Some(length) = frame_length(&scratch[..seen]) else { continue };
+        if seen < length {
+            continue;
+        }
+        if scratch[0] & 0x0f == 8 {
+            return Ok(());
+        }
+        if unmasked(&scratch[..length]).windows(6).any(|part| part == b"slowly") {
+            let mut ticks = tokio::time::interval(Duration::from_millis(10));
+            for _ in 0..300 {
+                ticks.tick().await;
+                stream.write_all(&super::socket::stamped()).await?;
+            }
+            stream.write_all(&super::socket::completed()).await?;
+        } else {
+            stream.write_all(&answer).await?;
+        }
+        seen = 0;
+    }
+}
+
+/// Where a masked frame ends, once its head is there.
+fn frame_length(bytes: &[u8]) -> Option<usize> {
+    let told = bytes.get(1)? & 0x7f;
+    assert!(told != 127, "a frame of the bench is short");
+    if told == 126 {
+        let length = u16::from_be_bytes([*bytes.get(2)?, *bytes.get(3)?]);
+        return Some(8 + usize::from(length));
+    }
+    Some(6 + usize::from(told))
+}
+
+/// What a masked frame carries, as far as a word in it goes.
+fn unmasked(frame: &[u8]) -> Vec<u8> {
+    let at = if frame[1] & 0x7f == 126 { 4 } else { 2 };
+    let mask: [u8; 4] = frame[at..at + 4].try_into().expect("a mask");
+    frame[at + 4..].iter().take(400).enumerate().map(|(n, byte)| byte ^ mask[n % 4]).collect()
 }

@@ -5,10 +5,12 @@
 
 use cma_core::{
     cooldown::Cause,
+    event::{self, Fault, Kind},
     identity::{AccountId, Claims},
     pool::{Effect, Grant, Input, LeaseId, Pool, Release, RenewalFailure, Seed, Ticket},
     quota::{self, MAIN_LIMIT, Place, Quota, Window},
     select::Need,
+    stream::{Beginning, Found},
     time::{Mono, Now, Span, Wall},
     token::Generation,
     verdict::{self, Mark, Outcome},
@@ -101,6 +103,41 @@ pub fn quota_json(bytes: &[u8]) {
         let status = StatusCode::from_u16(status).expect("a status");
         let head = Outcome::Head { status, headers: &headers, body: Some(&value) };
         drop((verdict::classify(&head, NOW.wall), verdict::stops_the_cli(status, Some(&value))));
+    }
+}
+
+/// Any bytes as one event: what its first bytes tell is what the whole tells, and a fault is judged.
+pub fn event(bytes: &[u8]) {
+    let kind = Kind::of(bytes);
+    for end in 0..bytes.len().min(event::TELLS_BY + 8) {
+        assert!(Kind::peek(&bytes[..end]).is_none_or(|peeked| peeked == kind));
+    }
+    assert!(!kind.is_fault() || (kind.is_final() && !kind.is_before_the_answer()));
+    let fault = Fault::read(bytes);
+    let verdict = fault.verdict(NOW.wall);
+    assert!(verdict.reason.len() <= 128 && !verdict.reason.is_empty());
+    assert!(fault.stated_wait().is_none_or(|wait| wait <= Span::from_secs(3600)));
+    assert!(fault.message.chars().count() <= 512 && fault.headers.len() <= 64);
+    drop((fault.stops_the_cli(), fault.is_hosts(), event::metadata(bytes)));
+    believe(&fault.windows(NOW.wall));
+    believe(&event::limits(bytes, NOW.wall));
+}
+
+/// The first byte says where the rest, a stream, is split: it is read alike.
+pub fn stream(bytes: &[u8]) {
+    let Some((first, rest)) = bytes.split_first() else { return };
+    let read = |parts: &[&[u8]]| {
+        let mut beginning = Beginning::default();
+        let found = parts.iter().find_map(|part| beginning.feed(part));
+        (found, beginning.is_a_stream())
+    };
+    let whole = read(&[rest]);
+    let (left, right) = rest.split_at(usize::from(*first).min(rest.len()));
+    assert_eq!(read(&[left, right]), whole);
+    let bytes: Vec<&[u8]> = rest.chunks(1).collect();
+    assert_eq!(read(&bytes), whole);
+    if let Some(Found::Fault(fault)) = whole.0 {
+        drop(fault.verdict(NOW.wall));
     }
 }
 

@@ -117,10 +117,11 @@ async fn turn(mut call: Call, no: AccountNo, fault: Option<Fault>) -> Answer {
         Err(reply) => return Ok(reply.send(&mut call.open)),
     };
     let fault = call.late(fault).await?;
-    let events = match &fault {
-        Some(Fault::SseFailed { code, message }) => turn.failed(code, message),
-        Some(Fault::Incomplete { reason }) => turn.incomplete(reason),
-        _ => turn.events(),
+    let (events, fault) = match fault {
+        Some(Fault::SseFailed { ref code, ref message }) => (turn.failed(code, message), fault),
+        Some(Fault::Incomplete { ref reason }) => (turn.incomplete(reason), fault),
+        Some(Fault::Inside(inside)) => inside.script(turn.events()),
+        _ => (turn.events(), fault),
     };
     call.open.head(200);
     let Call { line, open, .. } = call;

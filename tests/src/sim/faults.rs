@@ -10,6 +10,8 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 use serde_json::json;
 
+use super::inside::Inside;
+
 /// Scripts kept at most; more is a mistake in the test.
 const MAX_SCRIPTS: usize = 1000;
 
@@ -125,6 +127,8 @@ pub enum Fault {
         /// Its reason.
         reason: String,
     },
+    /// Something happens inside the stream.
+    Inside(Inside),
 }
 
 fn ms<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {

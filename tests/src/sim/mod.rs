@@ -17,6 +17,7 @@ mod config;
 mod control;
 pub mod drive;
 mod faults;
+mod inside;
 mod issuer;
 mod jwt;
 mod login;
@@ -42,6 +43,7 @@ use std::time::Duration;
 
 pub use config::{AccountSpec, CLIENT_ID, DEFAULT_CANARY, SimConfig, Window};
 pub use faults::{Cut, Fault, Route};
+pub use inside::{Inside, What};
 pub use login::Consent;
 pub use record::{AccountStats, Outcome, Seen, Stats};
 

@@ -66,7 +66,7 @@ impl Turn {
             "output_tokens_details": { "reasoning_tokens": 0 },
             "total_tokens": self.input_tokens + output,
         });
-        events.push(event("response.completed", json!({ "response": response })));
+        events.push(event("response.completed", &json!({ "response": response })));
         events
     }
 
@@ -74,18 +74,18 @@ impl Turn {
     pub(super) fn failed(&self, code: &str, message: &str) -> Vec<Bytes> {
         let mut response = self.response("failed");
         response["error"] = json!({ "code": code, "message": message });
-        vec![self.created(), event("response.failed", json!({ "response": response }))]
+        vec![self.created(), event("response.failed", &json!({ "response": response }))]
     }
 
     /// The events of a turn that stops early.
     pub(super) fn incomplete(&self, reason: &str) -> Vec<Bytes> {
         let mut response = self.response("incomplete");
         response["incomplete_details"] = json!({ "reason": reason });
-        vec![self.created(), event("response.incomplete", json!({ "response": response }))]
+        vec![self.created(), event("response.incomplete", &json!({ "response": response }))]
     }
 
     fn created(&self) -> Bytes {
-        event("response.created", json!({ "response": self.response("in_progress") }))
+        event("response.created", &json!({ "response": self.response("in_progress") }))
     }
 
     fn response(&self, status: &str) -> Value {
@@ -110,7 +110,7 @@ impl Turn {
                 "content_index": 0,
                 "delta": word,
             });
-            events.push(event("response.output_text.delta", delta));
+            events.push(event("response.output_text.delta", &delta));
         }
         events.push(done(&item(json!([{ "type": "output_text", "text": text }]))));
         words
@@ -131,16 +131,19 @@ impl Turn {
 }
 
 fn added(item: &Value) -> Bytes {
-    event("response.output_item.added", json!({ "output_index": 0, "item": item }))
+    event("response.output_item.added", &json!({ "output_index": 0, "item": item }))
 }
 
 fn done(item: &Value) -> Bytes {
-    event("response.output_item.done", json!({ "output_index": 0, "item": item }))
+    event("response.output_item.done", &json!({ "output_index": 0, "item": item }))
 }
 
-fn event(name: &str, mut data: Value) -> Bytes {
-    data["type"] = Value::from(name);
-    Bytes::from(format!("event: {name}\ndata: {data}\n\n"))
+/// An event; its type stands first, as upstream writes it.
+pub(super) fn event(name: &str, data: &Value) -> Bytes {
+    let data = data.to_string();
+    let rest = data.strip_prefix('{').unwrap_or("}");
+    let comma = if rest == "}" { "" } else { "," };
+    Bytes::from(format!("event: {name}\ndata: {{\"type\":\"{name}\"{comma}{rest}\n\n"))
 }
 
 /// How a [`Stream`] ends.

@@ -1,0 +1,169 @@
+//! A stream's beginning, held back until it shows something.
+//!
+//! Upstream answers 200 and then says inside the stream that it can't serve. While nothing but the
+//! protocol's preamble came, such an answer may still be thrown away and the request served by another
+//! account: no client shows a preamble. So head and preamble wait for the first event of the answer,
+//! within bounds of time and bytes, and leave with it in one write. Nothing is copied: what is held are
+//! the pieces as they came.
+//!
+//! It runs in the request's own task and decides nothing about accounts: it says how the beginning
+//! ended, `turn` does the rest.
+
+use super::sniff::Sniffer;
+use crate::{clock, config::streams::Streams, upstream::Driven};
+use bytes::Bytes;
+use cma_core::{
+    event::Fault,
+    stream::{Beginning, Found},
+};
+use http::{HeaderMap, Response, header, response};
+use http_body::Body as _;
+use std::{future::poll_fn, pin::Pin, task::Poll, time::Duration};
+use tokio::time::Instant;
+
+/// A compaction is held this many times as long: it says nothing while it works.
+const COMPACTION: u32 = 3;
+/// Silent beginnings of one request that are given up. A model that thinks for that long thinks
+/// elsewhere as well, and each attempt costs quota.
+const MAX_SILENCES: u32 = 2;
+
+/// An answer that may be shown, with what came of it so far.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    pub(crate) parts: response::Parts,
+    pub(crate) body: Driven,
+    /// Read from the body already.
+    pub(crate) held: Vec<Bytes>,
+    /// For a stream of events.
+    pub(crate) sniffer: Option<Sniffer>,
+}
+
+/// How the beginning ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// It shows something, or it was held for long enough.
+    Shows,
+    /// It failed by its own word.
+    Fault(Fault),
+    /// The connection broke.
+    Cut,
+    /// It ended as HTTP wants it, with nothing to show.
+    Empty,
+    /// Nothing came for too long.
+    Silent,
+    /// What came is no stream of events.
+    Garbage,
+}
+
+impl End {
+    /// For the trace, when the attempt is given up.
+    pub(crate) fn reason(&self) -> String {
+        match self {
+            Self::Shows => String::new(),
+            Self::Fault(fault) => {
+                format!("failed inside the stream before anything was shown: {fault}")
+            },
+            Self::Cut => "the stream was cut before anything was shown".to_owned(),
+            Self::Empty => "the stream ended before anything was shown".to_owned(),
+            Self::Silent => "the stream fell silent before anything was shown".to_owned(),
+            Self::Garbage => "what came was no stream of events".to_owned(),
+        }
+    }
+}
+
+/// Bounds of one hold.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    time: Duration,
+    bytes: usize,
+    silence: Option<Duration>,
+}
+
+impl Bounds {
+    /// The settings' own, longer for a compaction, which is one event at the end of its work. A
+    /// request that met `silences` of them so far is believed to take its time.
+    pub(crate) fn of(streams: &Streams, compacts: bool, silences: u32) -> Self {
+        let factor = if compacts { COMPACTION } else { 1 };
+        let silence = (silences < MAX_SILENCES).then_some(streams.hold_silence * factor);
+        Self { time: streams.hold * factor, bytes: streams.hold_bytes, silence }
+    }
+}
+
+impl Ready {
+    /// An answer of which nothing was read yet.
+    pub(crate) fn new(response: Response<Driven>) -> Self {
+        let (parts, body) = response.into_parts();
+        let sniffer = is_stream(&parts.headers).then(|| Sniffer::new(clock::wall()));
+        Self { parts, body, held: Vec::new(), sniffer }
+    }
+
+    /// Whether it is a stream that can be read along.
+    pub(crate) fn can_be_held(&self) -> bool {
+        self.sniffer.is_some() && !self.parts.headers.contains_key(header::CONTENT_ENCODING)
+    }
+
+    /// Reads until the beginning shows something, fails, or reaches its bounds.
+    pub(crate) async fn hold(&mut self, bounds: Bounds) -> End {
+        let begun = Instant::now();
+        let due = begun + bounds.time;
+        let mut last = begun;
+        let wake = |last: Instant| bounds.silence.map_or(due, |silence| due.min(last + silence));
+        let mut timer = std::pin::pin!(tokio::time::sleep_until(wake(last)));
+        let (mut beginning, mut bytes) = (Beginning::default(), 0);
+        loop {
+            let body = &mut self.body;
+            let next = poll_fn(|context| {
+                if let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(context) {
+                    return Poll::Ready(Some(frame));
+                }
+                timer.as_mut().poll(context).map(|()| None)
+            });
+            match next.await {
+                None => {
+                    let now = Instant::now();
+                    if now >= due {
+                        return at_bound(&beginning, bytes);
+                    }
+                    if now >= wake(last) {
+                        return End::Silent;
+                    }
+                    timer.as_mut().reset(wake(last));
+                },
+                Some(None) => return End::Empty,
+                Some(Some(Err(_broken))) => return End::Cut,
+                Some(Some(Ok(frame))) => {
+                    let Ok(data) = frame.into_data() else { continue };
+                    last = Instant::now();
+                    bytes += data.len();
+                    let found = beginning.feed(&data);
+                    if let Some(sniffer) = &mut self.sniffer {
+                        sniffer.feed(&data);
+                    }
+                    self.held.push(data);
+                    match found {
+                        Some(Found::Answer) => return End::Shows,
+                        Some(Found::Fault(fault)) => return End::Fault(fault),
+                        None if bytes > bounds.bytes => return at_bound(&beginning, bytes),
+                        None => {},
+                    }
+                },
+            }
+        }
+    }
+
+    /// What was held, in one piece.
+    pub(crate) fn bytes(&self) -> Bytes {
+        self.held.concat().into()
+    }
+}
+
+/// At its bound, a beginning is shown as it is, unless it is no stream at all.
+fn at_bound(beginning: &Beginning, bytes: usize) -> End {
+    if bytes > 0 && !beginning.is_a_stream() { End::Garbage } else { End::Shows }
+}
+
+fn is_stream(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"))
+}

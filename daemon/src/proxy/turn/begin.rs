@@ -1,0 +1,66 @@
+//! A good head is only the beginning: what comes of it is held and judged before anything is shown.
+
+use super::{Last, Step, Turn};
+use crate::{
+    actor::Lease,
+    clock,
+    proxy::{
+        held::{Bounds, End, Ready},
+        sniff::Sniffer,
+    },
+};
+use cma_core::{
+    event::Fault,
+    verdict::{self, Act, Outcome, Verdict},
+};
+use http::{HeaderMap, HeaderValue};
+
+impl Turn {
+    /// Holds a good answer's beginning back until it shows something, and judges it when it fails
+    /// before.
+    pub(super) async fn begun(&mut self, lease: Lease, mut ready: Box<Ready>) -> Step {
+        if !ready.can_be_held() || !self.source.repeatable() {
+            return Step::Deliver(lease, ready, String::new());
+        }
+        let bounds = Bounds::of(&self.proxy.config.streams, self.compacts, self.silences);
+        match ready.hold(bounds).await {
+            End::Shows => Step::Deliver(lease, ready, String::new()),
+            end => Box::pin(self.failed_inside(lease, ready, end)).await,
+        }
+    }
+
+    /// Judges a stream that failed before anything of it was shown.
+    async fn failed_inside(&mut self, lease: Lease, mut ready: Box<Ready>, end: End) -> Step {
+        let (verdict, hosts) = match &end {
+            End::Fault(fault) => (fault.verdict(clock::wall()), fault.is_hosts()),
+            _ => (verdict::classify(&Outcome::Cut, clock::wall()), false),
+        };
+        if verdict.act == Act::Deliver {
+            // The request's own fault: no account would answer differently.
+            return Step::Deliver(lease, ready, String::new());
+        }
+        let said = ready.sniffer.take().map(Sniffer::said).unwrap_or_default();
+        lease.quota_seen(said.windows);
+        let verdict = Verdict { reason: end.reason(), ..verdict };
+        match end {
+            End::Fault(fault) => self.keep_last(&fault, *ready),
+            End::Silent => self.silences += 1,
+            _ => {},
+        }
+        self.apply(lease, verdict, hosts).await
+    }
+
+    /// Keeps a stream that failed, as an answer that may be the final word.
+    fn keep_last(&mut self, fault: &Fault, ready: Ready) {
+        let (bytes, stops) = (ready.bytes(), fault.stops_the_cli());
+        self.last = Some(Last { parts: ready.parts, bytes, stops });
+    }
+}
+
+/// Whether the request compacts its thread, as the CLI says (0.169.0, observed).
+pub(super) fn is_compaction(headers: &HeaderMap) -> bool {
+    let metadata = headers.get("x-codex-turn-metadata").map(HeaderValue::as_bytes);
+    let says =
+        memchr::memmem::find(metadata.unwrap_or_default(), b"\"request_kind\":\"compaction\"");
+    says.is_some()
+}
