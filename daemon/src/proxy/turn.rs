@@ -323,7 +323,10 @@ impl Turn {
         let json: Option<Value> = serde_json::from_slice(&bytes).ok();
         let outcome = Outcome::Head { status, headers: &parts.headers, body: json.as_ref() };
         let verdict = verdict::classify(&outcome, clock::wall());
-        let stops = verdict::stops_the_cli(status, json.as_ref());
+        // Without a time to wait for, the CLI gives up on any 429 (0.169.0, observed).
+        let throttled = status == StatusCode::TOO_MANY_REQUESTS
+            && !parts.headers.contains_key(header::RETRY_AFTER);
+        let stops = throttled || verdict::stops_the_cli(status, json.as_ref());
         self.last = Some(Last { parts, bytes, stops });
         self.apply(lease, verdict, status.is_server_error()).await
     }
@@ -433,7 +436,11 @@ impl Turn {
     /// The final word.
     fn give_up(&mut self, refused: Option<&Refused>) -> Answer {
         let answer = match refused {
-            Some(refused) if refused.retry_at.is_some() && refused.quota => {
+            Some(refused)
+                if refused.retry_at.is_some()
+                    && refused.quota
+                    && !self.speaks_for_the_pool(refused) =>
+            {
                 respond::refused(refused)
             },
             _ if self.stops_here() => self.last_answer(),
@@ -451,6 +458,19 @@ impl Turn {
         };
         self.closed(answer.status(), "failed");
         answer
+    }
+
+    /// Whether upstream's last answer is the pool's as well, with all it says beside the time (whose
+    /// credits are gone, which windows are full): its account is the only one, or the first to come
+    /// back.
+    fn speaks_for_the_pool(&self, refused: &Refused) -> bool {
+        let Some(last) = self.last.as_ref().filter(|last| last.stops) else { return false };
+        let body: Value = serde_json::from_slice(&last.bytes).unwrap_or_default();
+        let reset = quota::reset_in_error(&body, clock::wall());
+        // A throttle is over in seconds, before any limit.
+        let throttled = last.parts.status == StatusCode::TOO_MANY_REQUESTS
+            && !verdict::stops_the_cli(last.parts.status, Some(&body));
+        refused.reasons.len() == 1 || throttled || (reset.is_some() && reset == refused.retry_at)
     }
 
     fn last_answer(&mut self) -> Answer {

@@ -143,7 +143,7 @@ impl Case {
 
     /// The same faults on both sides, and a pool of two accounts which both have them.
     pub(super) fn same_for_two(mut self) -> Self {
-        self.name.push_str("/same");
+        self.name.push_str("/same_for_two");
         self.accounts = &["a", "b"];
         self
     }
@@ -177,6 +177,12 @@ impl Case {
     /// Why a version can't do this.
     pub(super) fn cannot(&self, version: &str) -> Option<&'static str> {
         self.since.filter(|(since, _)| numbers(version) < numbers(since)).map(|(_, why)| why)
+    }
+
+    /// Whether the daemon answers these calls from what it knows, and never passes them on.
+    pub(super) fn is_answered_here(&self) -> bool {
+        let here = [Route::AccountsCheck, Route::Usage, Route::Models];
+        self.faults.iter().all(|script| here.contains(&script.route))
     }
 
     /// Whether every account fails for ever.

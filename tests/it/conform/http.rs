@@ -108,6 +108,17 @@ pub(super) fn heads() -> Vec<Case> {
     ];
     for (row, fault) in &own_text {
         all.push(fails(row, fault, None).same());
+        all.push(fails(row, fault, None).same_for_two());
+        all.push(fails(row, fault, None).hidden());
+    }
+    let credits = json!({ "error": { "type": "workspace_member_credits_depleted" } });
+    let throttles = [
+        ("429ratelimit", Fault::rate_limited(None)),
+        ("429plain", plain(429, "slow down")),
+        ("429wscredits", status(429, &credits)),
+    ];
+    for (row, fault) in &throttles {
+        all.push(fails(row, fault, None).same_for_two());
         all.push(fails(row, fault, None).hidden());
     }
     let ends = [
@@ -115,12 +126,6 @@ pub(super) fn heads() -> Vec<Case> {
         ("403all", Fault::forbidden()),
         ("403html", Fault::cloudflare()),
         ("408", detail(408, "timeout")),
-        ("429ratelimit", Fault::rate_limited(None)),
-        ("429plain", plain(429, "slow down")),
-        (
-            "429wscredits",
-            status(429, &json!({ "error": { "type": "workspace_member_credits_depleted" } })),
-        ),
         ("500all", Fault::server_error(500, None)),
         ("502all", plain(502, "bad gateway")),
         ("503overloaded", Fault::overloaded()),
