@@ -230,6 +230,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         lent: Lent::default(),
         health: proxy::host::Host::new(),
         traces: Traces::new(u16::from_str_radix(&instance[..4], 16).unwrap_or_default()),
+        sockets: proxy::ws::Sockets::new(connections.clone()),
         phases: phases.clone(),
         port: at.port(),
         host,

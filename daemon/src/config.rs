@@ -18,8 +18,14 @@ use std::{
 };
 
 /// Variables the daemon reads, apart from those that name the root. `status` shows those set.
-pub(crate) const VARIABLES: [&str; 5] =
-    ["CMA_LISTEN", "CMA_UPSTREAM_BACKEND", "CMA_UPSTREAM_ISSUER", "CMA_HEAD_TIMEOUT", "CMA_LOG"];
+pub(crate) const VARIABLES: [&str; 6] = [
+    "CMA_LISTEN",
+    "CMA_UPSTREAM_BACKEND",
+    "CMA_UPSTREAM_ISSUER",
+    "CMA_HEAD_TIMEOUT",
+    "CMA_LOG",
+    "CMA_WEBSOCKET",
+];
 
 const BACKEND: &str = "https://chatgpt.com/backend-api";
 const ISSUER: &str = "https://auth.openai.com";
@@ -45,6 +51,8 @@ pub(crate) struct Config {
     pub(crate) own_auth: bool,
     /// How streams are held and given up.
     pub(crate) streams: streams::Streams,
+    /// Whether CLIs may use WebSockets; else they are told to use HTTP (426).
+    pub(crate) websocket: bool,
     /// The variables that were set.
     pub(crate) environment: Vec<Setting>,
 }
@@ -76,6 +84,7 @@ struct File {
     renewals_at_once: Option<u32>,
     log: Option<String>,
     auth_mode: Option<String>,
+    websocket: Option<String>,
     upstream: FileUpstream,
     streams: streams::FileStreams,
 }
@@ -88,11 +97,26 @@ struct FileUpstream {
 }
 
 impl File {
+    /// Whether WebSockets are on; the environment's word counts before the file's.
+    fn websocket(&self, set: Option<&str>) -> Result<bool, String> {
+        match set.or(self.websocket.as_deref()) {
+            None | Some("on") => Ok(true),
+            Some("off") => Ok(false),
+            Some(other) => Err(format!("websocket `{other}` is neither on nor off")),
+        }
+    }
+
     fn pace(&self) -> Result<Pace, String> {
         Pace::default()
             .with(self.renewals_per_second, self.renewals_at_once)
             .map_err(|why| format!("`config.toml`: {why}"))
     }
+}
+
+/// The variables that are set, of those that mean something here.
+fn environment(var: impl Fn(&str) -> Option<String>) -> Vec<Setting> {
+    let names = VARIABLES.iter().chain(&streams::VARIABLES);
+    names.filter_map(|&name| Some(Setting { name: name.to_owned(), value: var(name)? })).collect()
 }
 
 impl Config {
@@ -158,11 +182,8 @@ impl Config {
             log: tracing::Level::INFO,
             own_auth: false,
             streams: streams::Streams::default(),
-            environment: VARIABLES
-                .iter()
-                .chain(&streams::VARIABLES)
-                .filter_map(|&name| Some(Setting { name: name.to_owned(), value: var(name)? }))
-                .collect(),
+            websocket: true,
+            environment: environment(var),
         };
         if let Some((whence, value)) = pick("CMA_LISTEN", &file.listen) {
             keep(
@@ -192,6 +213,7 @@ impl Config {
                 format!("{whence}: log level `{value}` is none of error, warn, info, debug, trace")
             }));
         }
+        keep(file.websocket(var("CMA_WEBSOCKET").as_deref()).map(|on| config.websocket = on));
         if let Some(value) = &file.auth_mode {
             keep(own_auth(value).map(|own| config.own_auth = own));
         }
@@ -355,5 +377,8 @@ mod tests {
         assert_eq!(load("", &[]).unwrap().pace, Pace::default());
         assert_ne!(load("renewals_per_second = 2", &[]).unwrap().pace, Pace::default());
         assert!(load("renewals_at_once = 0", &[]).is_err());
+        assert!(load("", &[]).unwrap().websocket);
+        assert!(!load("websocket = 'on'", &[("CMA_WEBSOCKET", "off")]).unwrap().websocket);
+        assert!(load("websocket = 'maybe'", &[]).is_err());
     }
 }

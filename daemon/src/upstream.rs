@@ -46,7 +46,8 @@ use tokio::{
     net::TcpStream,
     time::Instant,
 };
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_util::either::Either;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Hosts close idle connections after a minute or more; ours go before that.
@@ -56,6 +57,9 @@ const IDLE_WALL: Span = Span::from_secs(30);
 const KEPT: usize = 64;
 /// A head of an answer is a few kilobytes; more is not one of this upstream.
 const MAX_HEAD: usize = 256 * 1024;
+
+/// A stream to the backend.
+pub(crate) type Dialled = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
 /// How an attempt failed before a head came.
 #[derive(Debug)]
@@ -315,23 +319,42 @@ impl Upstream {
 
     async fn connect(&self, account: &AccountId) -> Result<Connection, Failure> {
         let dial = async {
-            let host = self.endpoint.host.trim_start_matches('[').trim_end_matches(']');
-            let stream = TcpStream::connect((host, self.endpoint.port)).await?;
-            stream.set_nodelay(true)?;
+            let stream = self.tcp().await?;
             if !self.endpoint.tls {
                 return Ok(handshake(stream, account).await);
             }
-            let name = rustls::pki_types::ServerName::try_from(host.to_owned())
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-            let stream = self.tls()?.connect(name, stream).await?;
+            let stream = self.encrypted(stream).await?;
             Ok(handshake(stream, account).await)
         };
-        let shown = |error: io::Error| Failure::Connect(error.to_string());
-        tokio::time::timeout(CONNECT_TIMEOUT, dial)
-            .await
-            .map_err(|_elapsed| Failure::Connect("no connection in time".to_owned()))?
-            .map_err(shown)?
-            .map_err(|error| Failure::Connect(error.to_string()))
+        in_time(dial).await?.map_err(|error| Failure::Connect(error.to_string()))
+    }
+
+    /// A stream to the backend that nothing was said on: for a protocol of its own.
+    pub(crate) async fn dial(&self) -> Result<Dialled, Failure> {
+        in_time(async {
+            let stream = self.tcp().await?;
+            if !self.endpoint.tls {
+                return Ok(Either::Left(stream));
+            }
+            self.encrypted(stream).await.map(Either::Right)
+        })
+        .await
+    }
+
+    fn host(&self) -> &str {
+        self.endpoint.host.trim_start_matches('[').trim_end_matches(']')
+    }
+
+    async fn tcp(&self) -> io::Result<TcpStream> {
+        let stream = TcpStream::connect((self.host(), self.endpoint.port)).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+
+    async fn encrypted(&self, stream: TcpStream) -> io::Result<Box<TlsStream<TcpStream>>> {
+        let name = rustls::pki_types::ServerName::try_from(self.host().to_owned())
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        self.tls()?.connect(name, stream).await.map(Box::new)
     }
 
     /// TLS is set up at the first use: roots cost memory that an idle daemon doesn't need.
@@ -343,6 +366,14 @@ impl Upstream {
         let config = rustls::ClientConfig::with_platform_verifier().map_err(io::Error::other)?;
         Ok(self.tls.get_or_init(|| TlsConnector::from(Arc::new(config))))
     }
+}
+
+/// Within the time for a connection.
+async fn in_time<T>(dial: impl Future<Output = io::Result<T>>) -> Result<T, Failure> {
+    tokio::time::timeout(CONNECT_TIMEOUT, dial)
+        .await
+        .map_err(|_elapsed| Failure::Connect("no connection in time".to_owned()))?
+        .map_err(|error| Failure::Connect(error.to_string()))
 }
 
 async fn handshake(

@@ -33,14 +33,16 @@ pub(crate) fn upstream(names: &[&str]) -> SimConfig {
     }
 }
 
-/// A machine with the CLI installed and nothing imported, or none when there is no CLI.
+/// A machine with the CLI installed and nothing imported, or none when there is no CLI. Its daemon
+/// tells the CLI to use HTTP: that is what these scenarios are about. Those of `ws` turn WebSockets on
+/// again, as they are for everybody.
 pub(crate) fn bare(config: SimConfig, version: &str) -> Option<World> {
     let codex = real_codex(version)?;
     let mut world = World::new(config).with_path(&[codex.parent().unwrap()]);
     for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"] {
         world = world.with_env(name, DEAD_PROXY);
     }
-    Some(world)
+    Some(world.with_env("CMA_WEBSOCKET", "off"))
 }
 
 /// A machine with the newest CLI and these accounts in the pool, in this order.

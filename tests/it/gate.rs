@@ -122,7 +122,7 @@ fn web_pages_and_foreign_hosts_are_refused() {
             assert_eq!(status(&door, &ask.header("origin", origin)), 403, "{origin}");
         }
     }
-    assert_eq!(status(&door, &upgrade(door.ask("GET", "/codex/responses"))), 426);
+    assert_eq!(status(&door, &upgrade(door.ask("GET", "/codex/responses"))), 101);
     assert_eq!(
         status(&door, &door.ask("GET", WHOAMI).with("host", &format!("localhost:{port}"))),
         200

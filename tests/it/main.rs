@@ -70,3 +70,7 @@ mod survive;
 mod takeover;
 #[cfg(test)]
 mod tidy;
+#[cfg(test)]
+mod ws;
+#[cfg(test)]
+mod ws_codex;

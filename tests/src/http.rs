@@ -236,6 +236,18 @@ impl Line {
         self.stream.get_mut().write_all(bytes)
     }
 
+    /// The connection itself, when nothing more has been read from it.
+    ///
+    /// # Errors
+    /// When there has.
+    pub fn into_stream(self) -> io::Result<TcpStream> {
+        if self.stream.buffer().is_empty() {
+            Ok(self.stream.into_inner())
+        } else {
+            Err(broken("more came than was asked for"))
+        }
+    }
+
     /// Reads the head of an answer; its body is still empty.
     ///
     /// # Errors
@@ -259,7 +271,7 @@ impl Line {
         self.length = match known {
             _ if chunked => Length::Chunked,
             Some(length) => Length::Known(length),
-            None if status == 304 || status == 204 => Length::Known(0),
+            None if matches!(status, 101 | 204 | 304) => Length::Known(0),
             None => Length::ToTheEnd,
         };
         Ok(answer)

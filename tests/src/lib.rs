@@ -17,3 +17,6 @@ pub mod sim;
     reason = "what goes wrong here fails the test"
 )]
 pub mod world;
+#[cfg(unix)]
+#[expect(clippy::expect_used, clippy::panic, reason = "what goes wrong here fails the test")]
+pub mod ws;

@@ -19,6 +19,7 @@
 
 pub mod account;
 pub mod affinity;
+pub mod bound;
 pub mod cooldown;
 pub mod event;
 pub mod identity;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 pub(crate) enum Route {
     /// A turn.
     Responses,
-    /// A turn over a WebSocket, which this version declines (426), so that the CLI uses HTTP.
+    /// Turns over a WebSocket.
     Upgrade,
     /// The model list.
     Models,

@@ -16,6 +16,7 @@ mod respond;
 pub(crate) mod sniff;
 pub(crate) mod trace;
 mod turn;
+pub(crate) mod ws;
 
 use crate::{
     actor::Handle,
@@ -63,6 +64,7 @@ pub(crate) struct Proxy {
     pub(crate) lent: own::Lent,
     pub(crate) traces: Traces,
     pub(crate) health: host::Host,
+    pub(crate) sockets: ws::Sockets,
     pub(crate) phases: Phases,
     pub(crate) port: u16,
     pub(crate) host: HeaderValue,
@@ -137,6 +139,7 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream) {
             .writev(false)
             .keep_alive(proxy.phases.now() < Phase::Draining)
             .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades()
     );
     // While draining, a new connection is for `whoami` (or for being told to try again): it gets its
     // answer first.
@@ -192,7 +195,7 @@ async fn dispatch(
         _ if proxy.phases.now() >= Phase::Draining => respond::draining(),
         // Boxed, each: what one of them needs would otherwise be moved with every request.
         Route::Responses => turn::serve(Arc::clone(proxy), launch, request).await,
-        Route::Upgrade => upgrade_required(),
+        Route::Upgrade => ws::serve(proxy, launch, request),
         Route::Models => Box::pin(aux::models(Arc::clone(proxy), launch, request)).await,
         Route::Usage => Box::pin(aux::usage(Arc::clone(proxy), launch, request)).await,
         Route::Bundle => Box::pin(aux::bundle(Arc::clone(proxy), launch, request)).await,

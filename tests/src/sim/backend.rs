@@ -18,16 +18,20 @@ use super::record::AccountStats;
 use super::reply;
 use super::side;
 use super::sse::{Stream, Turn};
-use super::state::{AccountNo, Busy, Work};
+use super::state::{AccountNo, Busy, Shared, Work};
 use super::strict;
 use super::tokens::AccessVerdict;
 use super::wire::{Answer, Call, Early, Reply, respond, text};
+use super::ws;
 
 /// Serves a request; `path` is what follows `/backend-api`.
 pub(super) async fn serve(mut call: Call, path: String) -> Answer {
     let route = route(&call, &path);
     if route == Route::Responses {
         strict::check_turn(&call);
+    }
+    if route == Route::Upgrade {
+        strict::check_handshake(&call);
     }
     let verdict = call.authorize();
     let owner = verdict.and_then(AccessVerdict::account);
@@ -37,7 +41,8 @@ pub(super) async fn serve(mut call: Call, path: String) -> Answer {
         Early::Instead(reply) => return Ok(reply.send(&mut call.open)),
         Early::Pass(fault) => fault,
     };
-    if route == Route::Upgrade {
+    let offered = call.shared.state.lock().config.websocket;
+    if route == Route::Upgrade && !offered {
         let body = "Upgrade Required".to_owned();
         let reply = Reply { code: 426, headers: Vec::new(), body };
         return Ok(reply.send(&mut call.open));
@@ -48,10 +53,10 @@ pub(super) async fn serve(mut call: Call, path: String) -> Answer {
     }
     let code = match verdict {
         Some(AccessVerdict::Good(no)) => {
-            return if route == Route::Responses {
-                turn(call, no, fault).await
-            } else {
-                small(call, no, &path, fault).await
+            return match route {
+                Route::Responses => turn(call, no, fault).await,
+                Route::Upgrade => Ok(ws::accept(call, no)),
+                _ => small(call, no, &path, fault).await,
             };
         },
         Some(AccessVerdict::Expired(_)) => "token_expired",
@@ -111,7 +116,9 @@ async fn turn(mut call: Call, no: AccountNo, fault: Option<Fault>) -> Answer {
         return Ok(reply.send(&mut call.open));
     }
     let busy = Busy::begin(&call.shared, no, Work::Responding);
-    let admitted = admit(&call, no);
+    let session = text(&call.head.headers, "session-id");
+    let body = call.body.json.as_ref().unwrap_or(&Value::Null);
+    let admitted = admit(&call.shared, no, session, body, call.body.bytes.len());
     let (turn, headers, gap) = match admitted {
         Ok(admitted) => admitted,
         Err(reply) => return Ok(reply.send(&mut call.open)),
@@ -129,11 +136,17 @@ async fn turn(mut call: Call, no: AccountNo, fault: Option<Fault>) -> Answer {
     Ok(respond(200, headers, UnsyncBoxBody::new(stream)))
 }
 
-type Admitted = (Turn, Vec<(String, String)>, Duration);
+pub(super) type Admitted = (Turn, Vec<(String, String)>, Duration);
 
 /// Takes quota for a turn and says what it will be, or why it may not be.
-fn admit(call: &Call, no: AccountNo) -> Result<Admitted, Reply> {
-    let state = &mut *call.shared.state.lock();
+pub(super) fn admit(
+    shared: &Shared,
+    no: AccountNo,
+    session: Option<&str>,
+    body: &Value,
+    bytes: usize,
+) -> Result<Admitted, Reply> {
+    let state = &mut *shared.state.lock();
     let gone = || Reply::json(401, &unauthorized("token_invalidated"));
     let account = state.accounts.get_mut(no.0).ok_or_else(gone)?;
     account.quota.roll();
@@ -148,10 +161,9 @@ fn admit(call: &Call, no: AccountNo) -> Result<Admitted, Reply> {
     let mut headers = account.quota.headers(&plan);
     let etag = side::models_etag(&account.spec);
     state.record.account(&name).served += 1;
-    let body = call.body.json.as_ref().unwrap_or(&Value::Null);
     let model = body.get("model").and_then(Value::as_str).unwrap_or_default().to_owned();
     let id = state.serial();
-    let item = reply::item(state, &name, text(&call.head.headers, "session-id"), body);
+    let item = reply::item(state, &name, session, body);
     for (name, value) in [
         ("content-type", "text/event-stream".to_owned()),
         ("cache-control", "no-cache".to_owned()),
@@ -164,7 +176,7 @@ fn admit(call: &Call, no: AccountNo) -> Result<Admitted, Reply> {
         headers.push((name.to_owned(), value));
     }
     // A token is about four bytes of text.
-    let input_tokens = state.config.input_tokens.unwrap_or(call.body.bytes.len() / 4).max(1);
+    let input_tokens = state.config.input_tokens.unwrap_or(bytes / 4).max(1);
     let turn = Turn { id, model, item, input_tokens, cached_tokens: input_tokens / 2 };
     Ok((turn, headers, state.config.event_gap))
 }

@@ -38,6 +38,10 @@ pub struct SimConfig {
     pub client_key_marks: Vec<String>,
     /// How many tokens each turn is said to have read; by its size when there is no number.
     pub input_tokens: Option<usize>,
+    /// Whether Responses are served over WebSockets; else an upgrade is answered 426.
+    pub websocket: bool,
+    /// How old a WebSocket may be when a turn begins on it.
+    pub socket_age: Duration,
     /// How many requests are kept in the record.
     pub keep_requests: usize,
     /// The largest decoded body kept in the record.
@@ -59,6 +63,9 @@ impl Default for SimConfig {
             issuer_claim: "https://auth.openai.com".to_owned(),
             client_key_marks: vec!["at-cma-".to_owned()],
             input_tokens: None,
+            websocket: true,
+            // The code of its own that upstream answers then says 60 minutes.
+            socket_age: Duration::from_secs(3600),
             keep_requests: 10_000,
             keep_body: 1 << 20,
         }

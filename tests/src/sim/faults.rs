@@ -23,6 +23,10 @@ pub enum Route {
     Responses,
     /// The WebSocket handshake on `/codex/responses`.
     Upgrade,
+    /// A turn's frame on a WebSocket. A status is a wrapped error there, a head is an event.
+    Frame,
+    /// A prewarm's frame on a WebSocket; only what comes before an answer applies.
+    Prewarm,
     /// `POST /oauth/token`.
     Refresh,
     /// `POST /oauth/revoke`.
@@ -51,6 +55,22 @@ pub enum Cut {
     Close,
     /// The body ends as HTTP wants it, without its last events.
     CleanEnd,
+}
+
+/// A message that isn't one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Strange {
+    /// A binary message.
+    Binary,
+    /// Bytes that are no frame.
+    Garbage,
+    /// A frame that says it has a gibibyte.
+    Oversized,
+    /// A text that is no JSON.
+    NoJson,
+    /// Half a frame, then the connection is reset.
+    Half,
 }
 
 /// One way an upstream fails.
@@ -121,6 +141,29 @@ pub enum Fault {
         code: String,
         /// Its message.
         message: String,
+    },
+    /// On a WebSocket: a wrapped error after some events.
+    ErrorFrame {
+        /// How many events are sent before.
+        after: usize,
+        /// Its status.
+        code: u16,
+        /// The object under `error`, as JSON.
+        error: String,
+    },
+    /// On a WebSocket: a close frame after some events.
+    CloseFrame {
+        /// How many events are sent before.
+        after: usize,
+        /// Its code.
+        code: u16,
+    },
+    /// On a WebSocket: a message that no event is, after some events.
+    StrangeFrame {
+        /// How many events are sent before.
+        after: usize,
+        /// What it is.
+        what: Strange,
     },
     /// The stream is `response.created` and `response.incomplete`.
     Incomplete {

@@ -31,6 +31,7 @@ mod state;
 mod strict;
 mod tokens;
 mod wire;
+mod ws;
 
 #[cfg(test)]
 mod tests;
@@ -42,7 +43,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 pub use config::{AccountSpec, CLIENT_ID, DEFAULT_CANARY, SimConfig, Window};
-pub use faults::{Cut, Fault, Route};
+pub use faults::{Cut, Fault, Route, Strange};
 pub use inside::{Inside, What};
 pub use login::Consent;
 pub use record::{AccountStats, Outcome, Seen, Stats};
@@ -194,6 +195,11 @@ impl Sim {
     /// Sets the time between two events of a reply.
     pub fn set_event_gap(&self, gap: Duration) {
         self.shared.state.lock().config.event_gap = gap;
+    }
+
+    /// Sets how old a WebSocket may be when a turn begins on it.
+    pub fn set_socket_age(&self, age: Duration) {
+        self.shared.state.lock().config.socket_age = age;
     }
 
     /// Scripts one tool call: the first session that offers a command tool and

@@ -128,6 +128,30 @@ impl Quota {
         self
     }
 
+    /// As a WebSocket's `codex.rate_limits` says it.
+    pub(super) fn event(&self, plan: &str) -> Value {
+        let now = UnixMs::now();
+        let window = |bucket: &Bucket| {
+            json!({
+                "used_percent": bucket.percent(),
+                "window_minutes": bucket.minutes,
+                "reset_after_seconds": now.until(bucket.reset_at).as_secs(),
+                "reset_at": bucket.reset_at.secs(),
+            })
+        };
+        json!({
+            "plan_type": plan,
+            "rate_limits": {
+                "allowed": true,
+                "limit_reached": false,
+                "primary": window(&self.primary),
+                "secondary": window(&self.secondary),
+            },
+            "credits": { "has_credits": false, "unlimited": false, "balance": "0" },
+            "metered_limit_name": "codex",
+        })
+    }
+
     pub(super) fn headers(&self, plan: &str) -> Vec<(String, String)> {
         let mut headers = Vec::with_capacity(11);
         self.primary.headers("primary", &mut headers);

@@ -83,6 +83,14 @@ pub struct Stats {
     pub unknown_tokens: u64,
     /// Broken rules, also those no longer kept.
     pub violations: u64,
+    /// WebSockets opened.
+    pub sockets: u64,
+    /// WebSockets open now.
+    pub sockets_open: u64,
+    /// Frames that began a turn, prewarms too.
+    pub frames: u64,
+    /// Pings that were answered. Each WebSocket is pinged once, at its beginning.
+    pub pongs: u64,
     /// By the name of the account.
     pub accounts: BTreeMap<String, AccountStats>,
 }
@@ -184,6 +192,11 @@ impl Record {
         if self.violations.len() < MAX_VIOLATIONS {
             self.violations.push(what);
         }
+    }
+
+    /// Counts something.
+    pub(super) fn count(&mut self, add: impl FnOnce(&mut Stats)) {
+        add(&mut self.stats);
     }
 
     pub(super) fn unknown_token(&mut self) {

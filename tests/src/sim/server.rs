@@ -249,6 +249,7 @@ async fn bind_again(addr: SocketAddr) -> io::Result<TcpSocket> {
 async fn converse(shared: Arc<Shared>, stream: TcpStream) {
     let line = Arc::new(Line::default());
     let io = TokioIo::new(Socket::new(stream, Arc::clone(&line)));
+    let own = Arc::clone(&line);
     let service = service_fn(move |request| {
         let (shared, line) = (Arc::clone(&shared), Arc::clone(&line));
         async move { Box::pin(serve(shared, line, request)).await }
@@ -256,7 +257,10 @@ async fn converse(shared: Arc<Shared>, stream: TcpStream) {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new());
     // Ends with an error whenever a fault or the client ended it; both are recorded.
-    http.serve_connection(io, service).await.ok();
+    http.serve_connection(io, service).with_upgrades().await.ok();
+    if let Some(later) = own.later() {
+        later.await;
+    }
 }
 
 async fn serve(shared: Arc<Shared>, line: Arc<Line>, request: Request<Incoming>) -> Answer {

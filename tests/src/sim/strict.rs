@@ -32,6 +32,17 @@ const TURN_HEADERS: [&str; 17] = [
     "openai-project",
 ];
 
+/// Headers of a WebSocket's handshake, besides those of a turn.
+const HANDSHAKE_HEADERS: [&str; 7] = [
+    "connection",
+    "upgrade",
+    "openai-beta",
+    "sec-websocket-version",
+    "sec-websocket-key",
+    "sec-websocket-extensions",
+    "x-codex-beta-features",
+];
+
 /// Prefixes of headers of a turn.
 const TURN_PREFIXES: [&str; 2] = ["x-codex-", "x-openai-"];
 
@@ -84,13 +95,52 @@ pub(super) fn check_any(call: &Call) {
     check_leaks(call, headers);
 }
 
+/// Notes what is wrong with a WebSocket's handshake.
+pub(super) fn check_handshake(call: &Call) {
+    check_names(call, &HANDSHAKE_HEADERS);
+    for name in ["content-type", "content-encoding", "accept"] {
+        if call.head.headers.contains_key(name) {
+            call.breach(&format!("header `{name}` in a handshake"));
+        }
+    }
+    // Observed with 0.169.0; without it upstream speaks another protocol.
+    if text(&call.head.headers, "openai-beta") != Some("responses_websockets=2026-02-06") {
+        call.breach("a handshake without its `openai-beta`");
+    }
+}
+
 /// Notes what is wrong with the headers of a turn.
 pub(super) fn check_turn(call: &Call) {
+    check_names(call, &[]);
+    let Some(body) = &call.body.json else { return };
+    for name in ["type", "generate", "previous_response_id"] {
+        if body.get(name).is_some() {
+            call.breach(&format!("field `{name}` of a WebSocket's frame in a body"));
+        }
+    }
+    if body["client_metadata"].get("x-codex-turn-state").is_some() {
+        call.breach("a turn state in a body");
+    }
+}
+
+/// Notes what a text holds that must not leave the client's machine.
+pub(super) fn leaks(shared: &super::state::Shared, words: &[u8]) -> Option<&'static str> {
+    let state = shared.state.lock();
+    let marks = &state.config.client_key_marks;
+    if marks.iter().any(|mark| !mark.is_empty() && contains(words, mark)) {
+        return Some("leaked client key in a frame");
+    }
+    let canary = &state.config.canary;
+    (!canary.is_empty() && contains(words, canary)).then_some("a token in a frame")
+}
+
+fn check_names(call: &Call, more: &[&str]) {
     let headers = &call.head.headers;
     for name in headers.keys().map(http::HeaderName::as_str) {
         let proxied = PROXY_HEADERS.contains(&name)
             || PROXY_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
         let known = TURN_HEADERS.contains(&name)
+            || more.contains(&name)
             || TURN_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
         if !known && !proxied {
             call.breach(&format!("header `{name}` is none the CLI sends with a turn"));

@@ -72,11 +72,32 @@ pub(super) struct Payload {
 pub(super) struct Line {
     reset: AtomicBool,
     last_words: Mutex<Option<Bytes>>,
+    later: Mutex<Later>,
+}
+
+/// What goes on with a connection once it is no more HTTP.
+#[derive(Default)]
+pub(super) struct Later(Option<Pin<Box<dyn Future<Output = ()> + Send>>>);
+
+impl std::fmt::Debug for Later {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Later").field(&self.0.is_some()).finish()
+    }
 }
 
 impl Line {
     pub(super) fn reset(&self) {
         self.reset.store(true, Ordering::Relaxed);
+    }
+
+    /// Goes on with this when HTTP is over.
+    pub(super) fn go_on(&self, later: impl Future<Output = ()> + Send + 'static) {
+        self.later.lock().0 = Some(Box::pin(later));
+    }
+
+    /// What to go on with.
+    pub(super) fn later(&self) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
+        self.later.lock().0.take()
     }
 
     fn say(&self, words: &'static [u8]) {

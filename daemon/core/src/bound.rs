@@ -1,0 +1,324 @@
+//! What in a Responses request belongs to the account that made it, and the request without it.
+//!
+//! Upstream seals the model's reasoning, and what a compaction leaves of a thread, for the workspace
+//! that they were made in (`encrypted_content`), and refuses them everywhere else with a 400
+//! `invalid_encrypted_content`; some answers lack the code and only have the words (reported for the
+//! official CLI, openai/codex issues 8145, 13724 and 35334, where the mismatch is said to be one of
+//! the organization). A response id is only known to the connection that it was made on, and a turn
+//! state to the account that gave it (Codex CLI 0.169.0, observed).
+//!
+//! An edit takes whole items out and leaves every other byte as it is. Reasoning can be left out: the
+//! thread's messages and tool calls stay. A compaction stands for all that came before it, so it is
+//! left out only when that is asked for by name.
+//!
+//! Pure: bytes in, bytes out; the same for a body over HTTP and for a frame of a WebSocket.
+
+mod scan;
+
+use scan::Member;
+use serde_json::Value;
+use std::{fmt, ops::Range};
+
+/// The code of upstream's refusal.
+const CODE: &str = "invalid_encrypted_content";
+/// What the model thought.
+const REASONING: &[u8] = b"reasoning";
+/// What a compaction leaves; the two longer names are older.
+const COMPACTIONS: [&[u8]; 3] = [b"compaction", b"context_compaction", b"compaction_summary"];
+
+/// Names a sealed item without holding it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark(pub u64);
+
+impl Mark {
+    /// FNV-1a: tells one item of a thread from another, nothing more.
+    fn of(sealed: &[u8]) -> Self {
+        let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        Self(sealed.iter().fold(0xcbf2_9ce4_8422_2325, step))
+    }
+}
+
+/// Which sealed items of a kind to leave out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Leave {
+    /// None.
+    #[default]
+    None,
+    /// The one with that mark and all before it; none when it isn't there.
+    Upto(Mark),
+    /// All.
+    All,
+}
+
+/// What to leave out of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Without {
+    /// Reasoning.
+    pub reasoning: Leave,
+    /// Compactions.
+    pub compaction: Leave,
+    /// `x-codex-turn-state` in `client_metadata`, where a WebSocket has it.
+    pub turn_state: bool,
+    /// `previous_response_id`. Only for a request that carries the whole thread.
+    pub previous_response: bool,
+}
+
+impl Without {
+    /// Whether nothing is left out.
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What was left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Dropped {
+    /// Items of reasoning.
+    pub reasoning: u32,
+    /// Compactions.
+    pub compactions: u32,
+    /// The turn state.
+    pub turn_state: bool,
+    /// The id of the response before.
+    pub previous_response: bool,
+}
+
+impl Dropped {
+    /// Whether nothing was.
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl fmt::Display for Dropped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let items = |n: u32, what: &str| match n {
+            0 => None,
+            1 => Some(format!("1 {what} item")),
+            n => Some(format!("{n} {what} items")),
+        };
+        let parts = [
+            self.turn_state.then(|| "turn state".to_owned()),
+            self.previous_response.then(|| "previous response id".to_owned()),
+            items(self.reasoning, "reasoning"),
+            items(self.compactions, "compaction"),
+        ];
+        let parts: Vec<_> = parts.into_iter().flatten().collect();
+        f.write_str(if parts.is_empty() { "nothing" } else { "" })?;
+        f.write_str(&parts.join(", "))
+    }
+}
+
+/// A request without some of its parts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stripped {
+    /// The request.
+    pub json: Vec<u8>,
+    /// What was left out.
+    pub dropped: Dropped,
+    /// The last item of reasoning that was left out.
+    pub reasoning: Option<Mark>,
+    /// The last compaction that was left out.
+    pub compaction: Option<Mark>,
+    /// Compactions that are still in it.
+    pub compactions_left: u32,
+}
+
+/// The text is no request that could be edited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the request is not the JSON that is expected")]
+pub struct Unreadable;
+
+/// Whether an error says that upstream can't read something sealed. `error` is the answer's body, or
+/// an event that holds the error.
+pub fn is_foreign(error: &Value) -> bool {
+    let nested = ["/error", "/response/error"].into_iter().find_map(|at| error.pointer(at));
+    let error = nested.unwrap_or(error);
+    let text = |name: &str| error.get(name).and_then(Value::as_str);
+    if text("code") == Some(CODE) || text("type") == Some(CODE) {
+        return true;
+    }
+    let said = text("message").or_else(|| text("detail")).unwrap_or_default();
+    text("code").is_none()
+        && said.starts_with("The encrypted content")
+        && said.contains("could not be verified")
+}
+
+/// Takes parts out of a request.
+///
+/// # Errors
+/// [`Unreadable`] when it isn't an object with an `input` array, or names a member twice.
+pub fn strip(json: &[u8], without: &Without) -> Result<Stripped, Unreadable> {
+    let start = scan::skip(json, 0);
+    let top = scan::members(json, start).ok_or(Unreadable)?;
+    let input = one(json, &top, b"input")?.ok_or(Unreadable)?;
+    let items = scan::elements(json, input.value.start).ok_or(Unreadable)?;
+    let kinds: Vec<Item> =
+        items.iter().map(|item| Item::of(json, item)).collect::<Result<_, _>>()?;
+    let mut dropped = Dropped::default();
+    let reasoning = Left::new(without.reasoning, &kinds, Kind::Reasoning);
+    let compaction = Left::new(without.compaction, &kinds, Kind::Compaction);
+    let mut out = Vec::with_capacity(items.len());
+    let mut compactions_left = 0;
+    for (at, (range, item)) in items.iter().zip(&kinds).enumerate() {
+        match item.kind {
+            Kind::Reasoning if reasoning.takes(at) => dropped.reasoning += 1,
+            Kind::Compaction if compaction.takes(at) => dropped.compactions += 1,
+            kind => {
+                compactions_left += u32::from(kind == Kind::Compaction);
+                out.push(range.clone());
+            },
+        }
+    }
+    let mut cuts = Cuts::default();
+    if out.len() < items.len() {
+        cuts.replace(input.value.clone(), joined(json, &out));
+    }
+    if without.previous_response && one(json, &top, b"previous_response_id")?.is_some() {
+        dropped.previous_response = true;
+        cuts.remove(json, start, &top, b"previous_response_id");
+    }
+    if without.turn_state
+        && let Some(metadata) = one(json, &top, b"client_metadata")?
+        && let Some(inner) = scan::members(json, metadata.value.start)
+        && one(json, &inner, b"x-codex-turn-state")?.is_some()
+    {
+        dropped.turn_state = true;
+        cuts.remove(json, metadata.value.start, &inner, b"x-codex-turn-state");
+    }
+    Ok(Stripped {
+        json: cuts.apply(json),
+        dropped,
+        reasoning: reasoning.last(&kinds),
+        compaction: compaction.last(&kinds),
+        compactions_left,
+    })
+}
+
+/// What an item of the input is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Reasoning,
+    Compaction,
+    /// Not sealed.
+    Open,
+}
+
+#[derive(Debug)]
+struct Item {
+    kind: Kind,
+    mark: Mark,
+}
+
+impl Item {
+    fn of(json: &[u8], range: &Range<usize>) -> Result<Self, Unreadable> {
+        let open = Self { kind: Kind::Open, mark: Mark(0) };
+        // An input may hold plain strings.
+        let Some(members) = scan::members(json, range.start) else { return Ok(open) };
+        let sealed =
+            one(json, &members, b"encrypted_content")?.and_then(|m| quoted(json, &m.value));
+        let kind = one(json, &members, b"type")?.and_then(|member| quoted(json, &member.value));
+        let (Some(sealed), Some(kind)) = (sealed, kind) else { return Ok(open) };
+        let kind = match kind {
+            kind if kind == REASONING => Kind::Reasoning,
+            kind if COMPACTIONS.contains(&kind) => Kind::Compaction,
+            _ => return Ok(open),
+        };
+        Ok(Self { kind, mark: Mark::of(sealed) })
+    }
+}
+
+/// Which items of one kind are left out: those up to a place.
+#[derive(Debug)]
+struct Left {
+    kind: Kind,
+    /// The last one's place.
+    upto: Option<usize>,
+}
+
+impl Left {
+    fn new(leave: Leave, items: &[Item], kind: Kind) -> Self {
+        let upto = match leave {
+            Leave::None => None,
+            Leave::Upto(mark) => {
+                items.iter().rposition(|item| item.kind == kind && item.mark == mark)
+            },
+            Leave::All => items.iter().rposition(|item| item.kind == kind),
+        };
+        Self { kind, upto }
+    }
+
+    fn takes(&self, at: usize) -> bool {
+        self.upto.is_some_and(|upto| at <= upto)
+    }
+
+    fn last(&self, items: &[Item]) -> Option<Mark> {
+        let item = items.get(self.upto?)?;
+        (item.kind == self.kind).then_some(item.mark)
+    }
+}
+
+/// The member of that name. A name that stands there twice means what its reader makes of it.
+fn one<'a>(json: &[u8], all: &'a [Member], name: &[u8]) -> Result<Option<&'a Member>, Unreadable> {
+    let mut found = all.iter().filter(|member| json.get(member.key.clone()) == Some(name));
+    let first = found.next();
+    if found.next().is_some() { Err(Unreadable) } else { Ok(first) }
+}
+
+/// What stands between a string's quotes.
+fn quoted<'a>(json: &'a [u8], value: &Range<usize>) -> Option<&'a [u8]> {
+    json.get(value.clone())?.strip_prefix(b"\"")?.strip_suffix(b"\"")
+}
+
+fn joined(json: &[u8], items: &[Range<usize>]) -> Vec<u8> {
+    let mut array = vec![b'['];
+    for (at, item) in items.iter().enumerate() {
+        if at > 0 {
+            array.push(b',');
+        }
+        array.extend_from_slice(json.get(item.clone()).unwrap_or_default());
+    }
+    array.push(b']');
+    array
+}
+
+/// Places to be written anew. They never overlap: each is another member of one object.
+#[derive(Debug, Default)]
+struct Cuts(Vec<(Range<usize>, Vec<u8>)>);
+
+impl Cuts {
+    fn replace(&mut self, range: Range<usize>, by: Vec<u8>) {
+        self.0.push((range, by));
+    }
+
+    /// Takes a member out of the object that begins at `start`, with one of the commas around it.
+    fn remove(&mut self, json: &[u8], start: usize, members: &[Member], name: &[u8]) {
+        let named = |member: &Member| json.get(member.key.clone()) == Some(name);
+        let Some(at) = members.iter().position(named) else { return };
+        let Some(member) = members.get(at) else { return };
+        let before = at.checked_sub(1).and_then(|at| members.get(at));
+        let range = match (before, members.get(at + 1)) {
+            (Some(before), _) => before.value.end..member.value.end,
+            // Up to the quote before the next one's name.
+            (None, Some(next)) => start + 1..next.key.start.saturating_sub(1),
+            (None, None) => start + 1..member.value.end,
+        };
+        self.replace(range, Vec::new());
+    }
+
+    fn apply(mut self, json: &[u8]) -> Vec<u8> {
+        self.0.sort_by_key(|(range, _by)| range.start);
+        let mut out = Vec::with_capacity(json.len());
+        let mut at = 0;
+        for (range, by) in &self.0 {
+            out.extend_from_slice(json.get(at..range.start).unwrap_or_default());
+            out.extend_from_slice(by);
+            at = range.end;
+        }
+        out.extend_from_slice(json.get(at..).unwrap_or_default());
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests;

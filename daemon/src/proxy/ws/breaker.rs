@@ -1,0 +1,115 @@
+//! Whether the host's WebSockets are worth a try: one breaker for the host, since all accounts share
+//! it.
+//!
+//! It opens after some failures in a row, or at once when the host says that it has none. While it is
+//! open, turns go over HTTP. After its time one handshake tries again (half open); the others keep to
+//! HTTP until that one has told.
+
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Failures in a row that open it. One may be chance, and the turn goes over HTTP either way.
+const TRIPS_AT: u32 = 2;
+/// How long it stays open at first; doubles with each failed try, up to [`LONGEST`].
+const FIRST: Duration = Duration::from_secs(15);
+/// A host that came back is noticed within this.
+const LONGEST: Duration = Duration::from_secs(600);
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub(super) struct Breaker {
+    /// Failures in a row.
+    failures: u32,
+    /// Set while open.
+    until: Option<Instant>,
+    /// Whether the host itself said that it has no WebSocket.
+    none: bool,
+    /// When somebody began to try whether it may close.
+    probe: Option<Instant>,
+}
+
+/// A probe that never told, because its turn was given up, is forgotten after this.
+const PROBE: Duration = Duration::from_secs(30);
+
+impl Breaker {
+    /// Whether a handshake may be tried now.
+    pub(super) fn allows(&mut self, now: Instant) -> bool {
+        let Some(until) = self.until else { return true };
+        if now < until || self.probe.is_some_and(|begun| now < begun + PROBE) {
+            return false;
+        }
+        self.probe = Some(now);
+        true
+    }
+
+    /// Whether it is open because the host has no WebSocket, so that a client needn't begin one.
+    pub(super) fn has_none(&self, now: Instant) -> bool {
+        self.none && self.is_open(now)
+    }
+
+    fn is_open(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| now < until)
+    }
+
+    /// A handshake came about.
+    pub(super) fn worked(&mut self) {
+        *self = Self::default();
+    }
+
+    /// A handshake failed for the host's reasons; `none` when the host says that it has no WebSocket.
+    pub(super) fn failed(&mut self, now: Instant, none: bool) {
+        self.failures = self.failures.saturating_add(1).max(if none { TRIPS_AT } else { 1 });
+        (self.probe, self.none) = (None, none);
+        if self.failures >= TRIPS_AT {
+            let doublings = (self.failures - TRIPS_AT).min(16);
+            self.until = Some(now + FIRST.saturating_mul(1 << doublings).min(LONGEST));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn it_opens_closes_and_lets_one_try() {
+        let (mut breaker, start) = (Breaker::default(), Instant::now());
+        breaker.failed(start, false);
+        assert!(breaker.allows(start) && !breaker.is_open(start), "one failure is chance");
+        breaker.failed(start, false);
+        assert!(!breaker.allows(start) && breaker.is_open(start));
+        let later = start + FIRST;
+        assert!(breaker.allows(later), "one tries");
+        assert!(!breaker.allows(later), "the others wait for it");
+        breaker.failed(later, false);
+        assert!(!breaker.allows(later + FIRST), "it stays open longer");
+        assert!(breaker.allows(later + FIRST * 2));
+        breaker.worked();
+        assert!(breaker.allows(later) && breaker.allows(later));
+        assert!(!breaker.has_none(later));
+        breaker.failed(later, true);
+        assert!(breaker.has_none(later) && !breaker.has_none(later + FIRST));
+        assert!(!breaker.allows(later), "a host without WebSockets is believed at once");
+    }
+
+    proptest! {
+        #[test]
+        fn it_never_stays_open_for_longer_than_the_longest(
+            steps in proptest::collection::vec((0_u8..3, 0_u64..2000), 0..60)
+        ) {
+            let (mut breaker, mut now) = (Breaker::default(), Instant::now());
+            for (step, seconds) in steps {
+                now += Duration::from_secs(seconds);
+                match step {
+                    0 => breaker.failed(now, false),
+                    1 => breaker.failed(now, true),
+                    _ => drop(breaker.allows(now)),
+                }
+                prop_assert!(!breaker.is_open(now + LONGEST));
+            }
+            now += LONGEST + PROBE;
+            prop_assert!(breaker.allows(now));
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! A turn over HTTP and server-sent events, behind a client's WebSocket, where upstream's WebSockets
+//! don't work.
+
+use super::{
+    flow::{Ended, Flow, Source},
+    frame,
+    link::Socket,
+    session::{Session, Warm, say},
+    sse,
+    turn::{Step, Turn, patience},
+};
+use crate::{
+    actor::Lease,
+    clock,
+    proxy::{body::UpBody, headers},
+    trouble::Place,
+    upstream::{Driven, Failure, Upstream},
+    vault::Pass,
+};
+use bytes::{Bytes, BytesMut};
+use cma_core::{
+    identity::AccountId,
+    quota,
+    verdict::{self, Outcome},
+};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header, response};
+use http_body_util::BodyExt as _;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+/// Read of an error's body: enough to judge it.
+const MAX_ERROR: usize = 64 * 1024;
+/// An error's body that doesn't come is judged without it.
+const ERROR_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Session {
+    /// Sends a turn's frame as an HTTP request and passes the answer on as frames.
+    pub(super) async fn over_http(
+        &mut self,
+        local: &mut Socket,
+        turn: &mut Turn,
+        lease: Lease,
+        pass: &Pass,
+    ) -> Step {
+        if turn.prewarm() {
+            return self.warmed(local, turn).await;
+        }
+        let Some((body, inside)) = frame::to_http(&turn.frame) else {
+            let body = b"the frame is no JSON object";
+            return Step::Say(frame::wrap(400, &HeaderMap::new(), body));
+        };
+        turn.trace.tried += 1;
+        let head = self.http_head(turn, &lease.account, &inside);
+        let request = || {
+            let mut request = Request::new(UpBody::Whole(body.clone()));
+            *request.method_mut() = Method::POST;
+            *request.uri_mut() = self.proxy.responses.clone();
+            request.headers_mut().clone_from(&head);
+            headers::sign(request.headers_mut(), pass);
+            request
+        };
+        let limit = self.proxy.config.head_timeout;
+        let upstream = Arc::clone(&self.proxy.upstream);
+        let send = upstream.send(&lease.account, request(), || Some(request()));
+        let response = match tokio::time::timeout(patience(limit, body.len()), send).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(failure)) => {
+                let outcome = match &failure {
+                    Failure::Connect(_) => Outcome::ConnectFailed,
+                    Failure::Garbage => Outcome::Garbage,
+                    Failure::Cut | Failure::ClientBody => Outcome::Cut,
+                };
+                let verdict = verdict::classify(&outcome, clock::wall());
+                return self.judged(turn, lease, &verdict).await;
+            },
+            Err(_elapsed) => {
+                let verdict = verdict::classify(&Outcome::HeadTimeout, clock::wall());
+                return self.judged(turn, lease, &verdict).await;
+            },
+        };
+        let (status, fields) = (response.status(), response.headers());
+        if !status.is_success() || verdict::is_page(status, fields) {
+            let (parts, bytes) = error(response, &upstream).await;
+            return self.refused(turn, lease, &parts, &bytes).await;
+        }
+        self.stream(local, turn, lease, response).await
+    }
+
+    /// Passes an HTTP answer's events on.
+    async fn stream(
+        &mut self,
+        local: &mut Socket,
+        turn: &mut Turn,
+        lease: Lease,
+        response: Response<Driven>,
+    ) -> Step {
+        let proxy = Arc::clone(&self.proxy);
+        proxy.roster.troubles().gone(Place::Backend);
+        let (parts, body) = response.into_parts();
+        lease.quota_seen(quota::from_headers(&parts.headers, clock::wall()));
+        let account = lease.account.clone();
+        let mut stream = sse::Stream::new(body);
+        // What the headers say to the CLI is an event here.
+        if let Some(event) = frame::metadata(&parts.headers) {
+            stream.begin_with(event);
+        }
+        let limit = proxy.config.head_timeout;
+        let mut flow = Flow::new(&proxy.sockets, &account, &mut turn.trace, limit, turn.chances);
+        let ended = flow.run(local, Source::Http(&mut stream), &mut self.next).await;
+        let sniffer = flow.sniffer;
+        if matches!(ended, Ended::Final(_)) {
+            stream.finish(&proxy.upstream);
+        }
+        self.settle(turn, lease, ended, sniffer).await
+    }
+
+    /// Answers a prewarm that would only cost a request over HTTP: its turn brings its input along.
+    async fn warmed(&mut self, local: &mut Socket, turn: &Turn) -> Step {
+        let number = self.proxy.sockets.serial.fetch_add(1, Ordering::Relaxed);
+        let id = format!("resp_cma_{number}");
+        let Some(input) = frame::input(&turn.frame) else {
+            let body = b"the frame has no input";
+            return Step::Say(frame::wrap(400, &HeaderMap::new(), body));
+        };
+        let [created, completed] = frame::warmed(&id);
+        self.warm = Some(Warm { id, input });
+        match say(local, created).await {
+            Ok(()) => Step::Say(completed),
+            Err(gone) => Step::Over(Err(gone)),
+        }
+    }
+
+    /// The head of the HTTP request that stands for a frame.
+    fn http_head(&self, turn: &Turn, account: &AccountId, inside: &HeaderMap) -> HeaderMap {
+        let mut head = self.head.clone();
+        // Only the handshake has it (observed, 0.169.0).
+        head.remove("openai-beta");
+        for (name, value) in inside {
+            head.insert(name, value.clone());
+        }
+        let state = turn.create.turn_state();
+        if state.is_some_and(|state| !self.proxy.sockets.gave_state(state, account)) {
+            head.remove(frame::TURN_STATE);
+        }
+        head.insert(header::ACCEPT, HeaderValue::from_static("text/event-stream"));
+        head.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        head
+    }
+}
+
+/// Reads an error within bounds.
+async fn error(response: Response<Driven>, upstream: &Arc<Upstream>) -> (response::Parts, Bytes) {
+    let (parts, mut body) = response.into_parts();
+    let mut bytes = BytesMut::new();
+    let read = async {
+        while let Some(frame) = body.frame().await {
+            let Ok(frame) = frame else { return false };
+            if let Some(data) = frame.data_ref() {
+                if bytes.len() + data.len() > MAX_ERROR {
+                    return false;
+                }
+                bytes.extend_from_slice(data);
+            }
+        }
+        true
+    };
+    if tokio::time::timeout(ERROR_TIMEOUT, read).await.unwrap_or(false) {
+        upstream.give_back(body.into_connection());
+    }
+    (parts, bytes.freeze())
+}

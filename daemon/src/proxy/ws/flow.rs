@@ -1,0 +1,307 @@
+//! One attempt's events on their way to the client.
+//!
+//! Until the first part of an answer, events are held back, bounded in time and bytes: an attempt that
+//! fails by then has shown nothing, and the request can begin again elsewhere. From there on what comes
+//! is passed on as it comes, errors too, and nothing is hidden.
+//!
+//! Upstream is read only while the client's socket takes what was read before.
+
+use super::{
+    Sockets, frame,
+    link::{Came, Link, Socket},
+    sse,
+};
+use crate::{
+    clock,
+    proxy::{
+        sniff::Sniffer,
+        trace::{Trace, millis},
+    },
+};
+use cma_core::{
+    event::{self, Fault, Kind},
+    identity::AccountId,
+    verdict::{self, Act, Outcome, Verdict},
+};
+use futures_util::{Sink as _, SinkExt as _, Stream as _};
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::time::{Instant, Sleep};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+
+/// How long a beginning is held back from its first event on. The CLI shows nothing for what is held,
+/// and its own idle time is 300 s (0.169.0, observed).
+const HOLD: Duration = Duration::from_secs(20);
+/// Silence within the hold after which another attempt begins, once in a turn.
+const HOLD_SILENCE: Duration = Duration::from_secs(15);
+/// How much of it: a preamble is a few kilobytes.
+const HOLD_BYTES: usize = 64 * 1024;
+/// Silence after the hold that breaks the stream: the CLI's own idle limit.
+const STALL: Duration = Duration::from_secs(300);
+/// A client that takes nothing for this long has gone.
+const BLOCKED: Duration = Duration::from_secs(300);
+
+/// What may still be tried in place of an attempt that shows nothing.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Chances {
+    /// To send the request without what another workspace sealed.
+    pub(super) unsealed: bool,
+    /// Not to wait for one that began and fell silent.
+    pub(super) silence: bool,
+}
+
+/// Where an attempt's events come from.
+#[derive(Debug)]
+pub(super) enum Source<'a> {
+    Link(&'a mut Link),
+    Http(&'a mut sse::Stream),
+}
+
+impl Source<'_> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Came> {
+        match self {
+            Self::Link(link) => link.poll(context),
+            Self::Http(stream) => stream.poll(context),
+        }
+    }
+}
+
+/// How an attempt ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// The final event was passed on. With its fault, if that is what it was.
+    Final(Option<Fault>),
+    /// Nothing was shown: it can begin again. With the frame that said so, if one did.
+    Hidden(Verdict, Option<(Utf8Bytes, Fault)>),
+    /// Nothing was shown, and nothing more came.
+    Silent,
+    /// Nothing was shown, and upstream can't read what another workspace sealed.
+    Foreign,
+    /// It broke off after something was shown.
+    Broken(&'static str),
+    /// Nobody listens any more.
+    ClientGone,
+}
+
+/// An attempt's state on its way down.
+#[derive(Debug)]
+pub(super) struct Flow<'a> {
+    pub(super) sockets: &'a Sockets,
+    pub(super) account: &'a AccountId,
+    pub(super) trace: &'a mut Trace,
+    pub(super) sniffer: Sniffer,
+    held: Vec<Utf8Bytes>,
+    held_bytes: usize,
+    shown: bool,
+    /// Something was given to the client's socket and not flushed.
+    dirty: bool,
+    sent: Instant,
+    /// When the first event came.
+    begun: Option<Instant>,
+    last: Instant,
+    first_event: Duration,
+    chances: Chances,
+    wake: Pin<Box<Sleep>>,
+}
+
+impl<'a> Flow<'a> {
+    /// `first_event` is the time for the first event.
+    pub(super) fn new(
+        sockets: &'a Sockets,
+        account: &'a AccountId,
+        trace: &'a mut Trace,
+        first_event: Duration,
+        chances: Chances,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            sockets,
+            account,
+            trace,
+            sniffer: Sniffer::new(clock::wall()),
+            held: Vec::new(),
+            held_bytes: 0,
+            shown: false,
+            dirty: false,
+            sent: now,
+            begun: None,
+            last: now,
+            first_event,
+            chances,
+            wake: Box::pin(tokio::time::sleep_until(now + first_event.min(HOLD_SILENCE))),
+        }
+    }
+
+    /// Passes events on until the attempt has ended. A frame that the client sends meanwhile waits in
+    /// `next`, and nothing more is read from it then.
+    pub(super) async fn run(
+        &mut self,
+        local: &mut Socket,
+        mut source: Source<'_>,
+        next: &mut Option<Utf8Bytes>,
+    ) -> Ended {
+        let ended = std::future::poll_fn(|context| {
+            if let Poll::Ready(ended) = self.down(local, &mut source, context) {
+                return Poll::Ready(ended);
+            }
+            if self.dirty {
+                match Pin::new(&mut *local).poll_flush(context) {
+                    Poll::Ready(Ok(())) => self.dirty = false,
+                    Poll::Ready(Err(_gone)) => return Poll::Ready(Ended::ClientGone),
+                    Poll::Pending => {},
+                }
+            }
+            while next.is_none() {
+                match Pin::new(&mut *local).poll_next(context) {
+                    Poll::Pending => break,
+                    Poll::Ready(Some(Ok(Message::Text(text)))) => *next = Some(text),
+                    Poll::Ready(Some(Ok(Message::Ping(_) | Message::Pong(_)))) => {},
+                    Poll::Ready(_gone_or_broken) => return Poll::Ready(Ended::ClientGone),
+                }
+            }
+            self.clocked(local, context)
+        })
+        .await;
+        if !self.dirty || matches!(ended, Ended::ClientGone) {
+            return ended;
+        }
+        match tokio::time::timeout(BLOCKED, local.flush()).await {
+            Ok(Ok(())) => ended,
+            Ok(Err(_)) | Err(_) => Ended::ClientGone,
+        }
+    }
+
+    /// Moves what is there from upstream to the client.
+    fn down(
+        &mut self,
+        local: &mut Socket,
+        source: &mut Source<'_>,
+        context: &mut Context<'_>,
+    ) -> Poll<Ended> {
+        loop {
+            match Pin::new(&mut *local).poll_ready(context) {
+                Poll::Ready(Ok(())) => {},
+                Poll::Ready(Err(_gone)) => return Poll::Ready(Ended::ClientGone),
+                Poll::Pending => return Poll::Pending,
+            }
+            match source.poll(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Came::Nothing) => {},
+                Poll::Ready(Came::Text(text)) => {
+                    self.last = Instant::now();
+                    if let Some(ended) = self.take(local, text) {
+                        return Poll::Ready(ended);
+                    }
+                },
+                Poll::Ready(Came::End(why)) if self.shown => {
+                    return Poll::Ready(Ended::Broken(why));
+                },
+                Poll::Ready(Came::End(why)) => {
+                    let cut = verdict::classify(&Outcome::Cut, clock::wall());
+                    let verdict = Verdict { reason: why.to_owned(), ..cut };
+                    return Poll::Ready(Ended::Hidden(verdict, None));
+                },
+            }
+        }
+    }
+
+    fn take(&mut self, local: &mut Socket, text: Utf8Bytes) -> Option<Ended> {
+        let kind = Kind::of(text.as_bytes());
+        match kind {
+            // Nearly all of them.
+            Kind::Visible if self.shown => {
+                return self.pass(local, text).then_some(Ended::ClientGone);
+            },
+            Kind::Metadata => {
+                let headers = event::metadata(text.as_bytes());
+                if let Some(state) = headers.get(frame::TURN_STATE).and_then(|v| v.to_str().ok()) {
+                    self.sockets.note_state(state, self.account);
+                }
+            },
+            _ if kind == Kind::Limits || kind.is_final() => {
+                for part in [b"data:".as_slice(), text.as_bytes(), b"\n"] {
+                    self.sniffer.feed(part);
+                }
+            },
+            _ => {},
+        }
+        let fault = kind.is_fault().then(|| Fault::read(text.as_bytes()));
+        if !self.shown {
+            self.begun.get_or_insert(self.last);
+            if kind.is_before_the_answer() && self.held_bytes + text.len() <= HOLD_BYTES {
+                self.held_bytes += text.len();
+                self.held.push(text);
+                return None;
+            }
+            if let Some(fault) = &fault {
+                let verdict = fault.verdict(clock::wall());
+                if self.chances.unsealed && frame::is_foreign(text.as_bytes()) {
+                    return Some(Ended::Foreign);
+                }
+                if verdict.act != Act::Deliver {
+                    return Some(Ended::Hidden(verdict, Some((text, fault.clone()))));
+                }
+            }
+            if self.show(local) {
+                return Some(Ended::ClientGone);
+            }
+        }
+        if self.pass(local, text) {
+            return Some(Ended::ClientGone);
+        }
+        kind.is_final().then_some(Ended::Final(fault))
+    }
+
+    /// Lets go of what was held. Returns whether the client has gone.
+    fn show(&mut self, local: &mut Socket) -> bool {
+        self.shown = true;
+        self.trace.first_byte_ms = Some(millis(&self.trace.started));
+        self.held_bytes = 0;
+        let held = std::mem::take(&mut self.held);
+        held.into_iter().any(|text| self.pass(local, text))
+    }
+
+    /// Gives a message to the client's socket. Returns whether the client has gone.
+    fn pass(&mut self, local: &mut Socket, text: Utf8Bytes) -> bool {
+        self.dirty = true;
+        Pin::new(local).start_send(Message::Text(text)).is_err()
+    }
+
+    /// What time alone decides.
+    fn clocked(&mut self, local: &mut Socket, context: &mut Context<'_>) -> Poll<Ended> {
+        while self.wake.as_mut().poll(context).is_ready() {
+            let now = Instant::now();
+            let due = match self.begun {
+                _ if self.shown => self.last + if self.dirty { BLOCKED } else { STALL },
+                Some(begun) if self.chances.silence => (begun + HOLD).min(self.last + HOLD_SILENCE),
+                Some(begun) => begun + HOLD,
+                None => self.sent + self.first_event,
+            };
+            if now < due {
+                self.wake.as_mut().reset(due);
+                continue;
+            }
+            if self.shown {
+                let gone = self.dirty;
+                let stalled = Ended::Broken("nothing came for too long");
+                return Poll::Ready(if gone { Ended::ClientGone } else { stalled });
+            }
+            if self.begun.is_none() {
+                let silent = verdict::classify(&Outcome::HeadTimeout, clock::wall());
+                return Poll::Ready(Ended::Hidden(silent, None));
+            }
+            if self.chances.silence && self.last.elapsed() >= HOLD_SILENCE {
+                return Poll::Ready(Ended::Silent);
+            }
+            if self.show(local) {
+                return Poll::Ready(Ended::ClientGone);
+            }
+            // It has to be flushed, by another round.
+            context.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+}

@@ -1,0 +1,294 @@
+//! Messages of the Responses WebSocket: what a turn's frame says, and the few edits a frame can need.
+//!
+//! A frame is passed on as its bytes came. It is only written anew where it has to say something else:
+//! without a turn state that another account gave, or as the body of an HTTP request. Both edits keep
+//! every other field as it stands, and its place.
+
+use bytes::Bytes;
+use cma_core::bound::{self, Leave, Without};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http_body_util::BodyExt as _;
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
+};
+use serde_json::{Value, json, value::RawValue};
+use std::fmt;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+use crate::proxy::relay::{Answer, Out};
+
+/// Where a turn's frame carries the sticky token that an earlier answer gave (observed, 0.169.0).
+pub(super) const TURN_STATE: &str = "x-codex-turn-state";
+/// Fields of a frame that an HTTP body doesn't have.
+const ONLY_HERE: [&str; 3] = ["type", "generate", "previous_response_id"];
+/// Headers that a frame carries inside its metadata, by this prefix and with underscores.
+const HEADER_FIELD: &str = "ws_request_header_";
+/// Metadata that is a header over HTTP, by the same name.
+const ALSO_HEADERS: [&str; 3] = [TURN_STATE, "x-codex-turn-metadata", "x-codex-window-id"];
+/// Metadata that only means something on a WebSocket.
+const STAYS: [&str; 3] = [TURN_STATE, "x-codex-ws-stream-request-start-ms", "traceparent"];
+
+/// What is looked at in a client's frame. The rest is skipped, not built.
+#[derive(Debug, Deserialize)]
+pub(super) struct Create {
+    #[serde(rename = "type")]
+    pub(super) kind: String,
+    pub(super) model: Option<String>,
+    pub(super) previous_response_id: Option<String>,
+    pub(super) generate: Option<bool>,
+    client_metadata: Option<Metadata>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Metadata {
+    #[serde(rename = "x-codex-turn-state")]
+    turn_state: Option<String>,
+}
+
+impl Create {
+    /// Reads a frame; `None` when it is no object with a type.
+    pub(super) fn read(text: &str) -> Option<Self> {
+        serde_json::from_str(text).ok()
+    }
+
+    /// Whether the frame begins a turn.
+    pub(super) fn is_turn(&self) -> bool {
+        self.kind == "response.create"
+    }
+
+    /// Whether it only warms the prompt up.
+    pub(super) fn is_prewarm(&self) -> bool {
+        self.generate == Some(false)
+    }
+
+    /// The sticky token it carries.
+    pub(super) fn turn_state(&self) -> Option<&str> {
+        self.client_metadata.as_ref()?.turn_state.as_deref()
+    }
+}
+
+/// An object's fields in their order, values untouched.
+struct Fields<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Vec<(String, &'de RawValue)>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(fields)
+            }
+        }
+        deserializer.deserialize_map(InOrder).map(Fields)
+    }
+}
+
+impl<'a> Fields<'a> {
+    fn read(text: &'a str) -> Option<Self> {
+        serde_json::from_str(text).ok()
+    }
+
+    fn get(&self, name: &str) -> Option<&'a str> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.get())
+    }
+
+    /// The object without the fields that `leave` names, and with other values for those that
+    /// `change` gives one for.
+    fn write(
+        &self,
+        leave: impl Fn(&str) -> bool,
+        change: impl Fn(&str) -> Option<String>,
+    ) -> String {
+        let size = self.0.iter().map(|(name, value)| name.len() + value.get().len() + 4).sum();
+        let mut text = String::with_capacity(size);
+        text.push('{');
+        for (name, value) in self.0.iter().filter(|(name, _)| !leave(name)) {
+            if text.len() > 1 {
+                text.push(',');
+            }
+            text.push_str(&Value::from(name.as_str()).to_string());
+            text.push(':');
+            match change(name) {
+                Some(changed) => text.push_str(&changed),
+                None => text.push_str(value.get()),
+            }
+        }
+        text.push('}');
+        text
+    }
+}
+
+/// The frame without its turn state. `None` when it can't be read, which the caller has ruled out.
+pub(super) fn without_turn_state(text: &str) -> Option<Utf8Bytes> {
+    let fields = Fields::read(text)?;
+    let metadata = Fields::read(fields.get("client_metadata")?)?;
+    let metadata = metadata.write(|name| name == TURN_STATE, |_| None);
+    let edited =
+        fields.write(|_| false, |name| (name == "client_metadata").then(|| metadata.clone()));
+    Some(edited.into())
+}
+
+/// The frame without the reasoning that another workspace sealed; `None` when there is none in it.
+pub(super) fn without_reasoning(text: &str) -> Option<Utf8Bytes> {
+    let without = Without { reasoning: Leave::All, ..Without::default() };
+    let stripped = bound::strip(text.as_bytes(), &without).ok()?;
+    let some = stripped.dropped.reasoning > 0;
+    some.then(|| String::from_utf8(stripped.json).ok()).flatten().map(Utf8Bytes::from)
+}
+
+/// Whether an error, as a frame or a body, says that upstream can't read something sealed.
+pub(super) fn is_foreign(error: &[u8]) -> bool {
+    serde_json::from_slice(error).is_ok_and(|error| bound::is_foreign(&error))
+}
+
+/// A frame as an HTTP request: its body, and the headers that it carries inside.
+pub(super) fn to_http(text: &str) -> Option<(Bytes, HeaderMap)> {
+    let fields = Fields::read(text)?;
+    let mut headers = HeaderMap::new();
+    let metadata = fields.get("client_metadata").and_then(Fields::read).map(|metadata| {
+        let all = metadata.0.iter();
+        headers.extend(all.filter_map(|(name, value)| header(name, value.get())));
+        let stays = |name: &str| STAYS.contains(&name) || name.starts_with(HEADER_FIELD);
+        metadata.write(stays, |_| None)
+    });
+    let change = |name: &str| metadata.clone().filter(|_| name == "client_metadata");
+    let body = fields.write(|name| ONLY_HERE.contains(&name), change);
+    Some((Bytes::from(body), headers))
+}
+
+/// The frame with its whole input, where it goes on from one that was never sent and had this input.
+pub(super) fn whole(text: &str, before: &str) -> Option<Utf8Bytes> {
+    let fields = Fields::read(text)?;
+    let input = joined(before, fields.get("input")?)?;
+    let change = |name: &str| (name == "input").then(|| input.clone());
+    Some(fields.write(|name| name == "previous_response_id", change).into())
+}
+
+/// A frame's input, as it stands.
+pub(super) fn input(text: &str) -> Option<String> {
+    Fields::read(text)?.get("input").map(str::to_owned)
+}
+
+/// Two arrays as one.
+fn joined(first: &str, second: &str) -> Option<String> {
+    let inner = |text: &str| {
+        let text = text.trim().strip_prefix('[')?.strip_suffix(']')?.trim().to_owned();
+        Some(text)
+    };
+    let (first, second) = (inner(first)?, inner(second)?);
+    let comma = if first.is_empty() || second.is_empty() { "" } else { "," };
+    Some(format!("[{first}{comma}{second}]"))
+}
+
+/// The header that a field of the metadata stands for.
+fn header(field: &str, value: &str) -> Option<(HeaderName, HeaderValue)> {
+    let name = match field.strip_prefix(HEADER_FIELD) {
+        Some(name) => name.replace('_', "-"),
+        None if ALSO_HEADERS.contains(&field) => field.to_owned(),
+        None => return None,
+    };
+    // What says who is asking is ours to say.
+    if !name.starts_with("x-codex-") && !name.starts_with("x-openai-internal-") {
+        return None;
+    }
+    let value: String = serde_json::from_str(value).ok()?;
+    Some((HeaderName::try_from(name).ok()?, HeaderValue::try_from(value).ok()?))
+}
+
+/// An HTTP answer as the frame that stands for it (the CLI treats it like that answer, observed with
+/// 0.169.0). Only for answers that are whole.
+pub(super) async fn wrapped(answer: Answer) -> Utf8Bytes {
+    let (parts, body) = answer.into_parts();
+    let whole = matches!(body, Out::Whole(_));
+    let body = if whole { body.collect().await.ok().map(|body| body.to_bytes()) } else { None };
+    let body = body.unwrap_or_default();
+    if parts.status == StatusCode::BAD_REQUEST && serde_json::from_slice::<Value>(&body).is_err() {
+        return stop(String::from_utf8_lossy(&body).trim());
+    }
+    wrap(parts.status.as_u16(), &parts.headers, &body)
+}
+
+/// One line on which the CLI stops and which it prints as it is: of a wrapped 400 it prints the whole
+/// frame, of this failure only the message (observed, 0.169.0).
+pub(super) fn stop(line: &str) -> Utf8Bytes {
+    let error = json!({"code": "invalid_prompt", "message": line});
+    let response = json!({"id": "resp_cma", "status": "failed", "error": error});
+    ordered(&[("type", "response.failed".into()), ("response", response)])
+}
+
+/// The frame that stands for an HTTP error.
+pub(super) fn wrap(status: u16, headers: &HeaderMap, body: &[u8]) -> Utf8Bytes {
+    let error = match serde_json::from_slice::<Value>(body) {
+        Ok(mut json) if json.get("error").is_some_and(Value::is_object) => {
+            json.get_mut("error").map(Value::take).unwrap_or_default()
+        },
+        // A body without an error of its own is the message: the CLI prints what it finds there.
+        Ok(json) if !json.is_null() => {
+            json!({"type": "invalid_request_error", "message": json.to_string()})
+        },
+        _ => {
+            let text = String::from_utf8_lossy(body);
+            json!({"type": "invalid_request_error", "message": text.trim()})
+        },
+    };
+    let mut kept = serde_json::Map::new();
+    for (name, value) in headers {
+        let known = name.as_str().starts_with("x-codex-") || name == http::header::RETRY_AFTER;
+        if let (true, Ok(value)) = (known, value.to_str()) {
+            kept.insert(name.as_str().to_owned(), value.into());
+        }
+    }
+    ordered(&[
+        ("type", "error".into()),
+        ("status", status.into()),
+        ("error", error),
+        ("headers", Value::Object(kept)),
+    ])
+}
+
+/// The error at which the CLI opens another connection and sends its whole input, without a word to
+/// the person (observed, 0.169.0).
+pub(super) fn previous_not_found(id: &str) -> Utf8Bytes {
+    let error = json!({
+        "type": "invalid_request_error",
+        "code": "previous_response_not_found",
+        "message": format!("Previous response with id '{id}' not found."),
+        "param": "previous_response_id",
+    });
+    ordered(&[("type", "error".into()), ("status", 400.into()), ("error", error)])
+}
+
+/// The two events that answer a prewarm which nobody sent anywhere.
+pub(super) fn warmed(id: &str) -> [Utf8Bytes; 2] {
+    let event =
+        |kind: &str, response: Value| ordered(&[("type", kind.into()), ("response", response)]);
+    let usage = json!({"input_tokens": 0, "output_tokens": 0, "total_tokens": 0});
+    [
+        event("response.created", json!({"id": id})),
+        event("response.completed", json!({"id": id, "usage": usage})),
+    ]
+}
+
+/// The event that carries headers of an HTTP answer.
+pub(super) fn metadata(headers: &HeaderMap) -> Option<Utf8Bytes> {
+    let state = headers.get(TURN_STATE)?.to_str().ok()?;
+    let headers = json!({ TURN_STATE: state });
+    Some(ordered(&[("type", "response.metadata".into()), ("headers", headers)]))
+}
+
+/// An object whose type comes first, as upstream writes it.
+fn ordered(fields: &[(&str, Value)]) -> Utf8Bytes {
+    let fields: Vec<_> = fields.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+    format!("{{{}}}", fields.join(",")).into()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,274 @@
+//! The upstream leg: one WebSocket, of one account, for one client's socket.
+
+use crate::{
+    clock,
+    proxy::body::UpBody,
+    upstream::{Failure, Upstream},
+    vault::Pass,
+};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use bytes::{Bytes, BytesMut};
+use cma_core::{
+    identity::AccountId,
+    time::{Span, Wall},
+};
+use futures_util::{SinkExt as _, Stream as _};
+use http::{HeaderMap, HeaderValue, Request, Uri, header, response};
+use http_body_util::BodyExt as _;
+use hyper::{body::Incoming, client::conn::http1, upgrade::Upgraded};
+use hyper_util::rt::TokioIo;
+use ring::digest;
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::Instant,
+};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{
+        Error, Message, Utf8Bytes,
+        protocol::{Role, WebSocketConfig},
+    },
+};
+
+/// A message from a client: its whole input at the first turn, pictures in base64 included. The same
+/// as an HTTP request may have for a second attempt, four times over.
+pub(super) const MAX_REQUEST: usize = 64 * 1024 * 1024;
+/// A message from upstream: the final one repeats the whole answer, megabytes at worst.
+pub(super) const MAX_EVENT: usize = 16 * 1024 * 1024;
+/// Read and written at once. An event has a few hundred bytes; more only costs memory, and there are
+/// two of each for a socket.
+const BUFFER: usize = 8 * 1024;
+/// Messages that a full socket buffer may leave with us: the last one and what was gathered before.
+const MAX_WAITING: usize = MAX_REQUEST + 64 * 1024;
+/// Upstream ends a connection after 60 minutes, in the middle of a turn if there is one (0.169.0's
+/// error code for it says so). A connection this old is replaced between two turns.
+const MAX_AGE: Duration = Duration::from_secs(55 * 60);
+/// Time that passed by the wall clock only: the machine slept, and the connection is dead.
+const SLEPT: Span = Span::from_secs(30);
+/// A head of an answer is a few kilobytes.
+const MAX_HEAD: usize = 256 * 1024;
+/// Read of a refusal's body: enough to judge it.
+const MAX_ERROR: usize = 64 * 1024;
+/// A refusal's body that doesn't come is judged without it.
+const ERROR_TIMEOUT: Duration = Duration::from_secs(5);
+/// A close frame is a courtesy: nobody waits longer for it to leave.
+const CLOSE: Duration = Duration::from_secs(1);
+/// What the answer to a key is made with (RFC 6455, section 1.3).
+const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// One end of a WebSocket.
+pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
+
+/// How both ends behave: no message without a bound, and no buffer.
+pub(super) async fn socket(upgraded: Upgraded, role: Role, max: usize) -> Socket {
+    let config = WebSocketConfig::default()
+        .read_buffer_size(BUFFER)
+        .write_buffer_size(BUFFER)
+        .max_write_buffer_size(MAX_WAITING)
+        .max_message_size(Some(max))
+        .max_frame_size(Some(max));
+    WebSocketStream::from_raw_socket(TokioIo::new(upgraded), role, Some(config)).await
+}
+
+/// A connection to upstream.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) account: AccountId,
+    socket: Socket,
+    since: (Instant, Wall),
+    /// Whether a response was completed on it, so that the next one may go on from there.
+    pub(super) has_history: bool,
+}
+
+/// Why no connection came about.
+#[derive(Debug)]
+pub(super) enum NoLink {
+    /// Before an answer.
+    Failed(Failure),
+    /// No answer in time.
+    TimedOut,
+    /// With an answer that is no upgrade.
+    Refused(Box<response::Parts>, Bytes),
+}
+
+/// What comes from upstream.
+#[derive(Debug)]
+pub(super) enum Came {
+    Text(Utf8Bytes),
+    /// A ping or pong; answered already.
+    Nothing,
+    /// The end, in words for the trace.
+    End(&'static str),
+}
+
+impl Link {
+    /// Opens one. `headers` are the client's own, ready to be sent and signed.
+    pub(super) async fn open(
+        upstream: &Upstream,
+        uri: &Uri,
+        (account, pass): (&AccountId, &Pass),
+        headers: &HeaderMap,
+        limit: Duration,
+    ) -> Result<Self, NoLink> {
+        let stream = upstream.dial().await.map_err(NoLink::Failed)?;
+        let shake = shake(stream, uri, headers, pass);
+        let upgraded =
+            tokio::time::timeout(limit, shake).await.map_err(|_elapsed| NoLink::TimedOut)??;
+        Ok(Self {
+            account: account.clone(),
+            socket: socket(upgraded, Role::Client, MAX_EVENT).await,
+            since: (Instant::now(), clock::wall()),
+            has_history: false,
+        })
+    }
+
+    /// Whether a turn may still begin on it.
+    pub(super) fn is_fresh(&self) -> bool {
+        let (mono, wall) = self.since;
+        let lived = mono.elapsed();
+        let by_wall = clock::wall().since(wall);
+        let lived_ms = u64::try_from(lived.as_millis()).unwrap_or(u64::MAX);
+        lived < MAX_AGE && by_wall.millis().saturating_sub(lived_ms) < SLEPT.millis()
+    }
+
+    /// Sends a turn's frame.
+    pub(super) async fn send(&mut self, frame: Utf8Bytes) -> Result<(), Error> {
+        self.socket.send(Message::Text(frame)).await
+    }
+
+    /// The next message.
+    pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Came> {
+        let next = Pin::new(&mut self.socket).poll_next(context);
+        next.map(|message| match message {
+            Some(Ok(Message::Text(text))) => Came::Text(text),
+            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Came::Nothing,
+            Some(Ok(Message::Binary(_))) => Came::End("a binary message came"),
+            Some(Ok(Message::Close(_))) => Came::End("upstream closed the connection"),
+            None | Some(Err(Error::ConnectionClosed | Error::AlreadyClosed | Error::Io(_))) => {
+                Came::End("the connection ended")
+            },
+            Some(Err(Error::Capacity(_))) => Came::End("a message was too large"),
+            Some(Err(_)) => Came::End("what came is not a WebSocket message"),
+        })
+    }
+
+    /// Says goodbye.
+    pub(super) async fn close(mut self) {
+        let _gone = tokio::time::timeout(CLOSE, self.socket.close(None)).await;
+    }
+}
+
+/// The handshake over a stream that nothing was said on.
+async fn shake(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    uri: &Uri,
+    headers: &HeaderMap,
+    pass: &Pass,
+) -> Result<Upgraded, NoLink> {
+    let cut = |_error: hyper::Error| NoLink::Failed(Failure::Cut);
+    let key = key();
+    let mut request = Request::new(UpBody::Whole(Bytes::new()));
+    *request.uri_mut() = uri.clone();
+    *request.headers_mut() = headers.clone();
+    let ours = request.headers_mut();
+    ours.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    ours.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    ours.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+    let written = HeaderValue::try_from(key.as_str()).map_err(|_never| NoLink::TimedOut)?;
+    ours.insert(header::SEC_WEBSOCKET_KEY, written);
+    super::super::headers::sign(ours, pass);
+    let (mut sender, connection) = http1::Builder::new()
+        .max_buf_size(MAX_HEAD)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(cut)?;
+    let mut driver = std::pin::pin!(connection.with_upgrades());
+    let mut answer = std::pin::pin!(sender.send_request(request));
+    let mut ended = false;
+    let sent = std::future::poll_fn(|context| {
+        if let Poll::Ready(sent) = answer.as_mut().poll(context) {
+            return Poll::Ready(sent);
+        }
+        if !ended && driver.as_mut().poll(context).is_ready() {
+            ended = true;
+        }
+        answer.as_mut().poll(context)
+    });
+    let response = sent.await.map_err(|error| {
+        let garbage = error.is_parse() || error.is_parse_too_large();
+        NoLink::Failed(if garbage { Failure::Garbage } else { Failure::Cut })
+    })?;
+    if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
+        let (parts, body) = response.into_parts();
+        let mut body = std::pin::pin!(read(body));
+        let read = std::future::poll_fn(|context| {
+            if let Poll::Ready(bytes) = body.as_mut().poll(context) {
+                return Poll::Ready(bytes);
+            }
+            if !ended && driver.as_mut().poll(context).is_ready() {
+                ended = true;
+            }
+            body.as_mut().poll(context)
+        });
+        let bytes = tokio::time::timeout(ERROR_TIMEOUT, read).await.unwrap_or_default();
+        return Err(NoLink::Refused(Box::new(parts), bytes));
+    }
+    let accepted = response.headers().get(header::SEC_WEBSOCKET_ACCEPT).map(HeaderValue::as_bytes);
+    let plain = !response.headers().contains_key(header::SEC_WEBSOCKET_EXTENSIONS);
+    if accepted != Some(accept(key.as_bytes()).as_bytes()) || !plain {
+        return Err(NoLink::Failed(Failure::Garbage));
+    }
+    if !ended {
+        driver.await.map_err(cut)?;
+    }
+    hyper::upgrade::on(response).await.map_err(cut)
+}
+
+async fn read(mut body: Incoming) -> Bytes {
+    let mut bytes = BytesMut::new();
+    while let Some(Ok(frame)) = body.frame().await {
+        if let Some(data) = frame.data_ref() {
+            if bytes.len() + data.len() > MAX_ERROR {
+                break;
+            }
+            bytes.extend_from_slice(data);
+        }
+    }
+    bytes.freeze()
+}
+
+/// Sixteen bytes that no cache has seen (RFC 6455, section 4.1).
+fn key() -> String {
+    let mut bytes = [0; 16];
+    if getrandom::fill(&mut bytes).is_err() {
+        // It guards against caches, not against anybody: any number will do.
+        bytes[..8].copy_from_slice(&clock::wall().millis().to_be_bytes());
+    }
+    BASE64_STANDARD.encode(bytes)
+}
+
+/// What proves that a key was understood.
+pub(super) fn accept(key: &[u8]) -> String {
+    let mut hash = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
+    hash.update(key);
+    hash.update(GUID);
+    BASE64_STANDARD.encode(hash.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_answered_as_the_protocol_says() {
+        // The example of RFC 6455, section 1.3.
+        assert_eq!(accept(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        assert_ne!(key(), key());
+        assert_eq!(key().len(), 24);
+    }
+}

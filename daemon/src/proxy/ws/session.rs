@@ -1,0 +1,227 @@
+//! A client's socket, from its upgrade to its end: frames in, turns one after another.
+
+use super::{
+    frame::{self, Create},
+    link::{self, Came, Link, MAX_REQUEST, Socket},
+};
+use crate::{
+    app::Phase,
+    clock,
+    project::Bounds,
+    proxy::{Proxy, keys::Launch},
+};
+use cma_core::{
+    event::{self, Kind},
+    pool::Input,
+};
+use futures_util::{SinkExt as _, Stream as _};
+use http::{HeaderMap, StatusCode};
+use hyper::upgrade::Upgraded;
+use std::{pin::Pin, sync::Arc, task::Poll, time::Duration};
+use tokio_tungstenite::tungstenite::{
+    Error, Message, Utf8Bytes,
+    protocol::{CloseFrame, Role, frame::coding::CloseCode},
+};
+
+/// A socket without a turn for this long is closed; its CLI opens another at its next turn. A person
+/// comes back to a thread after a day's meetings, so it is longer than that.
+const IDLE: Duration = Duration::from_secs(12 * 3600);
+/// A client that doesn't take a short frame within this has gone.
+const SAY: Duration = Duration::from_secs(30);
+/// A client hangs up within this once it has read why the socket is closed.
+const GOODBYE: Duration = Duration::from_secs(1);
+/// Header values taken as names are bounded.
+const MAX_NAME: usize = 256;
+
+/// A prewarm that was answered here: its turn gets this input in front.
+#[derive(Debug)]
+pub(super) struct Warm {
+    pub(super) id: String,
+    pub(super) input: String,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) proxy: Arc<Proxy>,
+    /// The handshake's headers, ready to be signed.
+    pub(super) head: HeaderMap,
+    pub(super) bounds: Bounds,
+    pub(super) name: Option<Arc<str>>,
+    pub(super) link: Option<Link>,
+    pub(super) warm: Option<Warm>,
+    /// A frame that came during the turn before.
+    pub(super) next: Option<Utf8Bytes>,
+}
+
+/// How a client's socket ends.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Leave {
+    /// The client has gone, or it broke the protocol beyond words.
+    Gone,
+    /// With a code and a word.
+    Close(CloseCode, &'static str),
+}
+
+/// Upstream broke off within an answer: so does the client's socket, and the CLI begins again.
+pub(super) const BROKEN: Leave = Leave::Close(CloseCode::Error, "upstream broke off");
+/// The CLI opens another socket, to the daemon that comes next.
+const RESTART: Leave = Leave::Close(CloseCode::Restart, "the daemon restarts");
+
+impl Session {
+    pub(super) fn new(proxy: Arc<Proxy>, launch: &Launch, head: HeaderMap) -> Self {
+        let name = head.get("session-id").and_then(|value| value.to_str().ok());
+        let name = name.filter(|name| !name.is_empty() && name.len() <= MAX_NAME).map(Arc::from);
+        Self {
+            proxy,
+            head,
+            bounds: launch.bounds.clone(),
+            name,
+            link: None,
+            warm: None,
+            next: None,
+        }
+    }
+
+    /// Serves turns until either side has had enough.
+    pub(super) async fn run(mut self, upgraded: Upgraded) {
+        let mut local = link::socket(upgraded, Role::Server, MAX_REQUEST).await;
+        let leave = loop {
+            let frame = match self.next.take() {
+                Some(frame) => frame,
+                None => match self.idle(&mut local).await {
+                    Ok(frame) => frame,
+                    Err(leave) => break leave,
+                },
+            };
+            if let Err(leave) = self.frame(&mut local, frame).await {
+                break leave;
+            }
+            if self.next.is_none() && self.proxy.phases.now() >= Phase::Draining {
+                break RESTART;
+            }
+        };
+        if let Leave::Close(code, reason) = leave {
+            tracing::debug!(code = u16::from(code), reason, "websocket closed");
+            let close = CloseFrame { code, reason: Utf8Bytes::from_static(reason) };
+            let _gone = tokio::time::timeout(SAY, local.close(Some(close))).await;
+            if code != CloseCode::Restart {
+                // What the client still sends would make the system reset the connection, and the
+                // reason would be lost.
+                let mut rest = tokio::io::sink();
+                let read = tokio::io::copy(local.get_mut(), &mut rest);
+                let _its_end = tokio::time::timeout(GOODBYE, read).await;
+            }
+        }
+        if let Some(link) = self.link.take() {
+            link.close().await;
+        }
+    }
+
+    /// Waits for a frame between two turns.
+    async fn idle(&mut self, local: &mut Socket) -> Result<Utf8Bytes, Leave> {
+        let phases = self.proxy.phases.clone();
+        let mut drains = std::pin::pin!(phases.reached(Phase::Draining));
+        let mut over = std::pin::pin!(tokio::time::sleep(IDLE));
+        loop {
+            let came = std::future::poll_fn(|context| {
+                if let Poll::Ready(message) = Pin::new(&mut *local).poll_next(context) {
+                    return Poll::Ready(Idle::Client(message));
+                }
+                if let Some(link) = &mut self.link
+                    && let Poll::Ready(came) = link.poll(context)
+                {
+                    return Poll::Ready(Idle::Upstream(came));
+                }
+                if drains.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(Idle::Over(RESTART));
+                }
+                over.as_mut()
+                    .poll(context)
+                    .map(|()| Idle::Over(Leave::Close(CloseCode::Away, "idle for too long")))
+            })
+            .await;
+            match came {
+                Idle::Client(Some(Ok(Message::Text(text)))) => return Ok(text),
+                Idle::Client(Some(Ok(Message::Ping(_) | Message::Pong(_)))) => {},
+                Idle::Client(message) => return Err(leave(message.as_ref())),
+                Idle::Upstream(came) => self.between(local, came).await?,
+                Idle::Over(leave) => return Err(leave),
+            }
+        }
+    }
+
+    /// What upstream says between two turns: limits are learned and passed on like everything else,
+    /// an end is ours alone.
+    async fn between(&mut self, local: &mut Socket, came: Came) -> Result<(), Leave> {
+        let Some(link) = &self.link else { return Ok(()) };
+        match came {
+            Came::Nothing => Ok(()),
+            Came::Text(text) => {
+                let kind = Kind::of(text.as_bytes());
+                if kind.is_final() {
+                    tracing::debug!(account = %link.account, "upstream ended an idle websocket");
+                    self.link = None;
+                    return Ok(());
+                }
+                if kind == Kind::Limits {
+                    let windows = event::limits(text.as_bytes(), clock::wall());
+                    let account = link.account.clone();
+                    self.proxy.actor.tell(Input::QuotaSeen(account, windows));
+                }
+                say(local, text).await
+            },
+            Came::End(why) => {
+                tracing::debug!(account = %link.account, why, "idle websocket to upstream ended");
+                self.link = None;
+                Ok(())
+            },
+        }
+    }
+
+    /// Serves one frame of the client's.
+    async fn frame(&mut self, local: &mut Socket, text: Utf8Bytes) -> Result<(), Leave> {
+        match Create::read(&text) {
+            Some(create) if create.is_turn() => Box::pin(self.turn(local, text, create)).await,
+            Some(create) => {
+                tracing::debug!(kind = create.kind, "a frame that begins no turn");
+                let Some(link) = &mut self.link else { return Ok(()) };
+                if link.send(text).await.is_err() {
+                    self.link = None;
+                }
+                Ok(())
+            },
+            None => {
+                let status = StatusCode::BAD_REQUEST.as_u16();
+                let body = b"the frame is no JSON object with a type";
+                say(local, frame::wrap(status, &HeaderMap::new(), body)).await
+            },
+        }
+    }
+}
+
+/// What happens between two turns.
+enum Idle {
+    Client(Option<Result<Message, Error>>),
+    Upstream(Came),
+    Over(Leave),
+}
+
+/// How a socket ends on which that came in a frame's place.
+fn leave(message: Option<&Result<Message, Error>>) -> Leave {
+    match message {
+        Some(Ok(Message::Binary(_))) => Leave::Close(CloseCode::Unsupported, "frames are text"),
+        Some(Err(Error::Capacity(_))) => Leave::Close(CloseCode::Size, "the frame is too large"),
+        Some(Err(Error::Utf8(_))) => Leave::Close(CloseCode::Invalid, "the frame is not text"),
+        Some(Err(Error::Protocol(_))) => Leave::Close(CloseCode::Protocol, "not a frame"),
+        _ => Leave::Gone,
+    }
+}
+
+/// Sends a frame of our own.
+pub(super) async fn say(local: &mut Socket, text: Utf8Bytes) -> Result<(), Leave> {
+    match tokio::time::timeout(SAY, local.send(Message::Text(text))).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(Leave::Gone),
+    }
+}
