@@ -1,6 +1,6 @@
 //! What a case is: what is done, over which transport, what goes wrong, and what is expected.
 
-use cma_tests::sim::{Fault, Route, Sim, SimConfig};
+use cma_tests::sim::{Fault, Route, SimConfig};
 use serde_json::Value;
 
 /// The versions of the official CLI, newest first.
@@ -43,8 +43,9 @@ pub(super) enum Expect {
     Same,
     /// The CLI alone without any.
     Hidden,
-    /// The CLI alone with the same faults as far as the exit status goes; these words on stderr.
-    Ours { says: &'static str, why: &'static str },
+    /// The CLI alone with the same faults as far as the exit status goes (where it is another, that one);
+    /// these words on stderr.
+    Ours { says: &'static str, why: &'static str, exit: Option<i32> },
 }
 
 /// One case.
@@ -61,7 +62,6 @@ pub(super) struct Case {
     pub(super) faults_at: usize,
     pub(super) accounts: &'static [&'static str],
     pub(super) tune: fn(&mut SimConfig),
-    pub(super) prepare: fn(&Sim),
     pub(super) expect: Expect,
     /// The oldest version that has what the case needs, and what that is.
     pub(super) since: Option<(&'static str, &'static str)>,
@@ -91,7 +91,6 @@ impl Case {
             faults_at: 0,
             accounts: &["a"],
             tune: |_| (),
-            prepare: |_| (),
             expect: Expect::Same,
             since: (wire == Wire::Ws).then_some(("0.128.0", "it has no WebSocket transport")),
         }
@@ -109,11 +108,6 @@ impl Case {
 
     pub(super) fn tune(mut self, tune: fn(&mut SimConfig)) -> Self {
         self.tune = tune;
-        self
-    }
-
-    pub(super) fn prepare(mut self, prepare: fn(&Sim)) -> Self {
-        self.prepare = prepare;
         self
     }
 
@@ -170,13 +164,32 @@ impl Case {
     pub(super) fn ours(mut self, says: &'static str, why: &'static str) -> Self {
         self.name.push_str("/ours");
         self.accounts = &["a", "b"];
-        self.expect = Expect::Ours { says, why };
+        self.expect = Expect::Ours { says, why, exit: None };
+        self
+    }
+
+    /// One account, and words of our own.
+    pub(super) fn ours_for_one(mut self, says: &'static str, why: &'static str) -> Self {
+        self = self.ours(says, why);
+        self.accounts = &["a"];
+        self
+    }
+
+    /// Words of our own where the CLI alone would have ended well.
+    pub(super) fn ours_and_stops(mut self, says: &'static str, why: &'static str) -> Self {
+        self.name.push_str("/ours");
+        self.expect = Expect::Ours { says, why, exit: Some(1) };
         self
     }
 
     /// Why a version can't do this.
     pub(super) fn cannot(&self, version: &str) -> Option<&'static str> {
         self.since.filter(|(since, _)| numbers(version) < numbers(since)).map(|(_, why)| why)
+    }
+
+    /// Whether no turn may ever travel over a WebSocket.
+    pub(super) fn fails_at_the_handshake(&self) -> bool {
+        self.faults.iter().any(|script| script.route == Route::Upgrade)
     }
 
     /// Whether the daemon answers these calls from what it knows, and never passes them on.

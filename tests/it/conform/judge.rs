@@ -1,7 +1,7 @@
 //! Whether the two runs of a case show the same.
 
 use super::{
-    case::{Case, Expect},
+    case::{Case, Expect, Wire},
     run::{Shown, alone, through},
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -75,8 +75,9 @@ fn differences(case: &Case, version: &str) -> Vec<String> {
                 &of_anyone(&through.sent),
             ));
         },
-        Expect::Ours { says, why: _ } => {
-            found.extend(lines("exit status", &text(&alone.codes), &text(&through.codes)));
+        Expect::Ours { says, why: _, exit } => {
+            let exits = exit.map_or_else(|| alone.codes.clone(), |exit| vec![exit]);
+            found.extend(lines("exit status", &text(&exits), &text(&through.codes)));
             if !through.talk.contains(says) {
                 found.push(format!("it doesn't say `{says}`:\n{}", through.talk));
             }
@@ -90,6 +91,12 @@ fn differences(case: &Case, version: &str) -> Vec<String> {
     }
     if case.is_hopeless() && !through.is_bounded() {
         found.push(format!("{} upstream attempts in {:?}", through.attempts, through.took));
+    }
+    let over = |wire: Wire| {
+        if wire == Wire::Ws { alone.frames > 0 } else { alone.frames + through.frames == 0 }
+    };
+    if !over(case.wire) && !case.fails_at_the_handshake() {
+        found.push(format!("the wrong transport: {} and {} frames", alone.frames, through.frames));
     }
     let broken: Vec<_> = through.violations.difference(&alone.violations).collect();
     if !broken.is_empty() {

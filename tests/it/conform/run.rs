@@ -41,6 +41,8 @@ pub(super) struct Shown {
     pub(super) sent: Vec<String>,
     /// Turns that reached the upstream, in whatever form.
     pub(super) attempts: usize,
+    /// Frames among them.
+    pub(super) frames: usize,
     /// Scripted faults that applied.
     pub(super) faults: u64,
     /// Rules that the upstream saw broken.
@@ -72,7 +74,6 @@ fn machine(case: &Case, version: &str, accounts: &[&str]) -> Option<World> {
     if git.code == 0 {
         fs::write(world.path("work/changed.txt"), "one line\n").unwrap();
     }
-    (case.prepare)(world.sim());
     Some(world)
 }
 
@@ -195,6 +196,7 @@ fn shown(case: &Case, world: &World, faults: bool, make: impl Fn(&World) -> Comm
     }
     shown.files = normal.tree(&world.codex_home());
     shown.attempts = world.sim().seen().iter().filter(|seen| is_attempt(seen)).count();
+    shown.frames = world.sim().seen().iter().filter(|seen| seen.method == "WS").count();
     shown.faults = world.sim().stats().accounts.values().map(|stats| stats.faults).sum();
     shown.violations = world.sim().violations().iter().map(|it| rule(it)).collect();
     shown.sent = sent(case, world, &normal);
