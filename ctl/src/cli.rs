@@ -1,5 +1,12 @@
 //! What can be typed. Help texts are the doc comments here, one per command.
 
+mod books;
+
+pub(crate) use books::{
+    BooksCommand, BudgetCommand, BudgetLimit, MetricsCommand, NotifyCommand, UsageArgs,
+    UsageGroupBy,
+};
+
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use cma_proto::{
     codec::Codec,
@@ -155,6 +162,8 @@ pub(crate) enum Command {
     },
     /// Print what happens in the pool, as it happens
     Events,
+    #[command(flatten)]
+    Books(BooksCommand),
     /// Print the daemon's log; works while the daemon is down
     Logs {
         /// Go on with what is written from now on
@@ -179,6 +188,9 @@ pub(crate) enum Command {
     Seal(Seal),
     /// Open a sealed root; `CMA_PASSPHRASE` or a prompt gives the passphrase
     Unlock,
+    /// List the accounts' reset credits, or use one to have an account's windows reset
+    #[command(subcommand)]
+    ResetCredits(ResetCredits),
     /// Show the whole thing with three simulated accounts: nothing installed, no network
     Demo(DemoArgs),
     /// Add tags to an account (`+work`) and take them away (`-work`)
@@ -214,6 +226,43 @@ pub(crate) enum Command {
     Deny {
         /// A folder of the repository; this one when left out
         dir: Option<PathBuf>,
+    },
+    /// Show the threads and where they run, or move one to another account
+    #[command(visible_alias = "sessions")]
+    Session {
+        #[command(subcommand)]
+        command: Option<SessionCommand>,
+    },
+}
+
+/// `cmactl session …`
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum SessionCommand {
+    /// List the threads, newest first
+    List {
+        /// Older ones too
+        #[arg(long)]
+        all: bool,
+    },
+    /// Show one thread: where it ran, its moves, what they left out
+    Show {
+        /// The thread's id or a unique prefix
+        id: String,
+    },
+    /// Pin a thread to an account, from its next request on
+    Move {
+        /// The thread's id or a unique prefix
+        id: String,
+        /// Index, e-mail, label, id or a unique prefix
+        account: String,
+        /// Go on without what was compacted, where the account can't read it
+        #[arg(long)]
+        without_summary: bool,
+    },
+    /// Let the pool choose for a thread again
+    Unpin {
+        /// The thread's id or a unique prefix
+        id: String,
     },
 }
 
@@ -388,7 +437,7 @@ pub(crate) enum Daemon {
         #[arg(long)]
         now: bool,
     },
-    /// Stop the daemon and start the one beside this program, with this shell's environment
+    /// Put the daemon beside this program in the place of the running one, with this shell's environment
     Restart {
         /// Cut running responses
         #[arg(long)]
@@ -421,6 +470,24 @@ pub(crate) enum Backup {
         /// How many stay
         #[arg(long, value_name = "N", default_value_t = 10)]
         keep: u32,
+    },
+}
+
+/// `cmactl reset-credits …`
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum ResetCredits {
+    /// Ask upstream for the credits of every account
+    List,
+    /// Use one credit of an account, for good
+    Use {
+        /// Index, e-mail, label, id or a unique prefix
+        account: String,
+        /// Which credit (from `list`); its first one when left out
+        #[arg(long, value_name = "ID")]
+        credit: Option<String>,
+        /// Don't ask
+        #[arg(long, short)]
+        yes: bool,
     },
 }
 

@@ -5,19 +5,28 @@
 
 mod accounts;
 mod backup;
+mod books;
+mod budget;
+mod credits;
 mod daemon;
 mod demo;
 mod events;
 mod launch;
 mod login;
 mod logs;
+mod monitor;
 mod owner;
 mod pools;
+mod probe;
 mod seal;
+mod sessions;
 mod status;
 mod takeover;
+mod usage;
 mod version;
 mod why;
+
+pub(crate) use budget::amount;
 
 use crate::{
     cli::{Cli, Command},
@@ -136,6 +145,7 @@ pub(crate) fn run(cli: Cli, screen: &mut Screen) -> Result<ExitCode, Failure> {
         },
         Command::Why { request } => why::why(&context, request, screen),
         Command::Events => events::events(&context, screen),
+        Command::Books(command) => books::books(&context, command, screen),
         Command::Logs { follow, lines } => logs::logs(&context, lines, follow, screen),
         Command::Daemon(command) => daemon::daemon(&context, command, screen),
         Command::Version => version::version(&context, screen),
@@ -143,12 +153,14 @@ pub(crate) fn run(cli: Cli, screen: &mut Screen) -> Result<ExitCode, Failure> {
         Command::Backup(command) => backup::backup(&context, command, screen),
         Command::Seal(command) => seal::seal(&context, &command, screen),
         Command::Unlock => seal::unlock(&context, screen),
+        Command::ResetCredits(command) => credits::credits(&context, command, screen),
         Command::Tag { account, changes } => pools::tag(&context, account, &changes, screen),
         Command::Note { account, words } => pools::note(&context, account, &words, screen),
         Command::Workspace { command } => pools::workspace(&context, command, screen),
         Command::Project(command) => pools::command(&context, command, screen),
         Command::Allow { dir } => pools::judge(&context, dir.as_deref(), true, screen),
         Command::Deny { dir } => pools::judge(&context, dir.as_deref(), false, screen),
+        Command::Session { command } => sessions::session(&context, command, screen),
     }
 }
 

@@ -20,6 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub(crate) mod range;
 pub(crate) mod time;
 
 /// Appends formatted text to a string.

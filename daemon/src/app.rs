@@ -5,37 +5,56 @@
 //! issuer rotated and nobody saved is a lost login. Every task is spawned through [`Tasks`], so none
 //! is forgotten.
 
+#[cfg(unix)]
+use crate::handover::take::{Claim, Taken};
 use crate::{
     actor::{self, Actor, Handle},
+    budgets::Budgets,
     cache, clock,
     config::Config,
     fault::Fault,
+    handover::{Before, Doors, doors::Property},
     ipc,
+    ledger::Ledger,
+    lifecycle::Held,
     login::Logins,
     mirror::{self, Mirror},
+    notices,
+    probes::Probes,
     project::Projects,
     proxy::{
         self, Proxy,
+        books::Books,
         keys::Keys,
+        moved::Known,
         own::Lent,
         relay::{self, Ending},
+        surface::Surface,
         trace::Traces,
     },
     renewal::Renewer,
     roster::Roster,
-    store::{Store, keyring::Keyring},
+    store::{Store, keyring::Keyring, pins::Pins},
+    truth::Given,
     upstream::Upstream,
     vault::Vault,
 };
-use cma_core::{identity::AccountId, pool::Input};
+use cma_core::{affinity::Told, identity::AccountId, pool::Input};
 use cma_proto::{endpoint::Root, error::ErrorCode};
 use http::HeaderValue;
-use std::{net::SocketAddr, sync::Arc};
+use parking_lot::Mutex;
+#[cfg(unix)]
+use std::sync::atomic::AtomicBool;
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::TcpListener,
     sync::{Notify, mpsc, watch},
+    time::Instant,
 };
 use tokio_util::task::TaskTracker;
+
+/// What a second signal leaves running responses.
+const HURRY: Duration = Duration::from_secs(5);
 
 /// Where the daemon is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,15 +79,32 @@ impl Phase {
 
 /// The current phase, and waiting for one.
 #[derive(Debug, Clone)]
-pub(crate) struct Phases(Arc<watch::Sender<Phase>>);
+pub(crate) struct Phases(Arc<watch::Sender<Phase>>, Given);
 
 impl Phases {
-    fn new() -> Self {
-        Self(Arc::new(watch::Sender::new(Phase::Starting)))
+    fn new(given: Given) -> Self {
+        Self(Arc::new(watch::Sender::new(Phase::Starting)), given)
     }
 
     pub(crate) fn now(&self) -> Phase {
         *self.0.borrow()
+    }
+
+    /// Another daemon has taken over: what runs here ends, and what still comes in on connections that
+    /// are open is served to its end.
+    #[cfg(unix)]
+    pub(crate) fn hand_over(&self) {
+        self.enter(Phase::Draining);
+    }
+
+    /// Whether that is so.
+    pub(crate) fn handed_over(&self) -> bool {
+        self.now() >= Phase::Draining && self.1.is()
+    }
+
+    /// Whether turns are to be refused.
+    pub(crate) fn refuses(&self) -> bool {
+        self.now() >= Phase::Draining && !self.handed_over()
     }
 
     /// Phases only go forward.
@@ -137,6 +173,7 @@ impl Tasks {
 #[derive(Debug, Default)]
 pub(crate) struct Stop {
     asked: Notify,
+    hurry: Notify,
     now: Notify,
 }
 
@@ -144,6 +181,12 @@ impl Stop {
     /// Let running turns end.
     pub(crate) fn drain(&self) {
         self.asked.notify_one();
+    }
+
+    /// Leave running turns some seconds.
+    pub(crate) fn hurry(&self) {
+        self.asked.notify_one();
+        self.hurry.notify_one();
     }
 
     /// Don't wait for running turns.
@@ -161,15 +204,33 @@ pub(crate) struct App {
     pub(crate) actor: Handle,
     pub(crate) roster: Arc<Roster>,
     pub(crate) projects: Arc<Projects>,
+    pub(crate) pins: Arc<Pins>,
     pub(crate) proxy: Arc<Proxy>,
     pub(crate) logins: Arc<Logins>,
+    pub(crate) probes: Arc<Probes>,
     pub(crate) renewer: Arc<Renewer>,
     pub(crate) mirror: Mirror,
     pub(crate) phases: Phases,
     pub(crate) stop: Stop,
+    pub(crate) doors: Doors,
+    /// The daemon that this one has taken over from.
+    pub(crate) before: Before,
+    /// Another daemon is asking for the root right now.
+    #[cfg(unix)]
+    pub(crate) handing_over: AtomicBool,
+    /// Renewals and what else a stop always waits for.
+    pub(crate) renewals: Tasks,
     pub(crate) url: String,
     pub(crate) instance: String,
     pub(crate) started_at: u64,
+}
+
+impl App {
+    /// Ends now, without waiting for running turns; those of the daemon before end as well.
+    pub(crate) fn cut(&self) {
+        self.stop.cut();
+        self.before.cut();
+    }
 }
 
 /// Everything built and listening, not yet running.
@@ -182,55 +243,121 @@ pub(crate) struct Built {
     /// Connections and renewals: a stop waits for the first within limits, for the second always.
     connections: Tasks,
     renewals: Tasks,
+    #[cfg(unix)]
+    claim: Option<Claim>,
+}
+
+/// Where the sockets and the lock come from.
+pub(crate) enum Whence {
+    /// Nobody had the root.
+    Fresh(Held),
+    /// From the daemon before.
+    #[cfg(unix)]
+    Taken(Taken),
+}
+
+/// What a daemon listens on and holds.
+struct Sockets {
+    listener: TcpListener,
+    control: ipc::Listener,
+    held: Held,
+    #[cfg(unix)]
+    claim: Option<Claim>,
+}
+
+impl Whence {
+    /// A root that was open stays open.
+    fn check(&self, store: &Store) -> Result<(), Fault> {
+        let was_open = match self {
+            Self::Fresh(_) => false,
+            #[cfg(unix)]
+            Self::Taken(taken) => taken.claim.was_open,
+        };
+        if !was_open || !store.is_locked() {
+            return Ok(());
+        }
+        Err(Fault::new(
+            ErrorCode::Denied,
+            "the root is sealed and this start can't open it; the running daemon goes on",
+            "set `CMA_PASSPHRASE` for the restart, or stop, start and `cmactl unlock`",
+        ))
+    }
+
+    fn sockets(self, root: &Root, config: &Config, roster: &Roster) -> Result<Sockets, Fault> {
+        let held = match self {
+            Self::Fresh(held) => held,
+            #[cfg(unix)]
+            Self::Taken(taken) => {
+                let control = ipc::Listener::taken(taken.control)?;
+                let listener = crate::lifecycle::take(taken.listener, config, roster)?;
+                let claim = Some(taken.claim);
+                return Ok(Sockets { listener, control, held: taken.held, claim });
+            },
+        };
+        let listener = crate::lifecycle::bind(config, roster)?;
+        let control = ipc::Listener::bind(root)?;
+        Ok(Sockets {
+            listener,
+            control,
+            held,
+            #[cfg(unix)]
+            claim: None,
+        })
+    }
 }
 
 /// Reads the root and binds both listeners.
 ///
 /// # Errors
 /// The typed reason why it can't: configuration, store, a taken port.
-pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
+pub(crate) fn build(root: Root, config: Config, whence: Whence) -> Result<Built, Fault> {
     let config = Arc::new(config);
     let store = Store::new(&root);
     open_seal(&store, &config)?;
+    whence.check(&store)?;
     store.sweep()?;
     let secret = store.secret()?;
     let vault = Arc::new(Vault::default());
     let roster = Arc::new(Roster::load(store, Arc::clone(&config), Arc::clone(&vault))?);
     let projects = Arc::new(Projects::load(&root, roster.store().clone())?);
-    let listener = crate::lifecycle::bind(&config, &roster)?;
+    let pins = Arc::new(Pins::load(&root, roster.store().clone())?);
+    let ledger = Ledger::start(root.path(), config.ledger)?;
+    let budgets = Budgets::load(root.path(), roster.store().clone(), ledger.clone())?;
+    let books = Books::new(ledger, budgets);
+    let sockets = whence.sockets(&root, &config, &roster)?;
+    let (listener, ipc) = (sockets.listener, sockets.control);
     let at = listener
         .local_addr()
         .map_err(|error| Fault::internal(format!("own address unknown: {error}")))?;
-    let ipc = ipc::Listener::bind(&root)?;
+    let property = property(&listener, &ipc, sockets.held)?;
     let (connections, renewals) = (Tasks::default(), Tasks::default());
     let renewer =
         Arc::new(Renewer::new(Arc::clone(&roster), Arc::clone(&vault), Arc::clone(&config)));
     let (mut actor, handle) = Actor::new(actor::seed(), Arc::clone(&renewer), renewals.clone());
-    actor.set_pace(config.pace);
-    actor.prime(roster.all().iter().map(|record| Input::Upsert(roster.seed(record))));
-    if let Some((pin, _since)) = roster.state().pin {
-        actor.prime([Input::Pin(Some(AccountId::from_written(&pin)))]);
-    }
-    actor.prime(projects.all().iter().filter_map(|project| {
-        let (pin, _since) = project.pin.as_ref()?;
-        Some(Input::PinIn(project.key.as_str().into(), Some(AccountId::from_written(pin))))
-    }));
-    let phases = Phases::new();
+    prime(&mut actor, &config, &roster, &projects);
+    let threads = recall(&root, &mut actor, &pins);
+    let phases = Phases::new(roster.truth().given().clone());
     let instance = format!("{:08x}", actor::seed() & 0xffff_ffff);
     let host = HeaderValue::try_from(config.backend.authority.as_str())
         .map_err(|error| Fault::internal(error.to_string()))?;
     let (ended, settling) = mpsc::unbounded_channel();
+    let network = config.network.clone();
     let proxy = Arc::new(Proxy {
         config: Arc::clone(&config),
         actor: handle.clone(),
         roster: Arc::clone(&roster),
         vault,
-        upstream: Upstream::new(config.backend.clone(), connections.clone()),
+        upstream: Upstream::new(config.backend.clone(), network, connections.clone()),
         keys: Keys::new(&secret),
         lent: Lent::default(),
         health: proxy::host::Host::new(),
-        traces: Traces::new(u16::from_str_radix(&instance[..4], 16).unwrap_or_default()),
+        traces: Traces::new(
+            u16::from_str_radix(&instance[..4], 16).unwrap_or_default(),
+            threads,
+            books,
+        ),
         sockets: proxy::ws::Sockets::new(connections.clone()),
+        surface: Surface::new(connections.clone()),
         phases: phases.clone(),
         port: at.port(),
         host,
@@ -243,6 +370,7 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         handle.clone(),
         renewals.clone(),
     ));
+    let probes = Arc::new(Probes::new(connections.clone(), phases.clone()));
     let mirror = Mirror::load(&root, roster.store().clone())?;
     let app = Arc::new(App {
         root,
@@ -250,17 +378,60 @@ pub(crate) fn build(root: Root, config: Config) -> Result<Built, Fault> {
         actor: handle,
         roster,
         projects,
+        pins,
         proxy,
         logins,
+        probes,
         renewer,
         mirror,
         phases,
         stop: Stop::default(),
+        doors: Doors::new(property),
+        before: Before::default(),
+        #[cfg(unix)]
+        handing_over: AtomicBool::new(false),
+        renewals: renewals.clone(),
         url: format!("http://{at}"),
         instance,
         started_at: clock::unix(),
     });
-    Ok(Built { app, actor, listener, ipc, settling, connections, renewals })
+    Ok(Built {
+        app,
+        actor,
+        listener,
+        ipc,
+        settling,
+        connections,
+        renewals,
+        #[cfg(unix)]
+        claim: sockets.claim,
+    })
+}
+
+/// Tells the pool what the root holds.
+fn prime(actor: &mut Actor, config: &Config, roster: &Roster, projects: &Projects) {
+    actor.set_pace(config.pace);
+    actor.prime(roster.all().iter().map(|record| Input::Upsert(roster.seed(record))));
+    if let Some((pin, _since)) = roster.state().pin {
+        actor.prime([Input::Pin(Some(AccountId::from_written(&pin)))]);
+    }
+    actor.prime(projects.all().iter().filter_map(|project| {
+        let (pin, _since) = project.pin.as_ref()?;
+        Some(Input::PinIn(project.key.as_str().into(), Some(AccountId::from_written(pin))))
+    }));
+}
+
+/// Where threads ran before, and where their person wants them; the pool is told both.
+fn recall(root: &Root, actor: &mut Actor, pins: &Pins) -> Known {
+    let mut threads = cache::threads::recall(root);
+    let ran = threads.all();
+    let ran = ran.filter_map(|(key, thread)| Some((Arc::clone(key), thread.account.clone()?)));
+    actor.prime([Input::Thread(Told::Recall(ran.collect()))]);
+    for (key, pin) in pins.all() {
+        actor.prime([Input::Thread(Told::Pin(Arc::clone(&key), Some(pin.account.clone())))]);
+        threads.hand(&key, Some(pin));
+    }
+    Arc::new(Mutex::new(threads))
 }
 
 /// Opens a sealed root with what is at hand: `CMA_PASSPHRASE`, or the system's keyring. When neither
@@ -285,41 +456,100 @@ fn open_seal(store: &Store, config: &Config) -> Result<(), Fault> {
     }
 }
 
+/// Waits for what runs, as long as it may take.
+async fn drained(app: &App, connections: &Tasks) {
+    let mut over = std::pin::pin!(tokio::time::sleep(app.config.drain_timeout));
+    let mut ended = std::pin::pin!(connections.ended());
+    loop {
+        tokio::select! {
+            () = &mut ended => return,
+            () = &mut over => {
+                tracing::warn!("drain time is over; running responses are cut");
+                return;
+            },
+            () = app.stop.hurry.notified() => {
+                tracing::info!("running responses have some seconds left, on request");
+                let soon = Instant::now() + HURRY;
+                if soon < over.deadline() {
+                    over.as_mut().reset(soon);
+                }
+            },
+            () = app.stop.now.notified() => {
+                tracing::info!("running responses are cut on request");
+                return;
+            },
+        }
+    }
+}
+
+/// What could be given to another daemon.
+#[cfg(unix)]
+fn property(listener: &TcpListener, ipc: &ipc::Listener, lock: Held) -> Result<Property, Fault> {
+    use std::os::fd::AsFd as _;
+    let cloned = |fd: std::os::fd::BorrowedFd<'_>| {
+        fd.try_clone_to_owned()
+            .map_err(|error| Fault::internal(format!("a socket can't be kept: {error}")))
+    };
+    Ok(Property { lock, sockets: [cloned(listener.as_fd())?, cloned(ipc.as_fd())?] })
+}
+
+#[cfg(windows)]
+fn property(_listener: &TcpListener, _ipc: &ipc::Listener, lock: Held) -> Result<Property, Fault> {
+    Ok(Property { lock })
+}
+
 impl Built {
     /// The proxy's address.
     pub(crate) fn address(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
+    /// Tells the daemon before this one, if there is one, that there is no way back. Nothing was
+    /// accepted or renewed until here.
+    ///
+    /// # Errors
+    /// When that can't be; the one before goes on then.
+    pub(crate) fn claim(&mut self) -> Result<(), Fault> {
+        #[cfg(unix)]
+        if let Some(claim) = self.claim.take() {
+            claim.mine(&self.app)?;
+        }
+        Ok(())
+    }
+
     /// Serves until a stop is asked for, then goes down in order.
     pub(crate) async fn run(self) {
-        let Self { app, actor, listener, ipc, settling, connections, renewals } = self;
+        let Self { app, actor, listener, ipc, settling, connections, renewals, .. } = self;
         let stopped = Arc::new(Notify::new());
         let stop_actor = Arc::clone(&stopped);
         let background = Tasks::default();
         background.spawn("actor", async move { actor.run(stop_actor.notified()).await });
         let proxy = Arc::clone(&app.proxy);
         let accepting = connections.clone();
-        background.spawn("proxy", proxy::serve(proxy, listener, accepting));
+        background.spawn("proxy", proxy::serve(proxy, listener, accepting, Arc::clone(&app)));
         background.spawn("settle", relay::settle(settling, app.phases.clone()));
-        let cache = cache::keep(app.root.clone(), app.actor.clone(), app.phases.clone());
+        let cache = cache::keep(
+            app.root.clone(),
+            app.actor.clone(),
+            app.phases.clone(),
+            Arc::clone(&app.roster),
+        );
         let caching = Tasks::default();
         caching.spawn("cache", cache);
+        let threads = Arc::clone(&app.proxy.traces.threads);
+        caching
+            .spawn("threads", cache::threads::keep(app.root.clone(), threads, app.phases.clone()));
         background.spawn_idle("mirror", mirror::keep(Arc::clone(&app)));
+        background.spawn_idle("notices", notices::keep(Arc::clone(&app)));
         background.spawn_idle("ipc", ipc.serve(Arc::clone(&app), background.clone()));
         app.phases.enter(Phase::Serving);
 
-        app.stop.asked.notified().await;
-        app.phases.enter(Phase::Draining);
         tokio::select! {
-            () = connections.ended() => {},
-            () = tokio::time::sleep(app.config.drain_timeout) => {
-                tracing::warn!("drain time is over; running responses are cut");
-            },
-            () = app.stop.now.notified() => {
-                tracing::info!("running responses are cut on request");
-            },
+            () = app.stop.asked.notified() => {},
+            () = app.phases.reached(Phase::Draining) => {},
         }
+        app.phases.enter(Phase::Draining);
+        drained(&app, &connections).await;
         app.phases.enter(Phase::Flushing);
         app.actor.stop_renewing().await;
         renewals.ended().await;
@@ -327,5 +557,6 @@ impl Built {
         stopped.notify_one();
         app.proxy.upstream.close_idle();
         background.ended().await;
+        app.proxy.traces.books.ledger.close();
     }
 }

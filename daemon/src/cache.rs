@@ -5,11 +5,14 @@
 //! open only for that long: an idle daemon has no database in memory. A store that can't be opened is
 //! moved aside and made anew.
 
+pub(crate) mod threads;
+
 use crate::{
     actor::Handle,
     app::{Phase, Phases},
     clock,
     fault::Fault,
+    roster::Roster,
 };
 use cma_core::{
     cooldown::Cause,
@@ -23,6 +26,7 @@ use cma_proto::{endpoint::Root, error::ErrorCode};
 use serde::{Deserialize, Serialize};
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -52,8 +56,8 @@ struct Kept {
 }
 
 /// Tells the pool what was known, then keeps what it learns, until the daemon flushes.
-pub(crate) async fn keep(root: Root, actor: Handle, phases: Phases) {
-    let folder = root.path().join("cache").join("v1");
+pub(crate) async fn keep(root: Root, actor: Handle, phases: Phases, roster: Arc<Roster>) {
+    let folder = folder(&root);
     let from = folder.clone();
     match off_the_loop(move || read(&from)).await {
         Ok(entries) => entries.into_iter().flat_map(inputs).for_each(|input| actor.tell(input)),
@@ -70,15 +74,25 @@ pub(crate) async fn keep(root: Root, actor: Handle, phases: Phases) {
             () = phases.reached(Phase::Draining) => true,
         };
         drop(changes);
-        let Ok(entries) = snapshot(&actor).await else { return };
-        let to = folder.clone();
-        if let Err(fault) = off_the_loop(move || write(&to, &entries)).await {
-            tracing::warn!(%fault, "the cache can't be written");
-        }
+        let Some(_permit) = roster.truth().to_change().await else { return };
+        write_now(&root, &actor).await;
         if stopping {
             return;
         }
     }
+}
+
+/// Writes what is known. The caller may write.
+pub(crate) async fn write_now(root: &Root, actor: &Handle) {
+    let Ok(entries) = snapshot(actor).await else { return };
+    let to = folder(root);
+    if let Err(fault) = off_the_loop(move || write(&to, &entries)).await {
+        tracing::warn!(%fault, "the cache can't be written");
+    }
+}
+
+fn folder(root: &Root) -> PathBuf {
+    root.path().join("cache").join("v1")
 }
 
 async fn snapshot(actor: &Handle) -> Result<Vec<Entry>, crate::actor::Gone> {

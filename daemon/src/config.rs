@@ -5,9 +5,13 @@
 //! elsewhere, so from the environment only loopback hosts count; any other host has to stand in the
 //! root's own `config.toml`, and plain http is for loopback alone.
 
+pub(crate) mod notify;
 pub(crate) mod streams;
 
-use crate::fault::Fault;
+use crate::{
+    fault::Fault,
+    network::{FileNetwork, Network},
+};
 use cma_core::pace::Pace;
 use cma_proto::{endpoint::Root, error::ErrorCode, message::Setting};
 use http::Uri;
@@ -27,6 +31,10 @@ pub(crate) const VARIABLES: [&str; 6] = [
     "CMA_WEBSOCKET",
 ];
 
+/// Ten years: no clock's arithmetic fails before.
+const MAX_LEDGER_DAYS: u64 = 3_650;
+/// Below it a segment holds hardly a row.
+const MIN_LEDGER_BYTES: u64 = 64 * 1024;
 const BACKEND: &str = "https://chatgpt.com/backend-api";
 const ISSUER: &str = "https://auth.openai.com";
 
@@ -53,8 +61,32 @@ pub(crate) struct Config {
     pub(crate) streams: streams::Streams,
     /// Whether CLIs may use WebSockets; else they are told to use HTTP (426).
     pub(crate) websocket: bool,
+    /// What the usage ledger may take.
+    pub(crate) ledger: Caps,
+    /// Whom to tell what.
+    pub(crate) notify: notify::Notify,
+    /// What is done with calls around turns.
+    pub(crate) around: Around,
+    /// How other hosts are reached.
+    pub(crate) network: Network,
     /// The variables that were set.
     pub(crate) environment: Vec<Setting>,
+}
+
+/// What the usage ledger may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Caps {
+    /// Rows older than this go; 0 keeps none at all.
+    pub(crate) days: u64,
+    /// Bytes of all of it.
+    pub(crate) bytes: u64,
+}
+
+impl Default for Caps {
+    /// A quarter of a year, and three million requests.
+    fn default() -> Self {
+        Self { days: 92, bytes: 256 * 1024 * 1024 }
+    }
 }
 
 /// A base address, checked.
@@ -85,8 +117,32 @@ struct File {
     log: Option<String>,
     auth_mode: Option<String>,
     websocket: Option<String>,
+    ledger_days: Option<u64>,
+    ledger_bytes: Option<u64>,
+    notify: notify::File,
+    analytics: Analytics,
+    background_responses: bool,
     upstream: FileUpstream,
+    network: FileNetwork,
     streams: streams::FileStreams,
+}
+
+/// What becomes of the CLI's analytics events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Analytics {
+    #[default]
+    Pass,
+    Drop,
+}
+
+/// What is done with calls around turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Around {
+    /// Whether the CLI's analytics events are passed on (`analytics = "pass"`) or dropped.
+    pub(crate) analytics: bool,
+    /// Whether stored responses can be read, cancelled and deleted (`background_responses`).
+    pub(crate) background: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -103,6 +159,25 @@ impl File {
             None | Some("on") => Ok(true),
             Some("off") => Ok(false),
             Some(other) => Err(format!("websocket `{other}` is neither on nor off")),
+        }
+    }
+
+    fn ledger(&self) -> Result<Caps, String> {
+        let Caps { days, bytes } = Caps::default();
+        let (days, bytes) = (self.ledger_days.unwrap_or(days), self.ledger_bytes.unwrap_or(bytes));
+        if days > MAX_LEDGER_DAYS {
+            return Err(format!("`config.toml`: ledger_days {days} is over {MAX_LEDGER_DAYS}"));
+        }
+        if bytes < MIN_LEDGER_BYTES {
+            return Err(format!("`config.toml`: ledger_bytes {bytes} is below {MIN_LEDGER_BYTES}"));
+        }
+        Ok(Caps { days, bytes })
+    }
+
+    fn around(&self) -> Around {
+        Around {
+            analytics: self.analytics == Analytics::Pass,
+            background: self.background_responses,
         }
     }
 
@@ -150,6 +225,22 @@ impl Config {
         Self::resolve(&file, var)
     }
 
+    /// Takes the network's settings in; gives what is wrong with them.
+    fn read_network(
+        &mut self,
+        file: &FileNetwork,
+        var: impl Fn(&str) -> Option<String>,
+    ) -> Vec<String> {
+        match Network::load(file, var) {
+            Ok(network) => {
+                self.environment.extend(network.shown.iter().cloned());
+                self.network = network;
+                Vec::new()
+            },
+            Err(faults) => faults,
+        }
+    }
+
     /// Whether both upstreams are simulated ones: plain http, which is for loopback alone.
     pub(crate) const fn is_simulated(&self) -> bool {
         !self.backend.tls && !self.issuer.tls
@@ -181,8 +272,12 @@ impl Config {
             pace: Pace::default(),
             log: tracing::Level::INFO,
             own_auth: false,
+            network: Network::default(),
+            around: file.around(),
             streams: streams::Streams::default(),
             websocket: true,
+            ledger: Caps::default(),
+            notify: notify::Notify::default(),
             environment: environment(var),
         };
         if let Some((whence, value)) = pick("CMA_LISTEN", &file.listen) {
@@ -208,6 +303,8 @@ impl Config {
         }
         keep(file.streams.resolve(var).map(|streams| config.streams = streams));
         keep(file.pace().map(|pace| config.pace = pace));
+        keep(file.ledger().map(|caps| config.ledger = caps));
+        keep(file.notify.resolve().map(|notify| config.notify = notify));
         if let Some((whence, value)) = pick("CMA_LOG", &file.log) {
             keep(value.parse().map(|level| config.log = level).map_err(|_unknown| {
                 format!("{whence}: log level `{value}` is none of error, warn, info, debug, trace")
@@ -230,6 +327,7 @@ impl Config {
                 );
             }
         }
+        faults.extend(config.read_network(&file.network, var));
         if faults.is_empty() {
             return Ok(config);
         }
@@ -302,7 +400,7 @@ pub(crate) fn named_issuer(value: &str) -> Result<Endpoint, String> {
     upstream(value, true)
 }
 
-fn is_loopback(host: &str) -> bool {
+pub(crate) fn is_loopback(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
@@ -380,5 +478,8 @@ mod tests {
         assert!(load("", &[]).unwrap().websocket);
         assert!(!load("websocket = 'on'", &[("CMA_WEBSOCKET", "off")]).unwrap().websocket);
         assert!(load("websocket = 'maybe'", &[]).is_err());
+        assert_eq!(load("ledger_days = 7", &[]).unwrap().ledger.days, 7);
+        assert!(load("ledger_bytes = 100", &[]).is_err());
+        assert!(load("ledger_days = 99999", &[]).is_err());
     }
 }

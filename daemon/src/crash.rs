@@ -177,6 +177,24 @@ moments! {
     PinSaved = "pin.saved",
     /// A change by the person (label, enabled) is durable, and its caller doesn't know.
     EditDone = "edit.done",
+    /// Another daemon has asked for the root.
+    HandoverAsked = "handover.asked",
+    /// It was sent sockets and lock; this one still serves.
+    HandoverSent = "handover.sent",
+    /// Nobody writes any more; it was not told yet.
+    HandoverStill = "handover.still",
+    /// It was told that the root is its own, and has not said that it knows.
+    HandoverGiven = "handover.given",
+    /// It has the root.
+    HandoverDone = "handover.done",
+    /// The taking one has sockets and lock.
+    HandoverTaken = "handover.taken",
+    /// It was told that the root is its own, and has read nothing.
+    HandoverOwned = "handover.owned",
+    /// It has read the root and has not said that it is its own.
+    HandoverBuilt = "handover.built",
+    /// It has said so and serves nobody yet.
+    HandoverSaid = "handover.said",
 }
 
 /// A moment at which the process can be told to end.

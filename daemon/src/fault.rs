@@ -47,6 +47,17 @@ impl Fault {
     }
 }
 
+/// The innermost cause of a connection that did not come about: the system's or TLS's own words.
+pub(crate) fn deepest(error: &reqwest::Error) -> String {
+    let mut cause = std::error::Error::source(error);
+    let mut words = without_url(error).to_owned();
+    while let Some(known) = cause {
+        words = known.to_string();
+        cause = known.source();
+    }
+    words
+}
+
 /// What failed, without the URL (reqwest's own text carries it).
 pub(crate) fn without_url(error: &reqwest::Error) -> &'static str {
     if error.is_timeout() {

@@ -2,7 +2,8 @@
 //!
 //! One daemon for a root: an advisory lock held for life. The start is an answer: whoever starts us
 //! reads one line, ready or the typed reason. Signals have one owner, a thread that turns them into
-//! the same stop that `cmactl daemon stop` asks for; a second one cuts running turns.
+//! the same stop that `cmactl daemon stop` asks for; a second one leaves running turns some seconds, a
+//! third cuts them.
 
 use crate::{app::App, config::Config, fault::Fault, roster::Roster, sys};
 use cma_proto::{client::StartLine, endpoint::Root, error::ErrorCode};
@@ -24,7 +25,34 @@ const LOCK_PAUSE: Duration = Duration::from_millis(5);
 /// The lock of a root, held for life.
 #[derive(Debug)]
 pub(crate) struct Held {
-    _file: File,
+    file: File,
+}
+
+impl Held {
+    /// A lock that another process held; it belongs to the open file, which came with it.
+    #[cfg(unix)]
+    pub(crate) const fn given(file: File) -> Self {
+        Self { file }
+    }
+
+    /// Writes down who holds it.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Store`] when that can't be written.
+    pub(crate) fn sign(&self) -> Result<(), Fault> {
+        let mut file = &self.file;
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{}", std::process::id()))
+            .map_err(|error| Fault::file(std::path::Path::new("daemon.lock"), "write", &error))
+    }
+}
+
+#[cfg(unix)]
+impl std::os::fd::AsFd for Held {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 /// Takes the root's lock.
@@ -70,14 +98,9 @@ pub(crate) fn hold(root: &Root) -> Result<Held, Fault> {
         },
         Err(TryLockError::Error(error)) => return Err(Fault::file(&path, "lock", &error)),
     }
-    let write = || -> io::Result<()> {
-        file.set_len(0)?;
-        file.rewind()?;
-        writeln!(&file, "{}", std::process::id())
-    };
-    let mut write = write;
-    write().map_err(|error| Fault::file(&path, "write", &error))?;
-    Ok(Held { _file: file })
+    let held = Held { file };
+    held.sign()?;
+    Ok(held)
 }
 
 /// Waits for the root's start lock: whoever starts a daemon holds it until that one has answered.
@@ -85,7 +108,7 @@ pub(crate) fn hold_start(root: &Root) -> Result<Held, Fault> {
     let path = root.start_lock();
     let file = open_lock(&path).map_err(|error| Fault::file(&path, "open", &error))?;
     file.lock().map_err(|error| Fault::file(&path, "lock", &error))?;
-    Ok(Held { _file: file })
+    Ok(Held { file })
 }
 
 fn open_lock(path: &std::path::Path) -> io::Result<File> {
@@ -115,6 +138,25 @@ pub(crate) fn bind(config: &Config, roster: &Roster) -> Result<TcpListener, Faul
         roster.save_port(port)?;
     }
     Ok(listener)
+}
+
+/// Goes on with the socket of the daemon before, unless the settings name another address now.
+///
+/// # Errors
+/// As [`bind`].
+#[cfg(unix)]
+pub(crate) fn take(
+    listener: std::net::TcpListener,
+    config: &Config,
+    roster: &Roster,
+) -> Result<TcpListener, Fault> {
+    let failed = |error: io::Error| Fault::internal(format!("a socket can't be used: {error}"));
+    let at = listener.local_addr().map_err(failed)?;
+    let picked = config.listen.port() == 0 && roster.state().port == Some(at.port());
+    if at == config.listen || (picked && at.ip() == config.listen.ip()) {
+        return TcpListener::from_std(listener).map_err(failed);
+    }
+    bind(config, roster)
 }
 
 fn listen(at: SocketAddr) -> io::Result<TcpListener> {
@@ -156,15 +198,13 @@ pub(crate) fn watch_signals(app: Arc<App>) -> Result<(), Fault> {
         .name("signals".to_owned())
         .stack_size(64 * 1024)
         .spawn(move || {
-            let mut asked = false;
-            for signal in &mut signals {
+            for (asked, signal) in signals.forever().enumerate() {
                 tracing::info!(signal, "signal");
-                if asked {
-                    app.stop.cut();
-                } else {
-                    app.stop.drain();
+                match asked {
+                    0 => app.stop.drain(),
+                    1 => app.stop.hurry(),
+                    _ => app.cut(),
                 }
-                asked = true;
             }
         })
         .map(drop)

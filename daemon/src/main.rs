@@ -5,6 +5,7 @@
 
 mod actor;
 mod app;
+mod budgets;
 mod cache;
 mod clock;
 mod config;
@@ -12,11 +13,17 @@ mod crash;
 mod dirs;
 mod disk;
 mod fault;
+mod handover;
 mod ipc;
 mod launch;
+mod ledger;
 mod lifecycle;
 mod login;
 mod mirror;
+mod names;
+mod network;
+mod notices;
+mod probes;
 mod project;
 mod proxy;
 mod renewal;
@@ -26,6 +33,7 @@ mod sys;
 mod takeover;
 mod telemetry;
 mod trouble;
+mod truth;
 mod upstream;
 mod vault;
 
@@ -53,9 +61,16 @@ fn main() -> ExitCode {
     let command = args.next().unwrap_or_default();
     let flag = args.next();
     let ended = match (command.to_str(), flag.as_ref().and_then(|flag| flag.to_str())) {
-        (Some("run"), None) => run(false),
-        (Some("run"), Some("--detached")) => run(true),
-        (Some("start"), None) => return start(),
+        (Some("run"), None) => run(&Run::default()),
+        (Some("run"), Some("--detached")) => run(&Run::detached()),
+        // Detached, and in the place of the daemon that runs.
+        (Some("run"), Some("--take-over")) => run(&Run { take_over: true, ..Run::detached() }),
+        (Some("run"), Some("--take-over-now")) => {
+            run(&Run { take_over: true, now: true, ..Run::detached() })
+        },
+        (Some("start"), None) => return start(&["run", "--detached"], false),
+        (Some("restart"), None) => return start(&["run", "--take-over"], true),
+        (Some("restart"), Some("--now")) => return start(&["run", "--take-over-now"], true),
         (Some("--version" | "-V"), None) => {
             say(&format!("cmad {}", cma_proto::VERSION));
             return ExitCode::SUCCESS;
@@ -65,9 +80,11 @@ fn main() -> ExitCode {
             crash::all().iter().for_each(|name| say(name));
             return ExitCode::SUCCESS;
         },
+        // For measurements: a ledger with that many rows.
+        (Some("ledger-rows"), Some(count)) => fill_ledger(count),
         _ => Err(Fault::new(
             ErrorCode::BadRequest,
-            "cmad knows `run`, `start` and `--version`",
+            "cmad knows `run`, `start`, `restart` and `--version`",
             "run `cmactl daemon start`",
         )),
     };
@@ -81,8 +98,34 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(detached: bool) -> Result<(), Fault> {
-    if detached {
+fn fill_ledger(count: &str) -> Result<(), Fault> {
+    let root = Root::from_env().map_err(|refusal| Fault { refusal })?;
+    dirs::prepare(&root)?;
+    let _held = lifecycle::hold(&root)?;
+    let count = count.parse().map_err(|_none| {
+        Fault::new(ErrorCode::BadRequest, format!("`{count}` is no number of rows"), "")
+    })?;
+    ledger::fill(root.path(), count)
+}
+
+/// How a daemon is run.
+#[derive(Debug, Clone, Copy, Default)]
+struct Run {
+    detached: bool,
+    /// From the daemon that runs, if one does.
+    take_over: bool,
+    /// Its running responses are cut.
+    now: bool,
+}
+
+impl Run {
+    fn detached() -> Self {
+        Self { detached: true, ..Self::default() }
+    }
+}
+
+fn run(how: &Run) -> Result<(), Fault> {
+    if how.detached {
         #[cfg(unix)]
         // Fails only for a process that already leads its session, which is as good.
         let _already_leads = rustix::process::setsid();
@@ -91,11 +134,15 @@ fn run(detached: bool) -> Result<(), Fault> {
     dirs::prepare(&root)?;
     // The path is canonical only now that it exists.
     let root = Root::at(root.path());
-    let held = lifecycle::hold(&root)?;
-    let config = config::Config::load(&root, |name| std::env::var(name).ok())?;
+    let load = || config::Config::load(&root, |name| std::env::var(name).ok());
+    // One that takes over has to be sure of its settings first; else who runs is told first.
+    let early = if how.take_over { Some(load()?) } else { None };
+    let held = if how.take_over { None } else { Some(lifecycle::hold(&root)?) };
+    let config = early.map_or_else(load, Ok)?;
     let log = telemetry::start(&root, config.log)?;
     crash::arm(&config)?;
     clock::follow_test(&config);
+    let whence = whence(&root, held, how)?;
     sys::raise_file_limit();
     let workers = std::env::var("CMA_WORKERS").ok().and_then(|n| n.parse::<usize>().ok());
     let mut builder = match workers {
@@ -114,32 +161,52 @@ fn run(detached: bool) -> Result<(), Fault> {
         .thread_keep_alive(Duration::from_secs(2))
         .build()
         .map_err(|error| Fault::internal(format!("no runtime: {error}")))?;
-    runtime.block_on(async {
-        let built = app::build(root.clone(), config)?;
+    let app = runtime.block_on(async {
+        let mut built = app::build(root.clone(), config, whence)?;
         lifecycle::watch_signals(Arc::clone(&built.app))?;
         let at = built
             .address()
             .map_err(|error| Fault::internal(format!("own address unknown: {error}")))?;
         tracing::info!(url = built.app.url, version = cma_proto::VERSION, %at, "listening");
+        built.claim()?;
         lifecycle::answer(&StartLine::Ready {
             pid: std::process::id(),
             url: built.app.url.clone(),
         });
+        let app = Arc::clone(&built.app);
         built.run().await;
-        Ok::<_, Fault>(())
+        Ok::<_, Fault>(app)
     })?;
     // Connections that were cut and idle ones go with the runtime.
     runtime.shutdown_background();
-    ipc::unlink(&root);
+    let property = app.doors.take();
+    if property.is_some() {
+        ipc::unlink(&root);
+    }
     tracing::info!("stopped");
     drop(log);
-    drop(held);
+    // The lock goes last: without it nobody is left here.
+    drop(app);
+    drop(property);
     Ok(())
 }
 
+/// The root's lock, or all that the daemon before gives.
+fn whence(root: &Root, held: Option<lifecycle::Held>, how: &Run) -> Result<app::Whence, Fault> {
+    #[cfg(unix)]
+    if how.take_over
+        && let Some(taken) = handover::take::take(root, how.now)?
+    {
+        return Ok(app::Whence::Taken(taken));
+    }
+    #[cfg(not(unix))]
+    let _only_there = how;
+    held.map_or_else(|| lifecycle::hold(root), Ok).map(app::Whence::Fresh)
+}
+
 /// Starts a detached daemon unless one is there, and passes its line on.
-fn start() -> ExitCode {
-    let line = start_line().unwrap_or_else(|fault| StartLine::Failed(fault.refusal));
+fn start(run: &[&str], replace: bool) -> ExitCode {
+    let line = start_line(run, replace).unwrap_or_else(|fault| StartLine::Failed(fault.refusal));
     lifecycle::answer(&line);
     match line {
         StartLine::Ready { .. } => ExitCode::SUCCESS,
@@ -147,21 +214,22 @@ fn start() -> ExitCode {
     }
 }
 
-fn start_line() -> Result<StartLine, Fault> {
+fn start_line(run: &[&str], replace: bool) -> Result<StartLine, Fault> {
     let root = Root::from_env().map_err(|refusal| Fault { refusal })?;
     dirs::prepare(&root)?;
     let root = Root::at(root.path());
     let _start = lifecycle::hold_start(&root)?;
     let until = Instant::now() + GOING_DOWN;
     loop {
-        if let Ok(mut client) = Client::connect(&root, "cmad start", Codec::Bincode) {
+        // One that takes over finds out itself whether there is somebody to take over from.
+        if !replace && let Ok(mut client) = Client::connect(&root, "cmad start", Codec::Bincode) {
             let url = match client.call(&Request::Status) {
                 Ok(Reply::Status(status)) => status.proxy.url,
                 Ok(_) | Err(_) => String::new(),
             };
             return Ok(StartLine::Ready { pid: client.daemon_pid, url });
         }
-        match launch()? {
+        match launch(run)? {
             // Nobody answers and the root is still held: that one is going down.
             StartLine::Failed(refusal)
                 if refusal.code == ErrorCode::Negative && Instant::now() < until =>
@@ -174,11 +242,19 @@ fn start_line() -> Result<StartLine, Fault> {
 }
 
 /// Starts a detached daemon and waits for its line.
-fn launch() -> Result<StartLine, Fault> {
+fn launch(run: &[&str]) -> Result<StartLine, Fault> {
     let own = std::env::current_exe()
         .map_err(|error| Fault::internal(format!("own path unknown: {error}")))?;
-    let mut child = Command::new(own)
-        .args(["run", "--detached"])
+    let mut command = Command::new(own);
+    // Meant from here; the daemon works elsewhere.
+    for name in network::ROOTS_VARIABLES {
+        let path = std::env::var_os(name).filter(|path| !path.is_empty());
+        if let Some(path) = path.and_then(|path| std::path::absolute(path).ok()) {
+            command.env(name, path);
+        }
+    }
+    let mut child = command
+        .args(run)
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

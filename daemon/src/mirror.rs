@@ -468,6 +468,7 @@ async fn follow(app: &Arc<App>, path: &Path) -> bool {
 
 /// One look at the file.
 async fn step(app: &Arc<App>) {
+    let Some(_permit) = app.roster.truth().to_change().await else { return };
     let active = active(app, false).await;
     let looking = Arc::clone(app);
     let looked =

@@ -51,9 +51,16 @@ pub(crate) struct Bounds {
     pub(crate) workspaces: Arc<[Arc<str>]>,
     /// Accounts the launch allows; none allows all.
     pub(crate) accounts: Option<Arc<[AccountId]>>,
+    /// The project that the launch is in, where its pool is the global one: for the books alone.
+    pub(crate) project: Option<Arc<str>>,
 }
 
 impl Bounds {
+    /// The project whose work a launch is.
+    pub(crate) fn books(&self) -> Option<&Arc<str>> {
+        self.scope.key().or(self.project.as_ref())
+    }
+
     /// The place of an account that may ever serve (see [`Scope::place`]); none for one that
     /// may not.
     pub(crate) fn place(&self, record: &Record) -> Option<u8> {
@@ -431,7 +438,8 @@ impl Projects {
             let all = roster.all();
             all.iter().filter(named).map(|record| AccountId::from_written(&record.id)).collect()
         });
-        let bounds = Bounds { scope, workspaces: shared(&workspaces), accounts };
+        let project = scope.key().is_none().then(|| place.key.as_str().into());
+        let bounds = Bounds { scope, workspaces: shared(&workspaces), accounts, project };
         if bounds.accounts.is_some() && !roster.all().iter().any(|one| bounds.place(one).is_some())
         {
             return Err(Fault::new(

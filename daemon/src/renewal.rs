@@ -17,6 +17,7 @@ use crate::{
     config::Config,
     crash::{self, Moment},
     fault::{self, Fault},
+    handover,
     roster::{Renewed, Roster},
     store::{
         aside::{Evidence, redacted},
@@ -112,6 +113,9 @@ impl Renewer {
         id: AccountId,
         generation: Generation,
     ) -> Result<Fresh, RenewalFailure> {
+        let Some(_permit) = self.roster.truth().to_renew().await else {
+            return handover::for_newer(Arc::clone(&self.roster), id, generation).await;
+        };
         let _alone = self.roster.flights.alone(&id).await;
         if let Some(outcome) = self.done_before(&id, generation) {
             return outcome;
@@ -239,8 +243,9 @@ impl Renewer {
             Ok(answer) => answer,
             Err(error) if error.is_connect() || error.is_builder() => {
                 return Sent::Unreached(format!(
-                    "could not connect to {}",
-                    self.config.issuer.authority
+                    "could not connect to {}: {}",
+                    self.config.issuer.authority,
+                    fault::deepest(&error)
                 ));
             },
             Err(error) => return Sent::Unknown(fault::without_url(&error).to_owned()),
@@ -411,19 +416,14 @@ impl Renewer {
             return Ok(client);
         }
         // TLS is set up at the first renewal, not at the start: it costs memory and milliseconds.
-        crate::upstream::install_tls_provider();
-        let mut builder = reqwest::Client::builder()
+        let builder = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(ANSWER_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .pool_max_idle_per_host(0)
             .user_agent(concat!("cma/", env!("CARGO_PKG_VERSION")));
-        if !self.config.issuer.tls {
-            // Plain http is loopback only, and a proxy variable must not lead it away.
-            builder = builder.no_proxy();
-        }
-        let client = builder.build().map_err(|error| format!("no TLS client: {error}"))?;
+        let client = self.config.network.client(builder, &self.config.issuer)?;
         Ok(self.client.get_or_init(|| client))
     }
 }

@@ -15,6 +15,7 @@ use crate::{
         record::{Gone, Record, Tokens},
     },
     trouble::Troubles,
+    truth::Truth,
     vault::Vault,
 };
 use cma_core::{
@@ -48,6 +49,7 @@ pub(crate) struct Roster {
     config: Arc<Config>,
     vault: Arc<Vault>,
     records: RwLock<Vec<Arc<Record>>>,
+    truth: Truth,
     /// What stands in the way of all of them.
     troubles: Troubles,
     /// Held for the whole of a change, disk included; carries what stands in `state.json`.
@@ -73,6 +75,7 @@ impl Roster {
         vault: Arc<Vault>,
     ) -> Result<Self, Fault> {
         let roster = Self {
+            truth: store.ownership(),
             store,
             config,
             vault,
@@ -83,6 +86,18 @@ impl Roster {
         };
         roster.read_in()?;
         Ok(roster)
+    }
+
+    /// Who may write what can't be lost.
+    pub(crate) const fn truth(&self) -> &Truth {
+        &self.truth
+    }
+
+    /// Takes in what another daemon saved of an account; `None` when it is not there any more. Blocks
+    /// on the disk.
+    pub(crate) fn reread(&self, id: &AccountId) -> Result<Option<Arc<Record>>, Fault> {
+        let _writer = self.writer.lock();
+        Ok(self.store.account(id)?.map(|record| self.known_as(record)))
     }
 
     /// What stands in the way of all accounts.
@@ -422,13 +437,18 @@ impl Roster {
     fn save(&self, record: Record) -> Result<Arc<Record>, Fault> {
         self.store.save_account(&record)?;
         crash::moment(Moment::BeforeAdoption);
+        Ok(self.known_as(record))
+    }
+
+    /// Memory. The caller holds the writer lock.
+    fn known_as(&self, record: Record) -> Arc<Record> {
         let record = Arc::new(record);
         self.vault.put(&record);
         let mut records = self.records.write();
         records.retain(|known| known.id != record.id);
         records.push(Arc::clone(&record));
         records.sort_by(|a, b| (a.order, &a.id).cmp(&(b.order, &b.id)));
-        Ok(record)
+        record
     }
 }
 

@@ -12,12 +12,14 @@ use std::{
 };
 use tracing::{Level, level_filters::LevelFilter};
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::{filter::Targets, fmt::MakeWriter, layer::SubscriberExt as _};
 
 /// At a start, a log larger than this makes way; one older log is kept.
 const ROTATE_AT: u64 = 10 * 1024 * 1024;
 /// Lines waiting for the disk; more are dropped and counted, a request never waits for the log.
 const WAITING: usize = 4096;
+/// They tell of single frames and headers.
+const LIBRARIES: [&str; 5] = ["h2", "hyper", "hyper_util", "reqwest", "rustls"];
 /// What begins a token.
 const TOKENS: [&[u8]; 4] = [b"eyJ", b"at-cma-", b"Bearer ", b"rt-"];
 
@@ -35,7 +37,11 @@ pub(crate) fn start(root: &Root, level: Level) -> Result<WorkerGuard, Fault> {
         .with_span_list(false)
         .with_writer(Masked(writer))
         .with_max_level(LevelFilter::from_level(level))
-        .finish();
+        .finish()
+        // What libraries say of each frame is not for our log, whatever level is wanted of us.
+        .with(Targets::new().with_default(level).with_targets(
+            LIBRARIES.map(|name| (name, LevelFilter::from_level(level).min(LevelFilter::INFO))),
+        ));
     // Only tests in one process could start it twice; the first one stays.
     drop(tracing::subscriber::set_global_default(subscriber));
     std::panic::set_hook(Box::new(|info| {

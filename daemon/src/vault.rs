@@ -21,6 +21,17 @@ pub(crate) struct Pass {
     pub(crate) workspace: HeaderValue,
     /// Whether requests must say that the account is a FedRAMP one.
     pub(crate) fedramp: bool,
+    /// Where its Responses go, as its `accounts/check` says.
+    pub(crate) way: Way,
+}
+
+/// What an account's workspace wants of the requests below the Responses base.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Way {
+    /// The host in place of the backend's own.
+    pub(crate) host: Option<HeaderValue>,
+    /// `x-openai-account-routing-override`.
+    pub(crate) routing: Option<HeaderValue>,
 }
 
 #[derive(Debug)]
@@ -40,15 +51,31 @@ pub(crate) struct Vault {
 impl Vault {
     /// Takes in an account's current credential. The one before stays for requests in flight.
     pub(crate) fn put(&self, record: &Record) {
-        let Some(pass) = pass(record) else { return };
+        let Some(mut pass) = pass(record) else { return };
         let generation = Generation(record.generation);
         let id = AccountId::from_written(&record.id);
         let refresh_token = record.tokens.refresh_token.clone();
         let mut entries = self.entries.write();
+        if let Some(known) = entries.get(&id) {
+            pass.way = known.pass.way.clone();
+        }
         let previous = entries
             .remove(&id)
             .and_then(|old| (old.generation != generation).then_some((old.generation, old.pass)));
         entries.insert(id, Entry { generation, pass, refresh_token, previous });
+    }
+
+    /// Sets where an account's Responses go. Returns whether that is another way than before.
+    pub(crate) fn set_way(&self, id: &AccountId, way: &Way) -> bool {
+        let mut entries = self.entries.write();
+        let Some(entry) = entries.get_mut(id).filter(|entry| entry.pass.way != *way) else {
+            return false;
+        };
+        if let Some((_generation, pass)) = &mut entry.previous {
+            pass.way = way.clone();
+        }
+        entry.pass.way = way.clone();
+        true
     }
 
     /// Forgets an account.
@@ -71,6 +98,11 @@ impl Vault {
         self.entries.read().get(id).map(|entry| entry.pass.clone())
     }
 
+    /// An account's current generation.
+    pub(crate) fn generation(&self, id: &AccountId) -> Option<Generation> {
+        self.entries.read().get(id).map(|entry| entry.generation)
+    }
+
     /// The refresh token of exactly that generation.
     pub(crate) fn refresh_token(
         &self,
@@ -89,5 +121,5 @@ fn pass(record: &Record) -> Option<Pass> {
     let mut authorization = HeaderValue::try_from(bearer).ok()?;
     authorization.set_sensitive(true);
     let workspace = HeaderValue::try_from(record.workspace.as_str()).ok()?;
-    Some(Pass { authorization, workspace, fedramp: record.fedramp })
+    Some(Pass { authorization, workspace, fedramp: record.fedramp, way: Way::default() })
 }

@@ -29,6 +29,9 @@ use std::{
 
 /// How long a client waits for a daemon it started.
 pub const START_DEADLINE: Duration = Duration::from_secs(3);
+/// How long a client waits for a daemon to take over from another: renewals under way end first, and
+/// the longest of these takes a minute.
+pub const RESTART_DEADLINE: Duration = Duration::from_secs(150);
 /// How long a client waits for the answer to a request.
 const CALL_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -311,6 +314,21 @@ impl Client {
 /// # Errors
 /// The daemon's typed reason, or [`ErrorCode::Unreachable`].
 pub fn start(root: &Root) -> Result<StartLine, Refusal> {
+    launch(root, &["start"], START_DEADLINE)
+}
+
+/// As [`start`], in the place of the daemon that runs: it goes on until the new one has taken over, and
+/// stays if that one can't. With `now` its running responses are cut then.
+///
+/// # Errors
+/// As [`start`]; [`ErrorCode::BadRequest`] from a daemon or on a system that can't hand over,
+/// [`ErrorCode::Draining`] from a daemon that is on its way out.
+pub fn restart(root: &Root, now: bool) -> Result<StartLine, Refusal> {
+    let words: &[&str] = if now { &["restart", "--now"] } else { &["restart"] };
+    launch(root, words, RESTART_DEADLINE)
+}
+
+fn launch(root: &Root, words: &[&str], deadline: Duration) -> Result<StartLine, Refusal> {
     let program = daemon_program()?;
     let failed = |why: String| {
         Refusal::new(
@@ -320,7 +338,7 @@ pub fn start(root: &Root) -> Result<StartLine, Refusal> {
         )
     };
     let mut child = Command::new(&program)
-        .arg("start")
+        .args(words)
         .env("CODEX_MULTI_AUTH_DIR", root.path())
         // It is sent with the one request that needs it; a process that stays must not carry it.
         .env_remove("CMA_IMPORT_PASSPHRASE")
@@ -338,8 +356,8 @@ pub fn start(root: &Root) -> Result<StartLine, Refusal> {
         drop(sender.send(read.map(|_| line)));
     });
     let line = receiver
-        .recv_timeout(START_DEADLINE)
-        .map_err(|_timeout| failed(format!("no answer within {} s", START_DEADLINE.as_secs())))?
+        .recv_timeout(deadline)
+        .map_err(|_timeout| failed(format!("no answer within {} s", deadline.as_secs())))?
         .map_err(|error| failed(error.to_string()))?;
     // `cmad start` ends right after its line; it must not stay behind as a zombie of a long-lived
     // CLI that this process is about to become.

@@ -22,16 +22,20 @@
 #[cfg(feature = "client")]
 pub mod client;
 pub mod codec;
+pub mod credits;
 pub mod endpoint;
 pub mod error;
 pub mod frame;
+pub mod handover;
 pub mod hello;
 pub mod login;
 pub mod message;
 pub mod owner;
 pub mod pools;
+pub mod sessions;
 pub mod survive;
 pub mod takeover;
+pub mod usage;
 
 /// The protocol version this crate speaks best.
 pub const PROTOCOL: u32 = 1;

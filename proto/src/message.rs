@@ -4,11 +4,15 @@
 //! their unit. The same types are the `--json` output of `cmactl`, which adds a `schema` number.
 //! Fields are positional under bincode: see the crate's promises before touching one.
 
+use crate::credits::{CreditsReply, CreditsRequest};
+use crate::handover::{HandoverReply, HandoverRequest};
 use crate::login::{LoginReply, LoginRequest};
 use crate::owner::{OwnerReply, OwnerRequest};
 use crate::pools::{PoolsReply, PoolsRequest};
+use crate::sessions::{SessionsReply, SessionsRequest};
 use crate::survive::{Survive, Survived};
 use crate::takeover::{TakeoverReply, TakeoverRequest};
+use crate::usage::{UsageReply, UsageRequest};
 use serde::{Deserialize, Serialize};
 
 /// What a client asks.
@@ -78,6 +82,14 @@ pub enum Request {
     Takeover(TakeoverRequest),
     /// Projects' pools, policies, workspaces, tags. Answers: see [`PoolsRequest`].
     Pools(PoolsRequest),
+    /// The threads: where they run, and moving them. Answers: see [`SessionsRequest`].
+    Sessions(SessionsRequest),
+    /// The ledger, budgets, metrics, notices. Answer: [`Reply::Usage`].
+    Usage(UsageRequest),
+    /// Reset credits. Answer: [`Reply::Credits`].
+    Credits(CreditsRequest),
+    /// Between two daemons of one root. Answers: see [`HandoverRequest`].
+    Handover(HandoverRequest),
 }
 
 /// What the daemon answers.
@@ -111,6 +123,14 @@ pub enum Reply {
     Takeover(Box<TakeoverReply>),
     /// To [`Request::Pools`].
     Pools(PoolsReply),
+    /// To [`Request::Sessions`].
+    Sessions(SessionsReply),
+    /// To [`Request::Usage`].
+    Usage(Box<UsageReply>),
+    /// To [`Request::Credits`].
+    Credits(CreditsReply),
+    /// To [`Request::Handover`].
+    Handover(HandoverReply),
 }
 
 /// The whole picture at one epoch.

@@ -8,7 +8,7 @@ use std::{fs, path::Path};
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 9] = [
+const TARGETS: [Target; 10] = [
     ("frame", targets::frame),
     ("hello", targets::hello),
     ("message", targets::message),
@@ -18,6 +18,7 @@ const TARGETS: [Target; 9] = [
     ("jwt_claims", targets::jwt_claims),
     ("event", targets::event),
     ("stream", targets::stream),
+    ("bound_strip", targets::bound_strip),
 ];
 
 #[test]

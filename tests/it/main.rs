@@ -8,6 +8,8 @@ mod bad_world;
 #[cfg(test)]
 mod by_hand;
 #[cfg(test)]
+mod clients;
+#[cfg(test)]
 mod codex_faults;
 #[cfg(test)]
 mod codex_home;
@@ -34,6 +36,9 @@ mod fuzz_corpus;
 #[cfg(test)]
 mod gate;
 #[cfg(test)]
+#[cfg(target_os = "linux")]
+mod handover;
+#[cfg(test)]
 mod identity;
 #[cfg(test)]
 mod in_stream;
@@ -52,6 +57,8 @@ mod losses;
 #[cfg(test)]
 mod mirror;
 #[cfg(test)]
+mod network;
+#[cfg(test)]
 mod own_auth;
 #[cfg(test)]
 mod projects;
@@ -65,11 +72,19 @@ mod smoke;
 #[cfg(target_os = "linux")]
 mod soak;
 #[cfg(test)]
+mod surface;
+#[cfg(test)]
 mod survive;
 #[cfg(test)]
 mod takeover;
 #[cfg(test)]
+mod threads;
+#[cfg(test)]
 mod tidy;
+#[cfg(test)]
+mod usage;
+#[cfg(test)]
+mod usage_told;
 #[cfg(test)]
 mod ws;
 #[cfg(test)]

@@ -16,14 +16,20 @@ const MAX_LINES: usize = 800;
 const LONG: [(&str, &str); 0] = [];
 
 /// The daemon's floors, lowest first: who may not look at whom.
-const GROUND: [&str; 8] = ["config", "dirs", "clock", "sys", "fault", "crash", "disk", "trouble"];
-const KEEPERS: [&str; 5] = ["actor", "roster", "vault", "store", "cache"];
-const ROOMS: [&str; 7] = ["proxy", "ipc", "renewal", "upstream", "launch", "login", "mirror"];
+const GROUND: [&str; 11] = [
+    "config", "network", "names", "dirs", "clock", "sys", "fault", "crash", "disk", "trouble",
+    "truth",
+];
+const KEEPERS: [&str; 7] = ["actor", "roster", "vault", "store", "cache", "ledger", "budgets"];
+const ROOMS: [&str; 8] =
+    ["proxy", "ipc", "renewal", "upstream", "launch", "login", "mirror", "handover"];
 /// The stairs between rooms, and from the actor to the task that it starts.
-const STAIRS: [(&str, &str); 13] = [
+const STAIRS: [(&str, &str); 15] = [
     ("proxy", "upstream"),
-    ("renewal", "upstream::install_tls_provider"),
-    ("login", "upstream::install_tls_provider"),
+    // What the old daemon still serves gets its tokens from the new one.
+    ("renewal", "handover"),
+    ("handover", "renewal::Fresh"),
+    ("ipc", "handover"),
     // Its tests build a whole pool.
     ("login", "renewal::Renewer"),
     ("upstream", "proxy::body"),
@@ -31,6 +37,7 @@ const STAIRS: [(&str, &str); 13] = [
     ("ipc", "launch"),
     ("ipc", "mirror"),
     ("ipc", "proxy::aux"),
+    ("ipc", "proxy::surface"),
     ("ipc", "renewal::PERMANENT"),
     ("ipc", "renewal::UNKNOWN"),
     ("launch", "proxy::keys"),

@@ -58,6 +58,8 @@ fn commands_of_the_contract_are_understood() {
         "disable a@b.c",
         "label 1 work",
         "remove 1 --yes",
+        "reset-credits list",
+        "reset-credits use work --credit c-1 --yes",
         "why",
         "why --request r1",
         "events --json",

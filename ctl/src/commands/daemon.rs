@@ -61,10 +61,7 @@ pub(super) fn daemon(
             })?;
             Ok(ExitCode::SUCCESS)
         },
-        Daemon::Restart { now } => {
-            stop(context, now, screen)?;
-            start(context, screen)
-        },
+        Daemon::Restart { now } => restart(context, now, screen),
         Daemon::Status => status(context, screen),
     }
 }
@@ -104,6 +101,32 @@ fn start(context: &Context, screen: &mut Screen) -> Result<ExitCode, Failure> {
         let url = clean(shown.url.as_deref().unwrap_or_default());
         let done = if before { "was already running" } else { "is running" };
         format!("The daemon (pid {pid}) {done} at {url}.\n")
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Puts a new daemon in the place of the one that runs, with no connection refused in between; where
+/// that can't be, the old one stops first.
+fn restart(context: &Context, now: bool, screen: &mut Screen) -> Result<ExitCode, Failure> {
+    let Some(before) = context.connect_running()? else { return start(context, screen) };
+    let old = before.daemon_pid;
+    drop(before);
+    let (pid, url) = match client::restart(&context.root, now) {
+        Ok(StartLine::Ready { pid, url }) => (pid, url),
+        // An older daemon, another system, or one that is going down already.
+        Ok(StartLine::Failed(refusal)) | Err(refusal)
+            if matches!(refusal.code, ErrorCode::BadRequest | ErrorCode::Draining) =>
+        {
+            stop(context, now, screen)?;
+            return start(context, screen);
+        },
+        Ok(StartLine::Failed(refusal)) | Err(refusal) => return Err(refusal.into()),
+    };
+    let shown = Shown { running: true, pid: Some(pid), url: Some(url), ..not_running(context) };
+    screen.answer(&shown, |shown| {
+        let url = clean(shown.url.as_deref().unwrap_or_default());
+        let rest = if now { "its responses are cut" } else { "its responses run to their end" };
+        format!("The daemon (pid {pid}) is running at {url}, in the place of pid {old}; {rest}.\n")
     })?;
     Ok(ExitCode::SUCCESS)
 }

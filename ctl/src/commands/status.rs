@@ -167,6 +167,9 @@ impl std::fmt::Display for Difference {
     }
 }
 
+/// Windows that were seen longer ago say so, in seconds: an hour's work may have gone since.
+const OLD: u64 = 10 * 60;
+
 /// The whole of `status` as text.
 fn picture(status: &Status, now: u64) -> String {
     let mut text = String::new();
@@ -365,6 +368,10 @@ fn window(window: &WindowInfo, now: u64) -> String {
         Some(at) => (window.used_percent, time::span(at - now)),
         None => (window.used_percent, String::new()),
     };
+    // What is new needs no word; what is old is a guess.
+    let age = now.saturating_sub(window.seen_at);
+    let seen = if age < OLD { String::new() } else { format!("  seen {} ago", time::span(age)) };
+    let resets = resets + &seen;
     let bar = pressure(percent).paint(bar(percent, 8));
     format!("{called} {bar} {percent:>3.0} %  {}", Tone::Dim.paint(resets))
 }

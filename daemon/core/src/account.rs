@@ -76,6 +76,10 @@ pub struct Account {
     pub shaky: Option<Due>,
     /// Models its plan doesn't include, and until when that is believed.
     pub without: BTreeMap<Arc<str>, Due>,
+    /// All models it lists, and until when that is believed.
+    pub lists: Option<(Arc<[Arc<str>]>, Due)>,
+    /// Models that others list and it doesn't.
+    pub unlisted: Vec<Arc<str>>,
     /// Generation whose token was refused right after being renewed by a refusal.
     pub refused_fresh: bool,
 }
@@ -191,6 +195,9 @@ impl Account {
 
     /// Whether a model is known not to be in its plan.
     pub fn lacks(&self, model: Option<&str>, now: Now) -> bool {
-        model.and_then(|model| self.without.get(model)).is_some_and(|due| !due.reached(now))
+        let Some(model) = model else { return false };
+        let listed = self.lists.as_ref().is_some_and(|(_all, due)| !due.reached(now));
+        self.without.get(model).is_some_and(|due| !due.reached(now))
+            || (listed && self.unlisted.iter().any(|unlisted| **unlisted == *model))
     }
 }

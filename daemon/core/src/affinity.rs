@@ -1,71 +1,197 @@
-//! Which account a session ran on last, so that its prompt cache is found again.
+//! Which account a thread ran on last, so that its prompt cache is found again, and which one its
+//! person moved it to.
+//!
+//! A thread is named by its own id; subagents are threads of their own within the session of the
+//! thread that started them, and share its prompt cache (Codex CLI 0.169.0, observed: same
+//! `session-id`, other `thread-id`, `prompt_cache_key` is the session's). So a thread that ran
+//! nowhere yet goes where its session's first thread ran.
+//!
+//! A turn is several requests (a tool loop). It stays with its account while that can serve; only
+//! what its person says after it began moves it.
 //!
 //! Bounded in number and age. Losing an entry costs a cold cache, nothing else.
 
 use crate::{
     identity::AccountId,
-    time::{Mono, Span},
+    select::Need,
+    time::{Mono, Now, Span},
 };
 use std::{collections::BTreeMap, sync::Arc};
 
 /// A prompt cache is long gone after this time without a request.
 const TTL: Span = Span::from_secs(24 * 3600);
-/// More sessions than a person has open; the oldest go first.
+/// More threads than a person has open; the oldest go first.
 const CAPACITY: usize = 4096;
+/// Threads moved by hand at once: more than a person keeps in mind.
+pub const MAX_PINS: usize = 256;
 
-/// Session → account.
+/// What the pool is told about threads outside of their requests.
+#[derive(Debug, Clone)]
+pub enum Told {
+    /// A person moved a thread to an account, or lets the pool choose for it again.
+    Pin(Arc<str>, Option<AccountId>),
+    /// Where threads ran before the daemon started.
+    Recall(Vec<(Arc<str>, AccountId)>),
+}
+
+/// What is remembered of one thread.
+#[derive(Debug, Clone)]
+struct Ran {
+    account: AccountId,
+    used: Mono,
+    /// Its last turn, and since when that runs on the account.
+    turn: Option<(Arc<str>, Mono)>,
+}
+
+/// Thread → account.
 #[derive(Debug, Clone, Default)]
 pub struct Affinity {
-    sessions: BTreeMap<Arc<str>, (AccountId, Mono)>,
+    threads: BTreeMap<Arc<str>, Ran>,
+    pins: BTreeMap<Arc<str>, AccountId>,
+    /// When a person last chose an account for a pool.
+    chosen: Option<Mono>,
 }
 
 impl Affinity {
-    /// The account a session ran on.
-    pub fn get(&self, session: &str, now: Mono) -> Option<&AccountId> {
-        let (account, used) = self.sessions.get(session)?;
-        (now.since(*used) <= TTL).then_some(account)
+    /// The account a thread ran on.
+    pub fn get(&self, thread: &str, now: Mono) -> Option<&AccountId> {
+        Some(&self.ran(thread, now)?.account)
     }
 
-    /// Remembers it. Returns whether the session moved or is new.
-    pub fn set(&mut self, session: &str, account: &AccountId, now: Mono) -> bool {
-        if let Some(known) = self.sessions.get_mut(session) {
-            known.1 = now;
-            if known.0 == *account {
-                return false;
+    /// The account a person moved a thread to.
+    pub fn pinned(&self, thread: &str) -> Option<&AccountId> {
+        self.pins.get(thread)
+    }
+
+    /// How an account stands to the thread of a request, smaller is closer. First what outranks the
+    /// pool's choices: 0 for the account that its person moved it to, 1 for the one its turn runs
+    /// on, 2 for any other. Then what comes among them: 0 for the one the thread ran on, 1 for its
+    /// session's, 2 for any other.
+    pub fn place(&self, need: &Need, account: &AccountId, now: Mono) -> (u8, u8) {
+        let Some(thread) = need.thread() else { return (2, 2) };
+        let ran = self.ran(thread, now);
+        let held = if self.pins.get(thread) == Some(account) {
+            0
+        } else if ran.is_some_and(|ran| ran.account == *account && self.holds(ran, need)) {
+            1
+        } else {
+            2
+        };
+        let session = || need.session.as_deref().and_then(|session| self.ran(session, now));
+        let warm = if ran.is_some_and(|ran| ran.account == *account) {
+            0
+        } else if session().is_some_and(|ran| ran.account == *account) {
+            1
+        } else {
+            2
+        };
+        (held, warm)
+    }
+
+    /// Whether the turn asked for runs there, and nobody has chosen since it does.
+    fn holds(&self, ran: &Ran, need: &Need) -> bool {
+        let Some((turn, since)) = &ran.turn else { return false };
+        need.turn.as_ref() == Some(turn) && self.chosen.is_none_or(|chosen| *since > chosen)
+    }
+
+    fn ran(&self, thread: &str, now: Mono) -> Option<&Ran> {
+        self.threads.get(thread).filter(|ran| now.since(ran.used) <= TTL)
+    }
+
+    /// A request of a thread goes to an account.
+    pub fn runs(&mut self, need: &Need, account: &AccountId, now: Mono) {
+        let Some(thread) = need.thread() else { return };
+        let turn = || need.turn.clone().map(|turn| (turn, now));
+        if let Some(ran) = self.threads.get_mut(thread) {
+            let same_turn = match (&ran.turn, &need.turn) {
+                (Some((known, _since)), Some(turn)) => known == turn,
+                (known, turn) => known.is_none() && turn.is_none(),
+            };
+            // Within a turn its beginning counts: what was chosen since then moves it, once.
+            if ran.account != *account || !same_turn {
+                ran.turn = turn();
             }
-            known.0 = account.clone();
-            return true;
+            ran.used = now;
+            if ran.account != *account {
+                ran.account = account.clone();
+            }
+        } else {
+            self.insert(
+                Arc::clone(thread),
+                Ran { account: account.clone(), used: now, turn: turn() },
+            );
         }
-        if self.sessions.len() >= CAPACITY {
-            self.shrink();
+        // A subagent's first request may be the first that is seen of its session.
+        if let Some(session) = need.session.as_ref().filter(|session| *session != thread)
+            && self.ran(session, now).is_none()
+        {
+            let ran = Ran { account: account.clone(), used: now, turn: None };
+            self.insert(Arc::clone(session), ran);
         }
-        self.sessions.insert(session.into(), (account.clone(), now));
-        true
+    }
+
+    /// Takes in what it is told.
+    pub fn told(&mut self, now: Now, told: Told) {
+        match told {
+            Told::Pin(thread, Some(account)) => {
+                if self.pins.len() < MAX_PINS || self.pins.contains_key(&thread) {
+                    self.pins.insert(thread, account);
+                }
+            },
+            Told::Pin(thread, None) => drop(self.pins.remove(&thread)),
+            Told::Recall(threads) => {
+                for (thread, account) in threads {
+                    // A request that came first knows better.
+                    if !self.threads.contains_key(&thread) {
+                        self.insert(thread, Ran { account, used: now.mono, turn: None });
+                    }
+                }
+            },
+        }
+    }
+
+    /// A person chose an account for a pool: turns that run don't hold theirs any more.
+    pub fn chosen(&mut self, now: Mono) {
+        self.chosen = Some(now);
+    }
+
+    /// Remembers where a thread ran, without its turn.
+    pub fn set(&mut self, thread: &str, account: &AccountId, now: Mono) {
+        let need = Need { session: Some(thread.into()), ..Need::default() };
+        self.runs(&need, account, now);
     }
 
     /// Forgets an account that left the pool.
     pub fn forget(&mut self, account: &AccountId) {
-        self.sessions.retain(|_session, (known, _used)| known != account);
+        self.threads.retain(|_thread, ran| ran.account != *account);
+        self.pins.retain(|_thread, pin| pin != account);
     }
 
-    /// Number of sessions remembered.
+    /// Number of threads remembered.
     pub fn len(&self) -> usize {
-        self.sessions.len()
+        self.threads.len()
     }
 
     /// Whether none is remembered.
     pub fn is_empty(&self) -> bool {
-        self.sessions.is_empty()
+        self.threads.is_empty()
+    }
+
+    fn insert(&mut self, thread: Arc<str>, ran: Ran) {
+        if self.threads.len() >= CAPACITY {
+            self.shrink();
+        }
+        self.threads.insert(thread, ran);
     }
 
     /// Drops the older half: one pass now and then instead of an ordered index on every request.
     fn shrink(&mut self) {
-        let mut ages: Vec<Mono> = self.sessions.values().map(|(_account, used)| *used).collect();
+        let mut ages: Vec<Mono> = self.threads.values().map(|ran| ran.used).collect();
         ages.sort_unstable();
         let median = ages.get(ages.len() / 2).copied().unwrap_or_default();
         let mut spare = CAPACITY / 2;
-        self.sessions.retain(|_session, (_account, used)| {
-            let keep = *used >= median && spare > 0;
+        self.threads.retain(|_thread, ran| {
+            let keep = ran.used >= median && spare > 0;
             spare -= usize::from(keep);
             keep
         });
@@ -75,18 +201,100 @@ impl Affinity {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::time::Wall;
+
+    fn id(name: &str) -> AccountId {
+        AccountId::of(name, "w")
+    }
+
+    fn at(ms: u64) -> Mono {
+        Mono::from_millis(ms)
+    }
+
+    fn need(session: &str, thread: &str, turn: &str) -> Need {
+        Need {
+            session: Some(session.into()),
+            thread: Some(thread.into()),
+            turn: Some(turn.into()),
+            ..Need::default()
+        }
+    }
 
     #[test]
     fn it_stays_bounded_and_keeps_the_newest() {
         let mut affinity = Affinity::default();
-        let account = AccountId::of("u", "w");
+        let account = id("u");
         for n in 0..3 * CAPACITY {
-            affinity.set(&format!("s{n}"), &account, Mono::from_millis(n as u64));
+            affinity.set(&format!("s{n}"), &account, at(n as u64));
             assert!(affinity.len() <= CAPACITY);
         }
-        let now = Mono::from_millis(3 * CAPACITY as u64);
+        let now = at(3 * CAPACITY as u64);
         assert!(affinity.get(&format!("s{}", 3 * CAPACITY - 1), now).is_some());
         assert!(affinity.get("s0", now).is_none());
         assert!(affinity.get(&format!("s{}", 3 * CAPACITY - 1), now.plus(TTL.times(2))).is_none());
+    }
+
+    #[test]
+    fn a_subagent_goes_where_its_session_runs_and_stays_where_it_ran() {
+        let mut affinity = Affinity::default();
+        affinity.runs(&need("s", "s", "1"), &id("a"), at(1));
+        let child = need("s", "child", "2");
+        assert_eq!(affinity.place(&child, &id("a"), at(2)), (2, 1));
+        assert_eq!(affinity.place(&child, &id("b"), at(2)), (2, 2));
+        affinity.runs(&child, &id("b"), at(3));
+        assert_eq!(affinity.place(&child, &id("b"), at(4)).1, 0);
+        assert_eq!(affinity.place(&child, &id("a"), at(4)).1, 1);
+        assert_eq!(affinity.get("s", at(4)), Some(&id("a")), "the session stays where it was");
+        // One whose session is unknown speaks for it.
+        affinity.runs(&need("t", "t-child", "3"), &id("b"), at(5));
+        assert_eq!(affinity.get("t", at(6)), Some(&id("b")));
+    }
+
+    #[test]
+    fn a_turn_holds_its_account_until_its_person_chooses() {
+        let mut affinity = Affinity::default();
+        let turn = need("s", "s", "1");
+        affinity.runs(&turn, &id("a"), at(1));
+        assert_eq!(affinity.place(&turn, &id("a"), at(2)), (1, 0));
+        assert_eq!(affinity.place(&need("s", "s", "2"), &id("a"), at(2)), (2, 0), "the next turn");
+        affinity.chosen(at(3));
+        assert_eq!(affinity.place(&turn, &id("a"), at(4)), (2, 0));
+        // The choice moved it: from then on it stays again.
+        affinity.runs(&turn, &id("b"), at(5));
+        affinity.runs(&turn, &id("b"), at(6));
+        assert_eq!(affinity.place(&turn, &id("b"), at(7)), (1, 0));
+    }
+
+    #[test]
+    fn a_thread_moved_by_hand_outranks_its_turn_until_the_account_goes() {
+        let mut affinity = Affinity::default();
+        let now = Now { mono: at(9), wall: Wall::default() };
+        let turn = need("s", "s", "1");
+        affinity.runs(&turn, &id("a"), at(1));
+        affinity.told(now, Told::Pin("s".into(), Some(id("b"))));
+        assert_eq!(affinity.place(&turn, &id("b"), at(2)).0, 0);
+        assert_eq!(affinity.place(&turn, &id("a"), at(2)).0, 1);
+        affinity.forget(&id("b"));
+        assert_eq!(affinity.pinned("s"), None);
+        for n in 0..2 * MAX_PINS {
+            affinity.told(now, Told::Pin(format!("t{n}").into(), Some(id("b"))));
+        }
+        assert_eq!(affinity.pins.len(), MAX_PINS);
+    }
+
+    #[test]
+    fn what_is_recalled_never_overrules_what_runs() {
+        let mut affinity = Affinity::default();
+        affinity.set("s", &id("a"), at(1));
+        let now = Now { mono: at(2), wall: Wall::default() };
+        let many = (0..3 * CAPACITY).map(|n| (format!("r{n}").into(), id("b")));
+        let known = [("s".into(), id("b")), ("t".into(), id("b"))].into_iter();
+        affinity.told(now, Told::Recall(known.chain(many).collect()));
+        assert!(affinity.len() <= CAPACITY);
+        let mut affinity = Affinity::default();
+        affinity.set("s", &id("a"), at(1));
+        affinity.told(now, Told::Recall(vec![("s".into(), id("b")), ("t".into(), id("b"))]));
+        assert_eq!(affinity.get("s", at(3)), Some(&id("a")));
+        assert_eq!(affinity.get("t", at(3)), Some(&id("b")));
     }
 }

@@ -20,6 +20,7 @@
 pub mod account;
 pub mod affinity;
 pub mod bound;
+pub mod budget;
 pub mod cooldown;
 pub mod event;
 pub mod identity;
@@ -31,6 +32,8 @@ pub mod quota;
 pub mod scope;
 pub mod select;
 pub mod stream;
+pub mod thread;
 pub mod time;
 pub mod token;
+pub mod usage;
 pub mod verdict;

@@ -10,7 +10,7 @@
 
 use crate::{
     account::{Account, Login, State},
-    affinity::Affinity,
+    affinity::{Affinity, Told},
     cooldown::{self, Cause},
     identity::AccountId,
     pace::{Pace, Pacer},
@@ -116,6 +116,10 @@ pub enum Input {
     PinIn(Arc<str>, Option<AccountId>),
     /// Time passed.
     Tick,
+    /// Something about threads.
+    Thread(Told),
+    /// All models that an account lists.
+    Models(AccountId, Arc<[Arc<str>]>),
 }
 
 /// What should happen.
@@ -245,6 +249,8 @@ impl Pool {
             Input::Pin(pin) => self.set_pin(now, None, pin),
             Input::PinIn(project, pin) => self.set_pin(now, Some(project), pin),
             Input::Tick => self.tick(now),
+            Input::Thread(told) => self.affinity.told(now, told),
+            Input::Models(account, models) => self.models(now, &account, models),
         }
     }
 
@@ -304,6 +310,11 @@ impl Pool {
         let account = self.find(pin)?;
         let need = Need { scope: scope.clone(), ..Need::default() };
         select::excluded(account, &need, now).map(|excluded| excluded.text)
+    }
+
+    /// Where threads run.
+    pub const fn affinity(&self) -> &Affinity {
+        &self.affinity
     }
 
     /// Leases outstanding.
@@ -378,9 +389,7 @@ impl Pool {
         self.next_lease += 1;
         account.in_flight += 1;
         let (id, generation) = (account.id.clone(), account.token.generation);
-        if let Some(session) = need.session.as_deref() {
-            self.affinity.set(session, &id, now.mono);
-        }
+        self.affinity.runs(need, &id, now.mono);
         self.leases.insert(lease, (id.clone(), generation));
         let grant = Grant::Lease { lease, account: id, generation };
         self.effects.push_back(Effect::Reply(ticket, grant));
@@ -642,6 +651,8 @@ impl Pool {
                 stuck: None,
                 shaky: None,
                 without: BTreeMap::new(),
+                lists: None,
+                unlisted: Vec::new(),
                 refused_fresh: false,
             });
         }
@@ -682,6 +693,7 @@ impl Pool {
             (Some(project), Some(pin)) => drop(self.pins.insert(project, pin)),
             (Some(project), None) => drop(self.pins.remove(&project)),
         }
+        self.affinity.chosen(now.mono);
         self.changed(Topic::Pin);
     }
 
@@ -741,5 +753,6 @@ impl Pool {
     }
 }
 
+mod listed;
 #[cfg(test)]
 mod tests;

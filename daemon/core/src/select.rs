@@ -25,6 +25,10 @@ const CRITICAL: f64 = 1.0;
 pub struct Need {
     /// Session of the thread, for affinity.
     pub session: Option<Arc<str>>,
+    /// The thread itself; none is the session.
+    pub thread: Option<Arc<str>>,
+    /// The turn it is part of.
+    pub turn: Option<Arc<str>>,
     /// Model asked for.
     pub model: Option<Arc<str>>,
     /// Accounts already tried for this request.
@@ -39,14 +43,23 @@ pub struct Need {
     pub scope: Scope,
 }
 
+impl Need {
+    /// The name of its thread.
+    pub fn thread(&self) -> Option<&Arc<str>> {
+        self.thread.as_ref().or(self.session.as_ref())
+    }
+}
+
 /// What is compared, first field first, smaller is better.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
+    /// 0 when its person moved the thread here, 1 when its turn runs here, 2 else.
+    pub held: u8,
     /// 0 when it is in the request's own pool, 1 when it only steps in for that.
     pub away: u8,
     /// 0 when the person pinned it.
     pub pin: u8,
-    /// 0 when the session ran on it last.
+    /// 0 when the thread ran on it last, 1 when its session did, 2 else.
     pub affinity: u8,
     /// 0 when its token can be sent as it is.
     pub token: u8,
@@ -74,7 +87,10 @@ impl Key {
         let away = (self.away > 0).then(|| ("pool", "steps in for the project's".to_owned()));
         let rest = [
             ("pin", yes(self.pin, "pinned", "-")),
-            ("affinity", yes(self.affinity, "this thread's account", "-")),
+            ("affinity", {
+                let warm = ["this thread's account", "its session's account"];
+                warm.get(usize::from(self.affinity)).copied().unwrap_or("-").to_owned()
+            }),
             ("token", yes(self.token, "ready", "must be renewed first")),
             ("path", yes(self.shaky, "fine", "failed lately")),
             ("headroom", reserve.get(usize::from(self.reserve)).copied().unwrap_or("?").to_owned()),
@@ -83,12 +99,20 @@ impl Key {
             ("used", format!("{} %", u32::from(self.used) * 5)),
             ("order", self.order.to_string()),
         ];
-        away.into_iter().chain(rest).map(|(name, value)| (name.to_owned(), value)).collect()
+        let held = ["moved here", "its turn runs here"].get(usize::from(self.held));
+        let held = held.map(|held| ("thread", (*held).to_owned()));
+        held.into_iter()
+            .chain(away)
+            .chain(rest)
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect()
     }
 
     /// The first field in which `self` is better than `other`, for a person.
     pub fn decided_against(&self, other: &Self) -> &'static str {
-        if self.away != other.away {
+        if self.held != other.held {
+            if self.held == 0 { "the thread was moved to it" } else { "its turn runs on it" }
+        } else if self.away != other.away {
             "it is the project's own"
         } else if self.pin != other.pin {
             "it is pinned"
@@ -233,11 +257,12 @@ pub fn excluded(account: &Account, need: &Need, now: Now) -> Option<Excluded> {
 fn key(view: &View<'_>, account: &Account, need: &Need, now: Now) -> Key {
     let not = |is: bool| u8::from(!is);
     let headroom = account.quota.headroom(now);
-    let session = need.session.as_deref().and_then(|id| view.affinity.get(id, now.mono));
+    let (held, affinity) = view.affinity.place(need, &account.id, now.mono);
     Key {
+        held,
         away: need.scope.place(&account.pools).unwrap_or(u8::MAX),
         pin: not(view.pin == Some(&account.id)),
-        affinity: not(session == Some(&account.id)),
+        affinity,
         token: not(account.sendable(now) || matches!(account.login, Login::Gone { .. })),
         shaky: u8::from(account.shaky.is_some_and(|due| !due.reached(now))),
         reserve: if headroom < CRITICAL { 2 } else { u8::from(headroom < LOW) },

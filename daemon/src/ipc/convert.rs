@@ -97,6 +97,11 @@ pub(crate) async fn status(app: &App) -> Result<Status, Fault> {
     let (backend, issuer) = (&app.config.backend.authority, &app.config.issuer.authority);
     let mut first = app.roster.troubles().shown(backend, issuer);
     first.extend(super::survive::notes(app));
+    first.extend(super::usage::notes(app));
+    first.extend(app.proxy.surface.notes());
+    first.extend(app.before.pid().map(|pid| {
+        format!("the daemon before this one (pid {pid}) still serves what it had begun")
+    }));
     notes.splice(0..0, first);
     let all = app.roster.all().len();
     if all == 0 {
@@ -135,7 +140,7 @@ fn seen(account: &Account, state: State, now: Now) -> Seen {
     }
 }
 
-fn windows(quota: &Quota, now: Now) -> Vec<WindowInfo> {
+pub(super) fn windows(quota: &Quota, now: Now) -> Vec<WindowInfo> {
     quota
         .windows()
         .iter()

@@ -4,7 +4,7 @@ use super::convert::{self, stopping};
 use crate::{
     app::{App, Phase},
     fault::Fault,
-    launch,
+    handover, launch,
     roster::{self, Roster},
     store::record::Record,
 };
@@ -27,11 +27,26 @@ pub(crate) async fn handle(
     let looking = match &request {
         Request::Status | Request::Why { .. } | Request::Shutdown { .. } => true,
         Request::Pools(request) => super::pools::looks(request),
+        Request::Sessions(request) => super::sessions::looks(request),
+        Request::Usage(request) => super::usage::looks(request),
+        Request::Handover(_) => true,
         _ => false,
     };
-    if !looking && app.phases.now() >= Phase::Draining {
+    // A launch writes nothing, and what it is told holds for the next daemon as well.
+    let launching = matches!(&request, Request::Launch(_));
+    let refused = if launching { app.phases.refuses() } else { !looking };
+    if refused && app.phases.now() >= Phase::Draining {
         return Err(stopping(crate::actor::Gone));
     }
+    // A sign-in waits for people, and saves with a permit of its own.
+    let free = looking || launching || matches!(&request, Request::Login(_));
+    let _permit = match free {
+        true => None,
+        false => {
+            let permit = app.roster.truth().to_change().await;
+            Some(permit.ok_or_else(|| stopping(crate::actor::Gone))?)
+        },
+    };
     match request {
         // A subscription is a stream, which the session serves itself.
         Request::Status | Request::Subscribe => {
@@ -61,17 +76,21 @@ pub(crate) async fn handle(
         },
         Request::Owner(request) => super::owner::handle(app, request, pid).await,
         Request::Pools(request) => super::pools::handle(app, request).await,
+        Request::Sessions(request) => super::sessions::handle(app, request).await,
         Request::Shutdown { now } => {
             let active = app.proxy.traces.counters.active.load(Ordering::Relaxed);
             if now {
-                app.stop.cut();
+                app.cut();
             } else {
                 app.stop.drain();
             }
             Ok(Reply::ShuttingDown { active })
         },
+        Request::Handover(request) => handover::serve(app, request).await,
         Request::Survive(asked) => super::survive::handle(app, asked).await,
         Request::Takeover(request) => super::takeover::handle(app, request).await,
+        Request::Usage(request) => super::usage::handle(app, request).await,
+        Request::Credits(asked) => super::credits::handle(app, asked).await,
     }
 }
 
@@ -179,17 +198,20 @@ pub(super) async fn take_out<T: Send + 'static>(
     // begin before the login is gone from where renewals take it.
     let alone = app.roster.flights.alone(&id).await;
     let (gone, projects) = (id.clone(), Arc::clone(&app.projects));
+    let pins = Arc::clone(&app.pins);
     let (kept, seen) = blocking(app, move |roster| {
         if pinned {
             roster.save_pin(None)?;
         }
         projects.unpin(&gone)?;
+        pins.forget(&gone)?;
         let seen = last(roster);
         Ok((roster.remove(&gone)?, seen))
     })
     .await?;
     drop(alone);
     let mut epoch = app.actor.command(Input::Remove(id.clone())).await.map_err(stopping)?;
+    super::sessions::forget(app, &id);
     // Somebody may have imported it again in between.
     if let Some(back) = app.roster.get(&id) {
         epoch = upsert(app, &back).await?;

@@ -5,12 +5,16 @@
 //! streams, frames, time to say hello.
 
 mod convert;
+mod credits;
 mod handlers;
 mod owner;
 mod pools;
+mod probes;
 mod session;
+mod sessions;
 mod survive;
 mod takeover;
+mod usage;
 
 use crate::{
     app::{App, Phase, Tasks},
@@ -49,14 +53,27 @@ impl Listener {
         Ok(Self(listener))
     }
 
-    /// Accepts until the daemon flushes.
+    /// Goes on with the socket of the daemon before; its name stays where it is.
+    #[cfg(unix)]
+    pub(crate) fn taken(socket: std::os::fd::OwnedFd) -> Result<Self, Fault> {
+        use interprocess::os::unix::uds_local_socket::tokio::Listener as Inner;
+        let listener = Inner::try_from(socket)
+            .map_err(|error| Fault::internal(format!("a socket can't be used: {error}")))?;
+        Ok(Self(listener.into()))
+    }
+
+    /// Accepts until the daemon flushes, or until somebody else accepts.
     pub(crate) async fn serve(self, app: Arc<App>, tasks: Tasks) {
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
             let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+            if !app.doors.open().await {
+                return;
+            }
             let accepted = tokio::select! {
                 biased;
                 () = app.phases.reached(Phase::Flushing) => return,
+                () = app.doors.shut() => continue,
                 accepted = self.0.accept() => accepted,
             };
             let stream = match accepted {
@@ -77,6 +94,14 @@ impl Listener {
                 drop(permit);
             });
         }
+    }
+}
+
+#[cfg(unix)]
+impl std::os::fd::AsFd for Listener {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        let LocalListener::UdSocket(listener) = &self.0;
+        listener.as_fd()
     }
 }
 

@@ -151,7 +151,7 @@ impl Session {
                 },
                 phase = phases.changed() => {
                     let now = *phases.borrow();
-                    if phase.is_err() || now >= Phase::Flushing {
+                    if phase.is_err() || now >= Phase::Flushing || self.app.phases.handed_over() {
                         return self.send(Kind::End, stream, Vec::new()).await;
                     }
                     Some(Change::Phase { phase: now.word().to_owned() })

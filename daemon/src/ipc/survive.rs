@@ -105,9 +105,12 @@ async fn unlock(app: &Arc<App>, passphrase: Option<Secret>) -> Result<Survived, 
         let mirrored = Arc::clone(app);
         disk(app, move |_roster| {
             mirrored.projects.read_in()?;
+            mirrored.pins.read_in()?;
+            mirrored.proxy.traces.books.budgets.read_in()?;
             mirrored.mirror.read_in()
         })
         .await?;
+        super::sessions::tell_pins(app).await?;
         tracing::info!("the root is open");
     }
     let mut seal = seal(disk(app, |roster| roster.store().seal_report()).await?);

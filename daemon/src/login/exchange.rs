@@ -7,6 +7,7 @@ use crate::{
     clock,
     config::Endpoint,
     fault,
+    network::Network,
     store::{import, record::Tokens},
 };
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
@@ -177,20 +178,15 @@ struct Seen {
 
 impl Issuer {
     /// Of that address. TLS is set up here, not at the daemon's start.
-    pub(super) fn new(endpoint: Endpoint) -> Result<Self, String> {
-        crate::upstream::install_tls_provider();
-        let mut builder = reqwest::Client::builder()
+    pub(super) fn new(endpoint: Endpoint, network: &Network) -> Result<Self, String> {
+        let builder = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(ANSWER_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .pool_max_idle_per_host(0)
             .user_agent(concat!("cma/", env!("CARGO_PKG_VERSION")));
-        if !endpoint.tls {
-            // Plain http is loopback only, and a proxy variable must not lead it away.
-            builder = builder.no_proxy();
-        }
-        let client = builder.build().map_err(|error| format!("no TLS client: {error}"))?;
+        let client = network.client(builder, &endpoint)?;
         Ok(Self { endpoint, client })
     }
 
@@ -248,7 +244,8 @@ impl Issuer {
     async fn send(&self, request: reqwest::RequestBuilder) -> Result<Answer, Trouble> {
         let mut answer = request.send().await.map_err(|error| {
             if error.is_connect() || error.is_builder() {
-                Trouble::Unreached(format!("could not connect to {}", self.endpoint.authority))
+                let (host, why) = (&self.endpoint.authority, fault::deepest(&error));
+                Trouble::Unreached(format!("could not connect to {host}: {why}"))
             } else {
                 Trouble::Cut(fault::without_url(&error))
             }

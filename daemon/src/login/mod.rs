@@ -217,6 +217,13 @@ impl Logins {
         Self { config, roster, actor, tasks, open: Mutex::new(BTreeMap::new()) }
     }
 
+    /// Ends those that wait for a person: another daemon has their ports from here on.
+    pub(crate) fn end_all(&self) {
+        for session in self.open.lock().values() {
+            session.end(cancelled("another daemon has taken over"));
+        }
+    }
+
     /// One step of a sign-in.
     ///
     /// # Errors
@@ -250,7 +257,7 @@ impl Logins {
 
     async fn begin(self: &Arc<Self>, begin: LoginBegin) -> Result<LoginStarted, Closed> {
         let issuer = self.issuer(begin.issuer.as_deref())?;
-        let issuer = Issuer::new(issuer).map_err(Fault::internal)?;
+        let issuer = Issuer::new(issuer, &self.config.network).map_err(Fault::internal)?;
         let expected = self.expected(&begin)?;
         if self.open.lock().values().filter(|it| !it.stage.borrow().is_final()).count() >= MAX_OPEN
         {
@@ -435,6 +442,12 @@ impl Logins {
         }
         let (logins, session) = (Arc::clone(self), Arc::clone(session));
         self.tasks.spawn("sign-in", async move {
+            let Some(_permit) = logins.roster.truth().to_renew().await else {
+                if let Err(fault) = logins.roster.truth().given().check() {
+                    session.finish(Stage::Ended(Box::new(not_stored(fault))));
+                }
+                return;
+            };
             let granted = session.issuer.redeem(code, with).await;
             let stage = match granted {
                 Ok(grant) => match logins.keep(&session, grant).await {

@@ -1,4 +1,5 @@
-//! The auxiliary calls of the CLI: who it is, what it may use, how much is left.
+//! The auxiliary calls that one account answers for the pool: who the CLI is, its policies, what is
+//! passed on for it.
 //!
 //! None of them may hurt. An upstream 401 never reaches the CLI from here (it would try to renew a
 //! login that isn't its own, and reopen its connections): it gets a 404, with which it goes on. The
@@ -13,13 +14,13 @@ use super::{
     relay::{Answer, Out},
     respond,
 };
-use crate::{clock, store::record::Record, vault::Pass};
+use crate::{store::record::Record, vault::Pass};
 use bytes::{Bytes, BytesMut};
 use cma_core::{
+    account::Login,
     identity::AccountId,
     pool::{Input, Release},
-    quota,
-    select::{self, Need},
+    select::Need,
     token::Generation,
     verdict::{self, Mark},
 };
@@ -28,10 +29,13 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
 
+/// The origin of the official backend, where the configured one has no https.
+const OFFICIAL: &str = "https://chatgpt.com";
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Looks for an account with a model list; a refused token and its renewal are one.
-const MODEL_TRIES: u32 = 4;
+/// Between two looks at a renewal under way.
+const LOOK: Duration = Duration::from_millis(20);
 /// Bodies of these calls, both ways.
 const MAX_BODY: usize = 4 * 1024 * 1024;
 
@@ -52,18 +56,22 @@ pub(crate) fn whoami(proxy: &Proxy, launch: &Launch) -> Answer {
     )
 }
 
-/// `accounts/check`: one workspace, without constraints on where it is served; those of the real
-/// account are the proxy's business.
+/// `accounts/check`: one workspace, where the backend is; the constraints of the real account are the
+/// proxy's business. An origin is named because the CLI's server wants an https one, or an IDE's
+/// `account/read` fails; with our base addresses it changes no route (0.169.0, observed).
 pub(crate) fn accounts_check(proxy: &Proxy, launch: &Launch) -> Answer {
     let Some(face) = proxy.roster.face(launch.face.as_ref(), &launch.bounds) else {
         return respond::not_here();
     };
+    let backend = &proxy.config.backend;
+    let origin =
+        if backend.tls { format!("https://{}", backend.authority) } else { OFFICIAL.to_owned() };
     let entry = json!({
         "id": face.workspace,
         "name": face.email,
         "structure": "personal",
         "profile_picture_url": null,
-        "workspace_backend_origin": "NO_CONSTRAINT",
+        "workspace_backend_origin": origin,
         "account_routing_override": "NO_CONSTRAINT",
     });
     respond::json(
@@ -76,42 +84,39 @@ pub(crate) fn accounts_check(proxy: &Proxy, launch: &Launch) -> Answer {
     )
 }
 
-/// The model list of an account that can serve. A refused token is renewed first: a CLI without a
-/// list takes its built-in one, and with it another model than the person's account offers.
-pub(crate) async fn models(
-    proxy: Arc<Proxy>,
-    launch: &Launch,
-    request: Request<Incoming>,
-) -> Answer {
-    let need = launch.bounds.need();
-    let (parts, _empty) = request.into_parts();
-    for _try in 0..MODEL_TRIES {
-        let look = need.clone();
-        let best = proxy.actor.look(move |pool, now| {
-            let id = best(&pool.explain(&look, now))?;
-            let account = pool.accounts().iter().find(|account| account.id == id)?;
-            Some((id, account.token.generation, account.sendable(now)))
-        });
-        let Some((id, generation, sendable)) = best.await.ok().flatten() else { break };
-        if sendable {
-            match ask(&proxy, &id, &parts, Bytes::new()).await {
-                Some((head, _bytes)) if head.status == StatusCode::UNAUTHORIZED => {},
-                answer => return passed(answer),
-            }
-        }
-        renew(&proxy, &need, &id, sendable.then_some(generation)).await;
-    }
-    respond::not_here()
-}
-
 /// Waits for an account's renewal, after telling that this generation was refused.
-async fn renew(proxy: &Proxy, need: &Need, id: &AccountId, refused: Option<Generation>) {
+pub(super) async fn renew(proxy: &Proxy, need: &Need, id: &AccountId, refused: Option<Generation>) {
     let need = Need { only: Some(id.clone()), ..need.clone() };
     if let Ok(Ok(lease)) = proxy.actor.select(need.clone()).await
         && refused == Some(lease.generation)
     {
         lease.finish(Release { mark: Mark::Unauthorized, served: false, model: None });
         drop(proxy.actor.select(need).await);
+    }
+}
+
+/// Waits for the renewal of a token that was just refused, of an account that may rest: it isn't
+/// wanted for a turn.
+pub(super) async fn renew_resting(proxy: &Proxy, id: &AccountId) {
+    let refused = proxy.vault.generation(id);
+    let learned = Input::Learn(id.clone(), Mark::Unauthorized);
+    let until = Instant::now() + TIMEOUT;
+    if proxy.actor.command(learned).await.is_ok() {
+        while proxy.vault.generation(id) == refused && Instant::now() < until {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+/// Renews a token that is known to be over; what was asked for would only be refused.
+async fn fresh(proxy: &Proxy, need: &Need, id: &AccountId) {
+    let of = id.clone();
+    let over = proxy.actor.look(move |pool, now| {
+        let account = pool.accounts().iter().find(|account| account.id == of);
+        account.is_some_and(|account| account.login == Login::Good && !account.sendable(now))
+    });
+    if over.await == Ok(true) {
+        renew(proxy, need, id, None).await;
     }
 }
 
@@ -129,7 +134,9 @@ pub(crate) async fn bundle(
     if !managed(face.plan.as_deref()) {
         return respond::json(StatusCode::OK, &json!({}));
     }
-    pass_on(&proxy, &id_of(&face), request).await
+    let id = id_of(&face);
+    fresh(&proxy, &launch.bounds.need(), &id).await;
+    pass_on(&proxy, &id, request).await
 }
 
 /// Plans for which the CLI insists on the bundle (0.169.0): those of organisations.
@@ -140,102 +147,16 @@ fn managed(plan: Option<&str>) -> bool {
 
 /// Anything else, for the account that speaks for the pool.
 pub(crate) async fn pass(proxy: Arc<Proxy>, launch: &Launch, request: Request<Incoming>) -> Answer {
-    match proxy.roster.face(launch.face.as_ref(), &launch.bounds) {
-        Some(face) => pass_on(&proxy, &id_of(&face), request).await,
-        None => respond::not_here(),
-    }
-}
-
-/// The quota of the account that would serve next: asked upstream, which is also how the pool
-/// learns it; from memory when that fails. `used_percent` is an integer, the CLI reads no other.
-pub(crate) async fn usage(
-    proxy: Arc<Proxy>,
-    launch: &Launch,
-    request: Request<Incoming>,
-) -> Answer {
-    let need = launch.bounds.need();
-    let first =
-        proxy.actor.look(move |pool, now| pool.explain(&need, now).into_iter().next()).await;
-    let Some(first) = first.ok().flatten() else { return respond::not_here() };
-    let Some(record) = proxy.roster.get(&first.id) else { return respond::not_here() };
-    let (parts, _body) = request.into_parts();
-    if let Some((head, bytes)) = ask(&proxy, &first.id, &parts, Bytes::new()).await
-        && head.status == StatusCode::OK
-        && let Ok(mut usage) = serde_json::from_slice::<Value>(&bytes)
-    {
-        let windows = quota::from_usage(&usage, clock::wall());
-        if !windows.is_empty() {
-            proxy.actor.tell(Input::QuotaSeen(first.id.clone(), windows));
-        }
-        whole_percents(&mut usage);
-        return respond::json(StatusCode::OK, &usage);
-    }
-    let id = first.id;
-    let known = proxy.actor.look(move |pool, _now| {
-        pool.accounts().iter().find(|account| account.id == id).map(|account| account.quota.clone())
-    });
-    let known = known.await.ok().flatten().unwrap_or_default();
-    respond::json(StatusCode::OK, &from_memory(&record, &known))
-}
-
-fn from_memory(record: &Record, known: &quota::Quota) -> Value {
-    let now = clock::wall();
-    let window = |place: quota::Place| {
-        let window = known
-            .windows()
-            .iter()
-            .find(|window| &*window.limit == quota::MAIN_LIMIT && window.place == place)?;
-        let resets = window.resets?;
-        Some(json!({
-            "used_percent": whole(window.used_percent),
-            "limit_window_seconds": window.minutes.unwrap_or(0) * 60,
-            "reset_after_seconds": resets.since(now).millis() / 1000,
-            "reset_at": resets.secs(),
-        }))
+    let Some(face) = proxy.roster.face(launch.face.as_ref(), &launch.bounds) else {
+        return respond::not_here();
     };
-    let full = known.windows().iter().any(|window| window.used_percent >= 100.0);
-    json!({
-        "user_id": record.user,
-        "account_id": record.workspace,
-        "email": record.email,
-        "plan_type": record.plan.as_deref().unwrap_or("unknown"),
-        "rate_limit": {
-            "allowed": !full,
-            "limit_reached": full,
-            "primary_window": window(quota::Place::Primary),
-            "secondary_window": window(quota::Place::Secondary),
-        },
-        "additional_rate_limits": [],
-    })
-}
-
-fn best(candidates: &[select::Candidate]) -> Option<AccountId> {
-    candidates.first().filter(|first| first.excluded.is_none()).map(|first| first.id.clone())
+    let id = id_of(&face);
+    fresh(&proxy, &launch.bounds.need(), &id).await;
+    pass_on(&proxy, &id, request).await
 }
 
 fn id_of(record: &Record) -> AccountId {
     AccountId::from_written(&record.id)
-}
-
-/// Makes every `used_percent` an integer, rounded up: a spent percent is spent.
-fn whole_percents(value: &mut Value) {
-    match value {
-        Value::Object(map) => {
-            for (name, value) in map {
-                match value.as_f64() {
-                    Some(percent) if name.ends_with("_percent") => *value = whole(percent).into(),
-                    _ => whole_percents(value),
-                }
-            }
-        },
-        Value::Array(items) => items.iter_mut().for_each(whole_percents),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {},
-    }
-}
-
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
-fn whole(percent: f64) -> u64 {
-    percent.ceil().clamp(0.0, 100_000.0) as u64
 }
 
 /// What upstream says to an account's access token; nothing is spent by asking. None without an
@@ -266,7 +187,7 @@ async fn pass_on(proxy: &Arc<Proxy>, id: &AccountId, request: Request<Incoming>)
 }
 
 /// Upstream's answer, or 404.
-fn passed(answer: Option<(response::Parts, Bytes)>) -> Answer {
+pub(super) fn passed(answer: Option<(response::Parts, Bytes)>) -> Answer {
     let Some((mut head, bytes)) = answer else { return respond::not_here() };
     headers::downwards(&mut head.headers);
     head.headers.remove(header::CONTENT_LENGTH);
@@ -282,7 +203,8 @@ impl Proxy {
     }
 }
 
-async fn ask(
+/// Sends a call with an account's credential and reads the whole answer; none without one.
+pub(super) async fn ask(
     proxy: &Arc<Proxy>,
     id: &AccountId,
     parts: &request::Parts,
@@ -292,7 +214,9 @@ async fn ask(
     let again = body.clone();
     let request = build(proxy, parts, &pass, body);
     let exchange = async {
-        let repeat = || Some(build(proxy, parts, &pass, again));
+        // A kept connection that broke may have delivered it: only what reads is sent again.
+        let reads = parts.method.is_safe();
+        let repeat = || reads.then(|| build(proxy, parts, &pass, again));
         let response = proxy.upstream.send(id, request, repeat).await.ok()?;
         let (head, mut incoming) = response.into_parts();
         if verdict::is_page(head.status, &head.headers) {
@@ -323,20 +247,18 @@ fn build(proxy: &Proxy, parts: &request::Parts, pass: &Pass, body: Bytes) -> Req
     if length > 0 {
         request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     }
-    headers::sign(request.headers_mut(), pass);
+    // The model list lives below the same base as Responses.
+    if parts.uri.path().starts_with("/codex/models") {
+        headers::sign(request.headers_mut(), pass);
+    } else {
+        headers::identify(request.headers_mut(), pass);
+    }
     request
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn percents_become_integers_wherever_they_stand() {
-        let mut usage = json!({"a": {"used_percent": 12.2, "x": 1.5}, "b": [{"used_percent": 7}]});
-        whole_percents(&mut usage);
-        assert_eq!(usage, json!({"a": {"used_percent": 13, "x": 1.5}, "b": [{"used_percent": 7}]}));
-    }
 
     #[test]
     fn organisations_are_managed_and_persons_are_not() {

@@ -7,6 +7,7 @@
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use std::{
@@ -109,6 +110,13 @@ impl Source {
     pub(crate) fn repeatable(&self) -> bool {
         let inner = self.0.lock();
         !inner.overflow && inner.failed.is_none()
+    }
+
+    /// The whole body, read to its end. `None` when that is more than is kept, or when it doesn't
+    /// come.
+    pub(crate) async fn whole(&self) -> Option<Bytes> {
+        let read = Limited::new(self.attempt()?, REPLAY_LIMIT).collect().await.ok()?;
+        Some(read.to_bytes())
     }
 
     /// When the client's body was read to its end.

@@ -4,7 +4,10 @@
 //! rebinding), an `Origin` is never ours (a page in a browser), and the client key must be good.
 //! `ps/mcp` is answered 404 without a look at a key: the CLI sends none there on a loopback host.
 
-use super::keys::{Keys, Launch, Shown};
+use super::{
+    keys::{Keys, Launch, Shown},
+    surface::{self, Call},
+};
 use http::{HeaderMap, Method, StatusCode, header};
 use std::sync::Arc;
 
@@ -15,18 +18,12 @@ pub(crate) enum Route {
     Responses,
     /// Turns over a WebSocket.
     Upgrade,
-    /// The model list.
-    Models,
     /// Which account the client key stands for.
     Whoami,
     /// The workspaces of the account.
     AccountsCheck,
-    /// The pool's quota.
-    Usage,
-    /// The managed policies of the account's workspace.
-    Bundle,
-    /// Passed through with the account that speaks for the pool.
-    Aux,
+    /// One of the calls around turns.
+    Surface(Call),
     /// Tool servers: never.
     Mcp,
     /// Nothing of ours.
@@ -40,55 +37,23 @@ pub(crate) struct Refusal {
     pub(crate) message: &'static str,
 }
 
-/// Paths of the auxiliary calls that the CLI makes for an account, after `/backend-api`.
-const PASSED: [&str; 9] = [
-    "/wham/settings/user",
-    "/wham/security-setup",
-    "/wham/profiles/me",
-    "/wham/workspace-messages",
-    "/wham/rate-limit-reset-credits",
-    "/wham/environments",
-    "/wham/tasks",
-    "/ps/plugins/",
-    "/connectors/directory/",
-];
-
 /// What a request's method and path mean.
 pub(crate) fn route(method: &Method, path: &str, headers: &HeaderMap) -> Route {
     let get = *method == Method::GET;
-    let post = *method == Method::POST;
-    if let Some(path) = path.strip_prefix("/codex/") {
-        return match path {
-            "responses" if post => Route::Responses,
-            "responses" if get && headers.contains_key(header::UPGRADE) => Route::Upgrade,
-            "models" if get => Route::Models,
-            _ => Route::Unknown,
-        };
-    }
-    let Some(path) = path.strip_prefix("/backend-api") else {
-        let whoami = get && path == "/api/accounts/v1/user-auth-credential/whoami";
-        return if whoami { Route::Whoami } else { Route::Unknown };
-    };
     match path {
+        "/codex/responses" if *method == Method::POST => return Route::Responses,
+        "/codex/responses" if get && headers.contains_key(header::UPGRADE) => {
+            return Route::Upgrade;
+        },
+        "/api/accounts/v1/user-auth-credential/whoami" if get => return Route::Whoami,
+        _ => {},
+    }
+    let Some(place) = surface::place(path) else { return Route::Unknown };
+    match place.as_ref() {
         "/ps/mcp" => Route::Mcp,
         "/wham/accounts/check" if get => Route::AccountsCheck,
-        "/wham/usage" if get => Route::Usage,
-        "/wham/config/bundle" if get => Route::Bundle,
-        "/codex/analytics-events/events" | "/ps/apps/batch" | "/wham/usage/thread_usage/query"
-            if post =>
-        {
-            Route::Aux
-        },
-        _ if get && PASSED.iter().any(|passed| path == *passed || under(path, passed)) => {
-            Route::Aux
-        },
-        _ => Route::Unknown,
+        place => surface::find(method, place).map_or(Route::Unknown, Route::Surface),
     }
-}
-
-fn under(path: &str, folder: &str) -> bool {
-    path.strip_prefix(folder).is_some_and(|rest| folder.ends_with('/') || rest.starts_with('/'))
-        && !path.contains("..")
 }
 
 /// Whether a request may come in at all, whatever it wants.
@@ -117,17 +82,18 @@ fn is_ours(host: &str, port: u16) -> bool {
     })
 }
 
+/// The one bearer that a request carries.
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let mut all = headers.get_all(header::AUTHORIZATION).iter();
+    match (all.next(), all.next()) {
+        (Some(value), None) => value.to_str().ok()?.strip_prefix("Bearer "),
+        _ => None,
+    }
+}
+
 /// The launch whose key a request carries.
 pub(crate) fn key(headers: &HeaderMap, keys: &Keys, shown: &Shown) -> Result<Arc<Launch>, Refusal> {
-    let mut all = headers.get_all(header::AUTHORIZATION).iter();
-    let launch = match (all.next(), all.next()) {
-        (Some(value), None) => value
-            .to_str()
-            .ok()
-            .and_then(|value| value.strip_prefix("Bearer "))
-            .and_then(|key| keys.check_again(key, shown)),
-        _ => None,
-    };
+    let launch = bearer(headers).and_then(|key| keys.check_again(key, shown));
     launch.ok_or(Refusal {
         status: StatusCode::UNAUTHORIZED,
         message: "this needs the client key of a running launch; start codex through cma, or see \
@@ -172,10 +138,18 @@ mod tests {
         assert_eq!(route(&get, "/codex/responses", &up), Route::Upgrade);
         assert_eq!(route(&get, "/codex/responses", &none), Route::Unknown);
         assert_eq!(route(&post, "/backend-api/ps/mcp", &none), Route::Mcp);
-        assert_eq!(route(&get, "/backend-api/ps/plugins/installed", &none), Route::Aux);
+        assert_eq!(route(&post, "/api/codex/ps/mcp", &none), Route::Mcp);
+        for path in ["/backend-api/wham/accounts/check", "/api/codex/accounts/check"] {
+            assert_eq!(route(&get, path, &none), Route::AccountsCheck);
+        }
+        let passed = Route::Surface(Call::Face);
+        assert_eq!(route(&get, "/backend-api/ps/plugins/installed", &none), passed);
         assert_eq!(route(&get, "/backend-api/ps/plugins/../../x", &none), Route::Unknown);
-        assert_eq!(route(&get, "/backend-api/wham/tasks/1", &none), Route::Aux);
+        assert_eq!(route(&get, "/backend-api/ps/plugins/%2E%2e/x", &none), Route::Unknown);
+        assert_eq!(route(&get, "/backend-api/wham/tasks/1", &none), passed);
         assert_eq!(route(&get, "/backend-api/wham/tasksx", &none), Route::Unknown);
+        // A turn below the other base is the CLI's workspace routing gone wrong, not a turn.
+        assert_eq!(route(&post, "/backend-api/codex/responses", &none), Route::Unknown);
         assert_eq!(route(&post, "/v1/chat/completions", &none), Route::Unknown);
     }
 }

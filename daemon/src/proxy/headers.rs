@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 const ACCOUNT: HeaderName = HeaderName::from_static("chatgpt-account-id");
 const FEDRAMP: HeaderName = HeaderName::from_static("x-openai-fedramp");
+const ROUTING: HeaderName = HeaderName::from_static("x-openai-account-routing-override");
 /// Headers of one connection, not of the message; named by the protocol.
 fn hop_by_hop(name: &str) -> bool {
     matches!(
@@ -37,6 +38,7 @@ fn stays_here(name: &str) -> bool {
             | "host"
             | "via"
             | "x-forwarded-for"
+            | "x-openai-account-routing-override"
             | "x-openai-fedramp"
     ) || name.starts_with("x-cma-")
 }
@@ -49,8 +51,19 @@ pub(crate) fn upwards(mut headers: HeaderMap, host: &HeaderValue) -> HeaderMap {
     headers
 }
 
-/// Puts an account's credential in.
+/// Puts an account's credential in, and the way its workspace wants its Responses to go.
 pub(crate) fn sign(headers: &mut HeaderMap, pass: &Pass) {
+    identify(headers, pass);
+    if let Some(host) = &pass.way.host {
+        headers.insert(header::HOST, host.clone());
+    }
+    if let Some(routing) = &pass.way.routing {
+        headers.insert(ROUTING, routing.clone());
+    }
+}
+
+/// Puts an account's credential in, for calls that go to the backend itself.
+pub(crate) fn identify(headers: &mut HeaderMap, pass: &Pass) {
     headers.insert(header::AUTHORIZATION, pass.authorization.clone());
     headers.insert(ACCOUNT, pass.workspace.clone());
     if pass.fedramp {
@@ -85,6 +98,7 @@ fn strip(headers: &mut HeaderMap, stays: impl Fn(&str) -> bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vault::Way;
 
     #[test]
     fn the_client_key_and_hops_stay_here() {
@@ -96,6 +110,7 @@ mod tests {
             ("x-cma-trace", "1"),
             ("cookie", "a=b"),
             ("chatgpt-account-id", "theirs"),
+            ("x-openai-account-routing-override", "us_cr"),
             ("session-id", "s"),
             ("content-encoding", "zstd"),
         ] {
@@ -109,8 +124,18 @@ mod tests {
             authorization: HeaderValue::from_static("Bearer real"),
             workspace: HeaderValue::from_static("w"),
             fedramp: false,
+            way: Way {
+                host: Some(HeaderValue::from_static("eu.up.test")),
+                routing: Some(HeaderValue::from_static("us")),
+            },
         };
+        identify(&mut up, &pass);
+        assert_eq!((&up["host"], up.get(ROUTING)), (&"up.test".parse().unwrap(), None));
         sign(&mut up, &pass);
+        assert_eq!(
+            (&up["host"], &up[ROUTING]),
+            (&"eu.up.test".parse().unwrap(), &"us".parse().unwrap())
+        );
         assert_eq!(
             (&up["authorization"], &up["chatgpt-account-id"]),
             (&"Bearer real".parse().unwrap(), &"w".parse().unwrap())

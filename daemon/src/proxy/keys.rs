@@ -45,6 +45,12 @@ enum Kind {
 /// The first byte of a client key that also says a project or accounts; one without means the global
 /// pool.
 const SCOPED: u8 = 4;
+/// The first byte of what opens `/metrics`.
+const METRICS: u8 = 5;
+/// What a token for `/metrics` begins with. It is no client key and must not look like one.
+const METRICS_PREFIX: &str = "cma-metrics-";
+/// A token for `/metrics` opens it for a year at most.
+const METRICS_DAYS: u32 = 366;
 const FIXED: usize = 1 + 8 + 4 + 8 + 8 + 8;
 const MAX_KEY: usize = 4096;
 
@@ -157,6 +163,42 @@ impl Keys {
         })
     }
 
+    /// A token that opens `/metrics` for some days, and when it ends.
+    pub(crate) fn mint_metrics(&self, days: u32) -> Result<(String, u64), Fault> {
+        if !(1..=METRICS_DAYS).contains(&days) {
+            return Err(Fault::new(
+                ErrorCode::BadRequest,
+                format!("{days} is not between 1 and {METRICS_DAYS} days"),
+                "say it like `cmactl metrics token --days 90`",
+            ));
+        }
+        let mut id = [0; 8];
+        getrandom::fill(&mut id)
+            .map_err(|error| Fault::internal(format!("no randomness: {error}")))?;
+        let expires = clock::unix() + u64::from(days) * 24 * 3600;
+        let payload = [&[METRICS][..], &id, &expires.to_be_bytes()].concat();
+        let tag = hmac::sign(&self.mac, &payload);
+        let (payload, tag) =
+            (BASE64_URL_SAFE_NO_PAD.encode(payload), BASE64_URL_SAFE_NO_PAD.encode(tag));
+        Ok((format!("{METRICS_PREFIX}{payload}.{tag}"), expires))
+    }
+
+    /// Whether a token opens `/metrics`.
+    pub(crate) fn check_metrics(&self, token: &str) -> bool {
+        let expires = || {
+            let (payload, tag) = token.strip_prefix(METRICS_PREFIX)?.split_once('.')?;
+            if token.len() > MAX_KEY {
+                return None;
+            }
+            let payload = BASE64_URL_SAFE_NO_PAD.decode(payload).ok()?;
+            let tag = BASE64_URL_SAFE_NO_PAD.decode(tag).ok()?;
+            hmac::verify(&self.mac, &payload, &tag).ok()?;
+            let (_id, expires) = payload.strip_prefix(&[METRICS])?.split_first_chunk::<8>()?;
+            Some(u64::from_be_bytes(expires.try_into().ok()?))
+        };
+        expires().is_some_and(|expires| expires > clock::unix())
+    }
+
     /// What a key says, if it is ours, of this boot, in time, and its process lives.
     pub(crate) fn check(&self, key: &str) -> Option<Launch> {
         self.unseal(Kind::Client, key.strip_prefix(PREFIX)?)
@@ -242,9 +284,10 @@ impl Launch {
     }
 
     fn write(&self, kind: Kind) -> Vec<u8> {
-        let Bounds { scope, workspaces, accounts } = &self.bounds;
+        let Bounds { scope, workspaces, accounts, project } = &self.bounds;
         let client = kind == Kind::Client;
-        let scoped = !client || scope.key().is_some() || accounts.is_some();
+        let known = scope.key().or(project.as_ref());
+        let scoped = !client || known.is_some() || accounts.is_some();
         let mut out = vec![if client && scoped { SCOPED } else { kind as u8 }];
         out.extend(self.id.to_be_bytes());
         out.extend(self.pid.to_be_bytes());
@@ -261,8 +304,13 @@ impl Launch {
             line(bearer);
         }
         if scoped {
-            line(scope.key().map_or("", |key| key));
-            line(if matches!(scope, Scope::Project { fallback: true, .. }) { "+" } else { "-" });
+            line(known.map_or("", |key| key));
+            line(match scope {
+                Scope::Project { fallback: true, .. } => "+",
+                Scope::Project { fallback: false, .. } => "-",
+                // The project is only for the books.
+                Scope::Global => "=",
+            });
             // A leading comma tells "none of them" from "all".
             let ids = accounts.iter().flat_map(|ids| ids.iter());
             let named = accounts.as_ref().map_or("", |_named| ",");
@@ -288,7 +336,7 @@ impl Launch {
             _ => return None,
         };
         let bearer = if kind == Kind::Client { None } else { Some(names.next()?.into()) };
-        let (scope, accounts) = if scoped { bounds_of(&mut names)? } else { (Scope::Global, None) };
+        let bounds = if scoped { bounds_of(&mut names)? } else { Bounds::default() };
         Some(Self {
             id: u64::from_be_bytes(*id),
             pid: u32::from_be_bytes(*pid),
@@ -298,9 +346,8 @@ impl Launch {
             face,
             bearer,
             bounds: Bounds {
-                scope,
-                accounts,
                 workspaces: names.filter(|name| !name.is_empty()).map(Into::into).collect(),
+                ..bounds
             },
         })
     }
@@ -308,19 +355,18 @@ impl Launch {
 
 /// Names this boot: the system's own id for it, as a number.
 /// The pool and the accounts that a scoped key says, from its next three lines.
-fn bounds_of<'a>(
-    lines: &mut impl Iterator<Item = &'a str>,
-) -> Option<(Scope, Option<Arc<[AccountId]>>)> {
+fn bounds_of<'a>(lines: &mut impl Iterator<Item = &'a str>) -> Option<Bounds> {
     let (key, steps_in, ids) = (lines.next()?, lines.next()?, lines.next()?);
-    let scope = match key {
-        "" => Scope::Global,
-        key => Scope::Project { key: key.into(), fallback: steps_in == "+" },
+    let (scope, project) = match (key, steps_in) {
+        ("", _) => (Scope::Global, None),
+        (key, "=") => (Scope::Global, Some(key.into())),
+        (key, steps_in) => (Scope::Project { key: key.into(), fallback: steps_in == "+" }, None),
     };
-    let ids = ids.strip_prefix(',').map(|ids| {
+    let accounts = ids.strip_prefix(',').map(|ids| {
         let ids = ids.split(',').filter(|id| !id.is_empty());
         ids.map(AccountId::from_written).collect()
     });
-    Some((scope, ids))
+    Some(Bounds { scope, accounts, project, ..Bounds::default() })
 }
 
 fn boot() -> u64 {
@@ -404,7 +450,8 @@ mod tests {
             for accounts in [None, Some([].into()), Some([a.clone()].into())] {
                 for workspaces in [[].into(), [Arc::clone(&w)].into()] {
                     let (scope, accounts) = (scope.clone(), accounts.clone());
-                    let bounds = Bounds { scope, workspaces, accounts };
+                    let project = scope.key().is_none().then(|| "y-0123456789ab".into());
+                    let bounds = Bounds { scope, workspaces, accounts, project };
                     for face in [None, Some(a.clone())] {
                         let (key, launch) = keys.mint(None, face, bounds.clone()).unwrap();
                         assert_eq!(launch.bounds, bounds);
@@ -417,8 +464,30 @@ mod tests {
         let plain = launch.write(Kind::Client);
         assert_eq!((plain[0], plain.len()), (Kind::Client as u8, FIXED));
         let mut newer = plain;
-        newer[0] = SCOPED + 1;
+        newer[0] = METRICS + 1;
         assert_eq!(Launch::read(Kind::Client, &newer), None);
+    }
+
+    #[tokio::test]
+    async fn a_metrics_token_opens_metrics_alone_and_no_key_does() {
+        let keys = Keys::new(b"secret");
+        let (token, expires) = keys.mint_metrics(2).unwrap();
+        assert!(expires > clock::unix() + 47 * 3600 && expires <= clock::unix() + 48 * 3600);
+        assert!(keys.check_metrics(&token) && Keys::new(b"secret").check_metrics(&token));
+        assert!(!Keys::new(b"other").check_metrics(&token));
+        let bare = token.strip_prefix(METRICS_PREFIX).unwrap();
+        assert_eq!(keys.check(&token), None);
+        assert_eq!(keys.check(&format!("{PREFIX}{bare}")), None);
+        assert_eq!((keys.check_ticket(bare), keys.check_renewal(bare)), (None, None));
+        let (key, launch) = keys.mint(None, None, Bounds::default()).unwrap();
+        let key = key.strip_prefix(PREFIX).unwrap();
+        assert!(!keys.check_metrics(&format!("{METRICS_PREFIX}{key}")));
+        let ticket = keys.seal(Kind::Ticket, &launch).unwrap();
+        assert!(!keys.check_metrics(&format!("{METRICS_PREFIX}{ticket}")));
+        for bad in ["", "cma-metrics-", "cma-metrics-.", "cma-metrics-AA.AA"] {
+            assert!(!keys.check_metrics(bad), "{bad}");
+        }
+        assert!(keys.mint_metrics(0).is_err() && keys.mint_metrics(100_000).is_err());
     }
 
     #[tokio::test]

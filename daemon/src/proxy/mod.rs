@@ -5,27 +5,34 @@
 
 pub(crate) mod aux;
 pub(crate) mod body;
+pub(crate) mod books;
+mod busy;
 mod gate;
 mod headers;
 mod held;
 pub(crate) mod host;
 pub(crate) mod keys;
+mod metrics;
+pub(crate) mod moved;
 pub(crate) mod own;
+pub(crate) mod probe;
 pub(crate) mod relay;
 mod respond;
 pub(crate) mod sniff;
+pub(crate) mod surface;
 pub(crate) mod trace;
 mod turn;
 pub(crate) mod ws;
 
 use crate::{
     actor::Handle,
-    app::{Phase, Phases, Tasks},
+    app::{App, Phase, Phases, Tasks},
     config::Config,
     roster::Roster,
     upstream::Upstream,
     vault::Vault,
 };
+use busy::{Caller, Outgoing};
 use cma_proto::error::ErrorCode;
 use gate::Route;
 use http::{HeaderValue, Request, StatusCode, Uri, header};
@@ -52,6 +59,10 @@ const MAX_HEADERS: usize = 128;
 /// A head that takes longer is no CLI.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// What an idle connection gets after a hand-over: a client that goes from one request to the next
+/// comes back within milliseconds, one that rests longer looks before it sends.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// What the pipeline works with.
 #[derive(Debug)]
 pub(crate) struct Proxy {
@@ -65,6 +76,7 @@ pub(crate) struct Proxy {
     pub(crate) traces: Traces,
     pub(crate) health: host::Host,
     pub(crate) sockets: ws::Sockets,
+    pub(crate) surface: surface::Surface,
     pub(crate) phases: Phases,
     pub(crate) port: u16,
     pub(crate) host: HeaderValue,
@@ -93,14 +105,18 @@ pub(crate) fn joined(base: &str, path: &str) -> Uri {
     Uri::try_from(format!("{base}{path}")).unwrap_or_default()
 }
 
-/// Accepts until `phases` says that the listener may close.
-pub(crate) async fn serve(proxy: Arc<Proxy>, listener: TcpListener, tasks: Tasks) {
+/// Accepts until `phases` says that the listener may close, or until somebody else accepts.
+pub(crate) async fn serve(proxy: Arc<Proxy>, listener: TcpListener, tasks: Tasks, app: Arc<App>) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        if !app.doors.open().await {
+            return;
+        }
         let accepted = tokio::select! {
             biased;
             () = proxy.phases.reached(Phase::Flushing) => return,
+            () = app.doors.shut() => continue,
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -125,10 +141,19 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream) {
         return;
     }
     proxy.traces.counters.connections.fetch_add(1, Ordering::Relaxed);
-    let caller = Arc::new((Arc::clone(&proxy), Shown::default()));
+    let caller = Arc::new(Caller::new(Arc::clone(&proxy)));
+    let served = Arc::clone(&caller);
     let service = service_fn(move |request| {
-        let caller = Arc::clone(&caller);
-        async move { Ok::<_, Infallible>(handle(&caller.0, &caller.1, request).await) }
+        let caller = Arc::clone(&served);
+        async move {
+            let busy = caller.begin();
+            let mut answer = handle(&caller.proxy, &caller.shown, request).await;
+            if caller.proxy.phases.now() >= Phase::Draining {
+                let last = HeaderValue::from_static("close");
+                answer.headers_mut().insert(header::CONNECTION, last);
+            }
+            Ok::<_, Infallible>(answer.map(|body| Outgoing { body, _busy: busy }))
+        }
     });
     let mut connection = std::pin::pin!(
         http1::Builder::new()
@@ -149,14 +174,34 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream) {
         biased;
         ended = connection.as_mut() => ended,
         () = proxy.phases.reached(last) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            tokio::select! {
+                biased;
+                ended = connection.as_mut() => ended,
+                () = lingered(&caller) => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                },
+            }
         },
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "connection ended");
     }
     proxy.traces.counters.connections.fetch_sub(1, Ordering::Relaxed);
+}
+
+/// Resolves at once while draining. After a hand-over, when the client has been quiet for a moment: a
+/// connection that is closed between two requests could meet the next one on its way.
+async fn lingered(caller: &Caller) {
+    let mut before = None;
+    while caller.proxy.phases.handed_over() {
+        let now = caller.idle_after();
+        if now.is_some() && now == before {
+            return;
+        }
+        before = now;
+        tokio::time::sleep(LINGER).await;
+    }
 }
 
 async fn handle(proxy: &Arc<Proxy>, shown: &Shown, request: Request<Incoming>) -> Answer {
@@ -175,6 +220,9 @@ async fn handle(proxy: &Arc<Proxy>, shown: &Shown, request: Request<Incoming>) -
     if route == Route::Unknown && own::is_own(request.uri().path()) {
         return Box::pin(own::serve(Arc::clone(proxy), request)).await;
     }
+    if route == Route::Unknown && request.uri().path() == "/metrics" {
+        return Box::pin(metrics::serve(proxy, headers, request.uri().query())).await;
+    }
     let launch = match gate::key(headers, &proxy.keys, shown) {
         Ok(launch) => launch,
         Err(refusal) => return refuse(refusal),
@@ -191,15 +239,18 @@ async fn dispatch(
 ) -> Answer {
     match route {
         Route::Whoami => aux::whoami(proxy, launch),
-        Route::AccountsCheck => aux::accounts_check(proxy, launch),
-        _ if proxy.phases.now() >= Phase::Draining => respond::draining(),
+        Route::AccountsCheck => surface::accounts_check(proxy, launch),
+        _ if proxy.phases.refuses() => respond::draining(),
         // Boxed, each: what one of them needs would otherwise be moved with every request.
-        Route::Responses => turn::serve(Arc::clone(proxy), launch, request).await,
+        Route::Responses => {
+            let mut answer = turn::serve(Arc::clone(proxy), launch, request).await;
+            surface::after_turn(proxy, launch, answer.headers_mut());
+            answer
+        },
         Route::Upgrade => ws::serve(proxy, launch, request),
-        Route::Models => Box::pin(aux::models(Arc::clone(proxy), launch, request)).await,
-        Route::Usage => Box::pin(aux::usage(Arc::clone(proxy), launch, request)).await,
-        Route::Bundle => Box::pin(aux::bundle(Arc::clone(proxy), launch, request)).await,
-        Route::Aux => Box::pin(aux::pass(Arc::clone(proxy), launch, request)).await,
+        Route::Surface(call) => {
+            Box::pin(surface::serve(Arc::clone(proxy), launch, call, request)).await
+        },
         Route::Mcp | Route::Unknown => {
             proxy.traces.counters.refused.fetch_add(1, Ordering::Relaxed);
             respond::not_here()

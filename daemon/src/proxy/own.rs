@@ -148,14 +148,9 @@ fn refused(route: Route) -> Answer {
         ),
         // The same over HTTP, where the CLI prints it.
         Route::Upgrade => super::upgrade_required(),
-        Route::Models
-        | Route::Whoami
-        | Route::AccountsCheck
-        | Route::Usage
-        | Route::Bundle
-        | Route::Aux
-        | Route::Mcp
-        | Route::Unknown => respond::not_here(),
+        Route::Whoami | Route::AccountsCheck | Route::Surface(_) | Route::Mcp | Route::Unknown => {
+            respond::not_here()
+        },
     }
 }
 

@@ -177,6 +177,7 @@ impl Accounts {
             Some(End::Completed | End::Incomplete) | None => None,
         };
         trace.usage = said.usage;
+        trace.model = trace.model.or(said.model);
         trace.outcome = match (whole, fault.is_some() || !good) {
             (true, false) => "complete",
             (true, true) => "failed",

@@ -5,13 +5,19 @@
 //! its line end. The same events come out for every way of splitting the
 //! same bytes.
 
+pub(crate) use cma_core::usage::Usage;
 use cma_core::{event::Fault, quota, time::Wall};
 use memchr::memmem::Finder;
 use serde::Deserialize;
-use std::{borrow::Cow, sync::LazyLock};
+use std::{
+    borrow::Cow,
+    sync::{Arc, LazyLock},
+};
 
 /// A line longer than this isn't kept: completed events carry the whole answer, megabytes at worst.
 const MAX_LINE: usize = 4 * 1024 * 1024;
+/// A model's name that is longer is none.
+const MAX_MODEL: usize = 256;
 /// By this many bytes an event has told its type: upstream writes it first.
 const TELLS_BY: usize = 96;
 
@@ -27,14 +33,8 @@ pub(crate) struct Said {
     /// Whether events went by that could have been the final one: longer than any that is kept, or
     /// with their type not where upstream writes it.
     pub(crate) unclear: bool,
-}
-
-/// Tokens of one response.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Usage {
-    pub(crate) input: u64,
-    pub(crate) cached: u64,
-    pub(crate) output: u64,
+    /// The model that answered, from the final event.
+    pub(crate) model: Option<Arc<str>>,
 }
 
 /// How a stream ended by its own word.
@@ -119,6 +119,9 @@ impl Sniffer {
         let Some(data) = line.strip_prefix(b"data:") else { return };
         let Ok(event) = serde_json::from_slice::<Event<'_>>(data) else { return };
         let response = event.response.unwrap_or_default();
+        if let Some(model) = response.model.filter(|model| model.len() <= MAX_MODEL) {
+            self.said.model = Some(model.into());
+        }
         match &*event.kind {
             "response.completed" => {
                 self.said.usage = response.usage.map(Into::into);
@@ -153,6 +156,7 @@ struct Event<'a> {
 #[derive(Default, Deserialize)]
 struct Answered {
     usage: Option<Tokens>,
+    model: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -162,12 +166,15 @@ struct Tokens {
     input_tokens_details: Option<Details>,
     #[serde(default)]
     output_tokens: u64,
+    output_tokens_details: Option<Details>,
 }
 
 #[derive(Deserialize)]
 struct Details {
     #[serde(default)]
     cached_tokens: u64,
+    #[serde(default)]
+    reasoning_tokens: u64,
 }
 
 impl From<Tokens> for Usage {
@@ -176,6 +183,7 @@ impl From<Tokens> for Usage {
             input: tokens.input_tokens,
             cached: tokens.input_tokens_details.map_or(0, |details| details.cached_tokens),
             output: tokens.output_tokens,
+            reasoning: tokens.output_tokens_details.map_or(0, |details| details.reasoning_tokens),
         }
     }
 }
@@ -223,8 +231,9 @@ mod tests {
         "data: {\"type\":\"response.output_text.delta\",\"delta\":\"",
         "a long delta that says response.completed only after the first ninety-six bytes of the line\"}\n\n",
         "data: {\"type\":\"codex.rate_limits\",\"rate_limits\":{\"primary\":{\"used_percent\":7}}}\r\n\r\n",
-        "event: response.completed\ndata: {\"type\":\"response.completed\",\"response\":{\"usage\":",
-        "{\"input_tokens\":10,\"input_tokens_details\":{\"cached_tokens\":4},\"output_tokens\":5}}}\n\n",
+        "event: response.completed\ndata: {\"type\":\"response.completed\",\"response\":{\"model\":\"m-1\",\"usage\":",
+        "{\"input_tokens\":10,\"input_tokens_details\":{\"cached_tokens\":4},\"output_tokens\":5,",
+        "\"output_tokens_details\":{\"reasoning_tokens\":3},\"total_tokens\":15}}}\n\n",
     );
 
     fn said(parts: &[&[u8]]) -> Said {
@@ -238,7 +247,8 @@ mod tests {
     #[test]
     fn usage_limits_and_end_are_read() {
         let said = said(&[STREAM.as_bytes()]);
-        assert_eq!(said.usage, Some(Usage { input: 10, cached: 4, output: 5 }));
+        assert_eq!(said.usage, Some(Usage { input: 10, cached: 4, output: 5, reasoning: 3 }));
+        assert_eq!(said.model.as_deref(), Some("m-1"));
         assert_eq!((said.end, said.windows.len()), (Some(End::Completed), 1));
         assert!(!said.unclear);
     }

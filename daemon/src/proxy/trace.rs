@@ -1,7 +1,11 @@
 //! What happened to a request, in memory: counters, the last few hundred traces, and news of each
 //! for whoever listens. Written after the fact, never on a request's way.
 
-use super::sniff::Usage;
+use super::{
+    books::{Books, Open},
+    moved,
+    sniff::Usage,
+};
 use crate::clock;
 use cma_core::{identity::AccountId, select::Candidate};
 use parking_lot::Mutex;
@@ -39,6 +43,18 @@ pub(crate) struct RequestId {
     number: u64,
 }
 
+impl RequestId {
+    /// The daemon's start and the number in it.
+    pub(crate) const fn parts(self) -> (u16, u64) {
+        (self.start, self.number)
+    }
+
+    /// The id of these parts.
+    pub(crate) const fn of((start, number): (u16, u64)) -> Self {
+        Self { start, number }
+    }
+}
+
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "r{:04x}-{}", self.start, self.number)
@@ -50,8 +66,12 @@ impl fmt::Display for RequestId {
 pub(crate) struct Trace {
     pub(crate) id: RequestId,
     pub(crate) at: u64,
+    /// The same in milliseconds.
+    pub(crate) at_ms: u64,
     pub(crate) started: Instant,
     pub(crate) session: Option<Arc<str>>,
+    /// The thread, as the pool names it.
+    pub(crate) thread: Option<Arc<str>>,
     pub(crate) model: Option<Arc<str>>,
     pub(crate) account: Option<AccountId>,
     pub(crate) candidates: Vec<Candidate>,
@@ -62,6 +82,8 @@ pub(crate) struct Trace {
     pub(crate) first_byte_ms: Option<u64>,
     pub(crate) total_ms: u64,
     pub(crate) usage: Option<Usage>,
+    /// What has to be closed at the end.
+    pub(crate) open: Option<Arc<Open>>,
 }
 
 /// News of a request, while it runs and at its end.
@@ -75,6 +97,8 @@ pub(crate) enum News {
 #[derive(Debug)]
 pub(crate) struct Traces {
     pub(crate) counters: Counters,
+    pub(crate) threads: moved::Known,
+    pub(crate) books: Books,
     prefix: u16,
     next: AtomicU64,
     kept: Mutex<VecDeque<Arc<Trace>>>,
@@ -82,10 +106,12 @@ pub(crate) struct Traces {
 }
 
 impl Traces {
-    pub(crate) fn new(prefix: u16) -> Self {
+    pub(crate) fn new(prefix: u16, threads: moved::Known, books: Books) -> Self {
         let (news, _nobody_yet) = broadcast::channel(NEWS);
         Self {
             counters: Counters::default(),
+            threads,
+            books,
             prefix,
             next: AtomicU64::new(1),
             kept: Mutex::new(VecDeque::new()),
@@ -96,11 +122,14 @@ impl Traces {
     /// A new trace with an id of its own.
     pub(crate) fn begin(&self, session: Option<Arc<str>>, model: Option<Arc<str>>) -> Trace {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let at_ms = clock::wall().millis();
         Trace {
             id: RequestId { start: self.prefix, number },
-            at: clock::unix(),
+            at: at_ms / 1000,
+            at_ms,
             started: Instant::now(),
             session,
+            thread: None,
             model,
             account: None,
             candidates: Vec::new(),
@@ -111,12 +140,15 @@ impl Traces {
             first_byte_ms: None,
             total_ms: 0,
             usage: None,
+            open: None,
         }
     }
 
     /// Keeps a finished trace and tells of it.
     pub(crate) fn end(&self, mut trace: Trace) {
         trace.total_ms = millis(&trace.started);
+        moved::ended(&self.threads, &trace);
+        self.books.end(&mut trace);
         let complete = trace.outcome == "complete";
         let counter = if complete { &self.counters.served } else { &self.counters.failed };
         counter.fetch_add(1, Ordering::Relaxed);

@@ -12,9 +12,10 @@ mod blame;
 use super::{
     Proxy,
     body::{BODY_LIMIT, Source, UpBody},
-    headers,
+    books, headers,
     held::Ready,
     keys::Launch,
+    moved::{Foreign, Ride},
     relay::{Accounts, Answer, Ending, Out, Relay},
     respond,
     trace::{Trace, millis},
@@ -27,6 +28,8 @@ use crate::{
 };
 use bytes::{Bytes, BytesMut};
 use cma_core::{
+    bound,
+    budget::Blocked,
     cooldown::Cause,
     identity::AccountId,
     pool::{Input, Refused, Release},
@@ -77,6 +80,7 @@ struct Turn {
     source: Source,
     need: Need,
     trace: Trace,
+    ride: Ride,
     /// The account to renew and try once more after a 401.
     renewed: Option<AccountId>,
     /// Accounts whose token was refused.
@@ -92,6 +96,8 @@ struct Turn {
     pauses: u32,
     last: Option<Last>,
     last_reason: String,
+    /// The budget of an account that would have served.
+    over: Option<Blocked>,
 }
 
 /// The last error that upstream answered, whole.
@@ -132,11 +138,15 @@ pub(crate) fn serve(
         .filter(|model| model.len() <= MAX_NAME)
         .map(Arc::from);
     let compacts = begin::is_compaction(&parts.headers);
-    parts.headers = headers::upwards(parts.headers, &proxy.host);
     let bounds = &launch.bounds;
-    let need =
+    let mut need =
         Need { session: bounds.session(session.as_ref()), model: model.clone(), ..bounds.need() };
-    let trace = proxy.traces.begin(session, model);
+    let mut trace = proxy.traces.begin(session, model);
+    if let Some(blocked) = books::admit(&proxy, &mut trace, launch) {
+        return Box::pin(std::future::ready(blocked));
+    }
+    let ride = Ride::begin(&proxy.traces.threads, bounds, &parts.headers, &mut need, &mut trace);
+    parts.headers = headers::upwards(parts.headers, &proxy.host);
     let source = Source::new(incoming);
     let turn = Turn {
         proxy,
@@ -144,6 +154,7 @@ pub(crate) fn serve(
         source,
         need,
         trace,
+        ride,
         renewed: None,
         refused_by: Vec::new(),
         refused_rounds: 0,
@@ -153,6 +164,7 @@ pub(crate) fn serve(
         pauses: 0,
         last: None,
         last_reason: String::new(),
+        over: None,
     };
     Box::pin(turn.run())
 }
@@ -183,7 +195,15 @@ impl Turn {
             }
             let lease = match self.proxy.actor.select(self.need.clone()).await {
                 Err(_gone) => return respond::draining(),
-                Ok(Ok(lease)) => lease,
+                Ok(Ok(lease)) => match books::with(&self.trace, &lease.account) {
+                    Ok(()) => lease,
+                    Err(blocked) => {
+                        self.need.exclude.push(lease.account.clone());
+                        self.over = Some(blocked);
+                        continue;
+                    },
+                },
+                Ok(Err(refused)) if self.over.is_some() => return self.over_budget(&refused),
                 Ok(Err(refused)) => {
                     if Box::pin(self.waited(&refused)).await {
                         continue;
@@ -199,6 +219,16 @@ impl Turn {
                 Step::Again if self.source.client_failed() => return self.client_failed(),
                 Step::Again => {},
             }
+        }
+    }
+
+    /// No account is left but those whose budgets are used up.
+    fn over_budget(&mut self, refused: &Refused) -> Answer {
+        match self.over.take() {
+            Some(blocked) if self.trace.tried == 0 => {
+                books::blocked(&self.proxy, &mut self.trace, &blocked)
+            },
+            _ => self.give_up(Some(refused)),
         }
     }
 
@@ -228,7 +258,7 @@ impl Turn {
         if self.refused_by.len() >= MAX_REFUSED {
             return false;
         }
-        if tried_only && refused.tried && !self.stops_here() {
+        if tried_only && refused.tried && !self.stops_here() && !self.ride.is_stuck() {
             self.need.exclude.clear();
             self.need.only = None;
             self.pause().await;
@@ -252,18 +282,22 @@ impl Turn {
             self.need.exclude.push(account);
             return Step::Again;
         };
-        let Some(body) = self.source.attempt() else {
+        if !self.ride.board(&self.proxy, &account, &pass, &self.source, &self.need).await {
+            self.need.exclude.push(account);
+            return Step::Again;
+        }
+        let Some(body) = self.ride.body(&self.source) else {
             return Step::Say(self.give_up_on(lease));
         };
         self.trace.tried += 1;
-        let request = self.request(&pass, UpBody::Replay(body));
+        let request = self.request(&pass, body);
         let mut repeats = 0;
         let outcome = {
             let (turn, source) = (&*self, &self.source);
             let again = || {
-                source.attempt().map(|body| {
+                turn.ride.body(source).map(|body| {
                     repeats += 1;
-                    turn.request(&pass, UpBody::Replay(body))
+                    turn.request(&pass, body)
                 })
             };
             let send = turn.proxy.upstream.send(&account, request, again);
@@ -312,7 +346,7 @@ impl Turn {
             &Outcome::Head { status, headers: response.headers(), body: None },
             clock::wall(),
         );
-        if blind.act == Act::Deliver {
+        if blind.act == Act::Deliver && status != StatusCode::BAD_REQUEST {
             return Step::Deliver(lease, Box::new(Ready::new(response)), blind.reason);
         }
         let (parts, body) = response.into_parts();
@@ -327,8 +361,36 @@ impl Turn {
         let throttled = status == StatusCode::TOO_MANY_REQUESTS
             && !parts.headers.contains_key(header::RETRY_AFTER);
         let stops = throttled || verdict::stops_the_cli(status, json.as_ref());
+        let foreign = json.as_ref().is_some_and(bound::is_foreign);
         self.last = Some(Last { parts, bytes, stops });
+        if verdict.act == Act::Deliver {
+            return self.bad_request(lease, foreign, &verdict.reason).await;
+        }
         self.apply(lease, verdict, status.is_server_error()).await
+    }
+
+    /// A 400 is upstream's word to the client, unless it is about what another account sealed.
+    async fn bad_request(&mut self, lease: Lease, foreign: bool, reason: &str) -> Step {
+        let account = lease.account.clone();
+        let next = if foreign { self.ride.refused(&self.source).await } else { Foreign::Theirs };
+        lease.finish(Release { mark: Mark::Fine, served: false, model: None });
+        match next {
+            Foreign::Theirs => {
+                self.trace.attempts.push(format!("{account}: {reason}"));
+                self.trace.account = Some(account);
+                return Step::Say(self.give_up(None));
+            },
+            Foreign::Again(reason) => {
+                self.proxy.traces.retry(&mut self.trace, &account, &reason);
+                self.need.only = Some(account);
+            },
+            Foreign::Elsewhere(reason) => {
+                self.proxy.traces.retry(&mut self.trace, &account, &reason);
+                self.need.only = None;
+                self.need.exclude.push(account);
+            },
+        }
+        Step::Again
     }
 
     /// Gives the account back with what was learned, and prepares the next attempt.
@@ -366,7 +428,8 @@ impl Turn {
         self.pauses += 1;
     }
 
-    fn deliver(self, lease: Lease, ready: Ready, reason: &str) -> Answer {
+    fn deliver(mut self, lease: Lease, ready: Ready, reason: &str) -> Answer {
+        self.ride.delivered(&self.proxy, &ready.parts, &mut self.trace);
         let Self { proxy, mut trace, .. } = self;
         let Ready { mut parts, body, held, sniffer } = ready;
         headers::downwards(&mut parts.headers);
@@ -418,6 +481,7 @@ impl Turn {
         *request.uri_mut() = self.proxy.upstream_uri(&self.parts.uri);
         *request.headers_mut() = self.parts.headers.clone();
         headers::sign(request.headers_mut(), pass);
+        self.ride.dress(request.headers_mut());
         request
     }
 
@@ -436,6 +500,7 @@ impl Turn {
     /// The final word.
     fn give_up(&mut self, refused: Option<&Refused>) -> Answer {
         let answer = match refused {
+            Some(refused) if self.ride.is_stuck() => self.ride.stuck(&self.proxy, refused),
             Some(refused)
                 if refused.retry_at.is_some()
                     && refused.quota

@@ -196,6 +196,7 @@ pub(crate) fn label(path: &Path) -> String {
         "accounts" if name.contains(".lent.") => ("lent", stem),
         _ if name == "project.json" => ("project", &*folder),
         "mirror" => ("mirror", stem),
+        "threads" => ("threads", stem),
         "accounts" => ("account", stem),
         "removed" => ("account", stem.rsplit_once('-').map_or(stem, |(id, _at)| id)),
         "backups" => ("backup", stem),
@@ -273,6 +274,7 @@ mod tests {
             ("/r/accounts/ab.renewal.json", "renewal/ab"),
             ("/r/backups/before.json", "backup/before"),
             ("/r/state.previous.json", "state/-"),
+            ("/r/threads/pins.json", "threads/pins"),
             ("/r/damaged/ab json", "evidence/ab_json"),
         ] {
             assert_eq!(label(Path::new(path)), wanted);

@@ -9,7 +9,7 @@ use super::{
     record::{self, Unfit},
     seal::{Ring, SealFile},
 };
-use crate::fault::Fault;
+use crate::{fault::Fault, truth::Given};
 use cma_proto::error::ErrorCode;
 use parking_lot::{Mutex, RwLock};
 use serde::{Serialize, de::DeserializeOwned};
@@ -36,6 +36,8 @@ pub(super) struct Disk {
     pub(super) gate: Mutex<()>,
     /// What was found damaged since the start and what came of it, one line each.
     pub(super) repairs: Mutex<Vec<String>>,
+    /// Whether another daemon writes here now.
+    pub(super) given: Given,
     /// Why the root was not opened at the start, when something was tried.
     pub(super) why_locked: Mutex<Option<String>>,
 }
@@ -48,6 +50,7 @@ impl Disk {
     /// # Errors
     /// [`ErrorCode::Denied`] while the root is locked.
     pub(super) fn writable(&self) -> Result<(), Fault> {
+        self.given.check()?;
         if self.is_locked() { Err(locked()) } else { Ok(()) }
     }
 
@@ -153,6 +156,7 @@ impl Store {
     /// # Errors
     /// As [`atomic::write`]; [`ErrorCode::Denied`] while the root is locked.
     pub(crate) fn put<T: Serialize>(&self, path: &Path, content: &T) -> Result<(), Fault> {
+        self.disk.given.check()?;
         let plain = record::encode(content)?;
         let _gate = self.disk.gate.lock();
         atomic::write(path, &self.disk.dress(path, &plain)?)

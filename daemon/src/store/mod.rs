@@ -15,11 +15,13 @@ mod crypt;
 mod disk;
 pub(crate) mod import;
 pub(crate) mod keyring;
+pub(crate) mod pins;
 pub(crate) mod record;
 mod repair;
 pub(crate) mod seal;
 
 use crate::fault::Fault;
+use crate::truth::Truth;
 use cma_core::identity::AccountId;
 use cma_proto::endpoint::Root;
 use disk::Disk;
@@ -60,6 +62,16 @@ const SECRET_BYTES: usize = 32;
 impl Store {
     pub(crate) fn new(root: &Root) -> Self {
         Self { root: root.path().to_path_buf(), disk: Arc::default() }
+    }
+
+    /// Who may write here.
+    pub(crate) fn ownership(&self) -> Truth {
+        Truth::new(Root::at(&self.root), self.disk.given.clone())
+    }
+
+    /// One account as it stands on the disk.
+    pub(crate) fn account(&self, id: &AccountId) -> Result<Option<Record>, Fault> {
+        self.get(&self.account_file(id.as_str(), ""))
     }
 
     fn account_file(&self, id: &str, kind: &str) -> PathBuf {

@@ -38,8 +38,14 @@ use std::{
 /// Folders whose files are truth, with all that is below them.
 const FOLDERS: [&str; 6] = ["accounts", "removed", "backups", "damaged", "flagged", "projects"];
 /// Files of truth in the root itself.
-const FILES: [&str; 4] =
-    ["state.json", "state.previous.json", "mirror/state.json", "takeover/kept.json"];
+const FILES: [&str; 6] = [
+    "state.json",
+    "state.previous.json",
+    "mirror/state.json",
+    "takeover/kept.json",
+    "threads/pins.json",
+    "budgets.json",
+];
 /// Shorter ones are guessed in hours, whatever the derivation costs.
 const MIN_PASSPHRASE: usize = 8;
 /// Letters of a recovery code: no two look alike. 32 of them, five bits each.

@@ -3,10 +3,13 @@
 use super::*;
 use crate::{
     codec::Codec,
+    credits::{Credit, Purse, Used},
     error::{ErrorCode, Refusal},
     login::{LoginBegin, LoginDone, LoginEnd, LoginMethod, LoginStarted, LoginWaiting},
     owner::{FlaggedInfo, MirrorInfo, Verified},
+    sessions::SessionList,
     survive::{SealBy, SealInfo, Secret},
+    usage::{UsageBy, UsageGroup, UsageSums, UsageTable},
 };
 use proptest::prelude::*;
 use serde::de::DeserializeOwned;
@@ -120,7 +123,21 @@ fn requests() -> Vec<(&'static str, Request)> {
                 by: SealBy::Passphrase(Secret(text("four words"))),
             }),
         ),
+        (
+            "request.handover",
+            Request::Handover(HandoverRequest::Begin { socket: text("/home/a/next"), now: false }),
+        ),
         ("request.pools", Request::Pools(PoolsRequest::Show { project: text("/home/a/src") })),
+        ("request.sessions", Request::Sessions(SessionsRequest::Unpin { id: text("01a1") })),
+        (
+            "request.usage",
+            Request::Usage(UsageRequest::Table {
+                since_ms: 1_800_000_000_000,
+                until_ms: u64::MAX,
+                by: UsageBy::Day,
+                days: vec![1_800_000_000_000],
+            }),
+        ),
     ]
     .into_iter()
     .chain(login_requests())
@@ -175,6 +192,14 @@ fn neighbour_requests() -> Vec<(&'static str, Request)> {
         (
             "request.takeover.export",
             Request::Takeover(TakeoverRequest::Export { secrets_to: Some(text("/a/new.json")) }),
+        ),
+        ("request.credits.list", Request::Credits(CreditsRequest::List)),
+        (
+            "request.credits.use",
+            Request::Credits(CreditsRequest::Use {
+                selector: text("work"),
+                credit: Some(text("c-1")),
+            }),
         ),
     ]
 }
@@ -294,12 +319,16 @@ fn replies() -> Vec<(&'static str, Reply)> {
                 notes: vec![text("a note")],
             })),
         ),
+        ("reply.handover", Reply::Handover(HandoverReply::Begun { pid: 7, locked: false })),
         ("reply.pools", Reply::Pools(pools)),
+        ("reply.sessions", Reply::Sessions(SessionsReply::List(SessionList::default()))),
+        ("reply.usage", Reply::Usage(Box::new(UsageReply::Table(usage())))),
         ("reply.launch.noted", Reply::Launch(Box::new(noted))),
     ]
     .into_iter()
     .chain(login_replies())
     .chain(neighbour_replies())
+    .chain(credits_replies())
     .collect()
 }
 
@@ -338,6 +367,51 @@ fn neighbour_replies() -> Vec<(&'static str, Reply)> {
         ("reply.takeover.report", Reply::Takeover(Box::new(TakeoverReply::Report(report())))),
         ("reply.takeover.exported", Reply::Takeover(Box::new(TakeoverReply::Exported(exported())))),
     ]
+}
+
+fn usage() -> UsageTable {
+    let sums = UsageSums {
+        requests: 2,
+        complete: 1,
+        blocked: 1,
+        input_tokens: 300,
+        cache_share: Some(0.5),
+        cost_usd_low: 0.25,
+        cost_usd_high: 1.5,
+        ..UsageSums::default()
+    };
+    UsageTable {
+        by: UsageBy::Account,
+        since_ms: 1,
+        until_ms: 2,
+        total: sums,
+        groups: vec![UsageGroup { key: text("aa"), name: Some(text("work")), sums }],
+        prices_dated: text("2026-08-21"),
+        notes: vec![text("a note")],
+    }
+}
+
+fn credits_replies() -> [(&'static str, Reply); 2] {
+    let purse = Purse {
+        account: text("aa"),
+        name: text("work"),
+        available: 1,
+        credits: vec![Credit { id: text("c-1"), detail: text("{}") }],
+        problem: Some(text("why")),
+    };
+    let used = Used {
+        account: text("aa"),
+        name: text("work"),
+        credit: text("c-1"),
+        state: text("ready"),
+        until: Some(9),
+        notes: vec![text("n")],
+    };
+    [
+        ("reply.credits.purses", CreditsReply::Purses { accounts: vec![purse] }),
+        ("reply.credits.used", CreditsReply::Used(used)),
+    ]
+    .map(|(name, reply)| (name, Reply::Credits(reply)))
 }
 
 fn report() -> crate::takeover::Report {
@@ -539,6 +613,11 @@ fn no_variant_is_missing_above() {
         Request::Takeover(TakeoverRequest::Scan(_)) => 23,
         Request::Takeover(TakeoverRequest::Export { .. }) => 24,
         Request::Pools(_) => 25,
+        Request::Sessions(_) => 26,
+        Request::Usage(_) => 27,
+        Request::Credits(CreditsRequest::List) => 28,
+        Request::Credits(CreditsRequest::Use { .. }) => 29,
+        Request::Handover(_) => 30,
     };
     let reply = |reply: &Reply| match reply {
         Reply::Status(_) => 0,
@@ -567,6 +646,11 @@ fn no_variant_is_missing_above() {
             TakeoverReply::Exported(_) => 17,
         },
         Reply::Pools(_) => 18,
+        Reply::Sessions(_) => 20,
+        Reply::Usage(_) => 21,
+        Reply::Credits(CreditsReply::Purses { .. }) => 22,
+        Reply::Credits(CreditsReply::Used(_)) => 23,
+        Reply::Handover(_) => 24,
     };
     let change = |event: &Event| match event.change {
         Change::Snapshot { .. } => 0,
@@ -585,7 +669,7 @@ fn no_variant_is_missing_above() {
     count(requests().iter().map(|(_, r)| request(r)).collect());
     count(replies().iter().map(|(_, r)| reply(r)).collect());
     count(events().iter().map(|(_, e)| change(e)).collect());
-    assert_eq!((requests().len(), replies().len(), events().len()), (26, 20, 8));
+    assert_eq!((requests().len(), replies().len(), events().len()), (30, 24, 8));
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! so that the targets can't rot; the binaries beside it hand them to libFuzzer.
 
 use cma_core::{
+    bound::{self, Leave, Mark as Sealed, Without},
     cooldown::Cause,
     event::{self, Fault, Kind},
     identity::{AccountId, Claims},
@@ -311,4 +312,29 @@ fn mark(much: u8, now: Now) -> Mark {
         6 => Mark::Cool(Cause::Throttled(None)),
         _ => Mark::Cool(Cause::Forbidden),
     }
+}
+
+/// A request without its bound parts is JSON where it was JSON, and there is nothing left to take
+/// out of it. The first byte says what is to be left out.
+pub fn bound_strip(bytes: &[u8]) {
+    let Some((how, json)) = bytes.split_first() else { return };
+    let leave = |bits: u8| match bits & 3 {
+        0 => Leave::None,
+        1 => Leave::Upto(Sealed(0xaf63_bd4c_8601_b7df)),
+        _ => Leave::All,
+    };
+    let without = Without {
+        reasoning: leave(*how),
+        compaction: leave(how >> 2),
+        turn_state: how & 16 != 0,
+        previous_response: how & 32 != 0,
+    };
+    let Ok(stripped) = bound::strip(json, &without) else { return };
+    if serde_json::from_slice::<Value>(json).is_err() {
+        return;
+    }
+    let again = bound::strip(&stripped.json, &without).expect("an edited request can be edited");
+    assert!(serde_json::from_slice::<Value>(&stripped.json).is_ok());
+    assert!(again.dropped.is_nothing() && again.json == stripped.json);
+    assert!(stripped.dropped.is_nothing() == (stripped.json == json) || how & 15 != 0);
 }

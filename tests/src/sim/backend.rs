@@ -11,13 +11,14 @@ use http::header::{AUTHORIZATION, UPGRADE};
 use http_body_util::combinators::UnsyncBoxBody;
 use serde_json::{Value, json};
 
-use super::clock::UnixMs;
+use super::around;
 use super::faults::{Fault, Route, unauthorized};
 use super::quota::Quota;
 use super::record::AccountStats;
 use super::reply;
+use super::sealed;
 use super::side;
-use super::sse::{Stream, Turn};
+use super::sse::{Item, Stream, Turn};
 use super::state::{AccountNo, Busy, Shared, Work};
 use super::strict;
 use super::tokens::AccessVerdict;
@@ -77,13 +78,18 @@ fn route(call: &Call, path: &str) -> Route {
         ("GET", "/codex/models") => Route::Models,
         ("GET", "/wham/usage") => Route::Usage,
         ("GET", "/wham/accounts/check") => Route::AccountsCheck,
+        (method, path) if around::is_known(method, path) => Route::Errand,
         _ => Route::Aux,
     }
 }
 
 /// Every route but turns: a small JSON document.
 async fn small(mut call: Call, no: AccountNo, path: &str, fault: Option<Fault>) -> Answer {
-    let reply = side::answer(&call, no, path);
+    let reply = if around::is_known(call.head.method.as_str(), path) {
+        around::answer(&call, no, path)
+    } else {
+        side::answer(&call, no, path)
+    };
     let fault = call.late(fault).await?;
     if !matches!(fault, Some(Fault::CutMidStream { .. } | Fault::HangMidStream { .. })) {
         return Ok(reply.send(&mut call.open));
@@ -115,14 +121,19 @@ async fn turn(mut call: Call, no: AccountNo, fault: Option<Fault>) -> Answer {
     if let Some(reply) = refusal(&call) {
         return Ok(reply.send(&mut call.open));
     }
+    sealed::check_turn_state(&call, no);
+    if let Some(reply) = sealed::refusal(&call, no) {
+        return Ok(reply.send(&mut call.open));
+    }
     let busy = Busy::begin(&call.shared, no, Work::Responding);
     let session = text(&call.head.headers, "session-id");
     let body = call.body.json.as_ref().unwrap_or(&Value::Null);
     let admitted = admit(&call.shared, no, session, body, call.body.bytes.len());
-    let (turn, headers, gap) = match admitted {
+    let (turn, mut headers, gap) = match admitted {
         Ok(admitted) => admitted,
         Err(reply) => return Ok(reply.send(&mut call.open)),
     };
+    headers.push(("x-codex-turn-state".to_owned(), sealed::turn_state(&call, no)));
     let fault = call.late(fault).await?;
     let (events, fault) = match fault {
         Some(Fault::SseFailed { ref code, ref message }) => (turn.failed(code, message), fault),
@@ -131,6 +142,7 @@ async fn turn(mut call: Call, no: AccountNo, fault: Option<Fault>) -> Answer {
         _ => (turn.events(), fault),
     };
     call.open.head(200);
+    call.shared.state.lock().record.told(call.open.number, turn.tokens());
     let Call { line, open, .. } = call;
     let stream = Stream::new(events, gap, fault.as_ref(), line, (open, Some(busy)));
     Ok(respond(200, headers, UnsyncBoxBody::new(stream)))
@@ -151,6 +163,7 @@ pub(super) fn admit(
     let account = state.accounts.get_mut(no.0).ok_or_else(gone)?;
     account.quota.roll();
     let plan = account.spec.plan.clone();
+    let workspace = account.spec.workspace_id.clone();
     let name = account.spec.name.clone();
     if let Some(until) = account.quota.full_until() {
         let headers = account.quota.headers(&plan);
@@ -163,13 +176,14 @@ pub(super) fn admit(
     state.record.account(&name).served += 1;
     let model = body.get("model").and_then(Value::as_str).unwrap_or_default().to_owned();
     let id = state.serial();
-    let item = reply::item(state, &name, session, body);
+    let item = reply::item(state, (&name, &workspace, id), session, body);
+    let thinks = state.config.reasoning && !matches!(item, Item::Compaction(_));
+    let reasoning = thinks.then(|| sealed::seal(&workspace, id));
     for (name, value) in [
         ("content-type", "text/event-stream".to_owned()),
         ("cache-control", "no-cache".to_owned()),
         ("x-models-etag", etag),
         ("x-reasoning-included", "true".to_owned()),
-        ("x-codex-turn-state", format!("turn-{}-{}", no.0, UnixMs::now().0)),
         ("openai-model", model.clone()),
         ("x-request-id", format!("req_sim_{id}")),
     ] {
@@ -177,7 +191,7 @@ pub(super) fn admit(
     }
     // A token is about four bytes of text.
     let input_tokens = state.config.input_tokens.unwrap_or(bytes / 4).max(1);
-    let turn = Turn { id, model, item, input_tokens, cached_tokens: input_tokens / 2 };
+    let turn = Turn { id, model, reasoning, item, input_tokens, cached_tokens: input_tokens / 2 };
     Ok((turn, headers, state.config.event_gap))
 }
 

@@ -4,7 +4,10 @@
 //! once and breaks no rule.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
+
+use super::sealed::Encrypted;
 
 /// The client id of the official CLI; the only one the issuer knows.
 pub const CLIENT_ID: &str = "app_EMoamEEZ73f0CkXaXp7hrann";
@@ -17,6 +20,10 @@ pub const DEFAULT_CANARY: &str = "canary7Qx2TOKENmustNotLeak";
 pub struct SimConfig {
     /// Where to listen; must be loopback. Port 0 takes a free one.
     pub listen: SocketAddr,
+    /// TLS, with the protocols it agrees on; none speaks plain HTTP/1.1.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Names it may be called by besides `localhost` and its address.
+    pub names: Vec<String>,
     /// Who has an account.
     pub accounts: Vec<AccountSpec>,
     /// For how long a just-spent refresh token still gets its successor.
@@ -25,6 +32,10 @@ pub struct SimConfig {
     pub event_gap: Duration,
     /// What is answered; `{account}` stands for the account's name.
     pub reply_text: String,
+    /// Whether a reply begins with an item of reasoning, sealed for the account's workspace.
+    pub reasoning: bool,
+    /// What happens to items that another workspace sealed.
+    pub encrypted: Encrypted,
     /// How long an access token lives.
     pub tokens_ttl: Duration,
     /// Whether broken rules are noted in [`super::Sim::violations`].
@@ -52,10 +63,14 @@ impl Default for SimConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            tls: None,
+            names: Vec::new(),
             accounts: vec![AccountSpec::new("a")],
             grace: Duration::ZERO,
             event_gap: Duration::ZERO,
             reply_text: "hello from the simulated upstream".to_owned(),
+            reasoning: false,
+            encrypted: Encrypted::Strict,
             // What the issuer was seen to answer in `expires_in`.
             tokens_ttl: Duration::from_secs(864_000),
             strict: true,
@@ -91,6 +106,12 @@ pub struct AccountSpec {
     pub secondary: Window,
     /// The slugs of its models.
     pub models: Vec<String>,
+    /// The ids of its reset credits.
+    pub reset_credits: Vec<String>,
+    /// The origin that its workspace asks for.
+    pub origin: Option<String>,
+    /// The routing override that its workspace asks for.
+    pub routing: Option<String>,
 }
 
 impl AccountSpec {
@@ -105,6 +126,9 @@ impl AccountSpec {
             primary: Window::new(0.01, 300, Duration::from_secs(3 * 3600)),
             secondary: Window::new(0.001, 10_080, Duration::from_secs(5 * 86_400)),
             models: vec!["gpt-5.5".to_owned()],
+            reset_credits: Vec::new(),
+            origin: None,
+            routing: None,
         }
     }
 
@@ -112,6 +136,13 @@ impl AccountSpec {
     #[must_use]
     pub fn plan(mut self, plan: &str) -> Self {
         plan.clone_into(&mut self.plan);
+        self
+    }
+
+    /// The same with other models.
+    #[must_use]
+    pub fn models(mut self, models: &[&str]) -> Self {
+        self.models = models.iter().map(|&model| model.to_owned()).collect();
         self
     }
 

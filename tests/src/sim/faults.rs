@@ -39,6 +39,9 @@ pub enum Route {
     Usage,
     /// `GET /wham/accounts/check`.
     AccountsCheck,
+    /// Pictures, searches, notes, files, voice calls, compaction in one piece, stored responses,
+    /// the use of a reset credit.
+    Errand,
     /// Every other path of the backend.
     Aux,
     /// Every route, the control routes excepted.
@@ -172,6 +175,8 @@ pub enum Fault {
     },
     /// Something happens inside the stream.
     Inside(Inside),
+    /// HTTP/2 `REFUSED_STREAM`: nothing was done with the request. HTTP/1.1: the connection ends.
+    RefuseStream,
 }
 
 fn ms<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {

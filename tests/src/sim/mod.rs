@@ -11,6 +11,7 @@
 //! One thread with its own current-thread runtime serves all connections, so a
 //! test needs no runtime, and the order of the record is the order of serving.
 
+mod around;
 mod backend;
 mod clock;
 mod config;
@@ -24,11 +25,13 @@ mod login;
 mod quota;
 mod record;
 mod reply;
+mod sealed;
 mod server;
 mod side;
 mod sse;
 mod state;
 mod strict;
+pub mod tls;
 mod tokens;
 mod wire;
 mod ws;
@@ -46,7 +49,8 @@ pub use config::{AccountSpec, CLIENT_ID, DEFAULT_CANARY, SimConfig, Window};
 pub use faults::{Cut, Fault, Route, Strange};
 pub use inside::{Inside, What};
 pub use login::Consent;
-pub use record::{AccountStats, Outcome, Seen, Stats};
+pub use record::{AccountStats, Outcome, Seen, Stats, Tokens};
+pub use sealed::Encrypted;
 
 use server::Command;
 use state::Shared;
@@ -71,9 +75,17 @@ impl Sim {
         self.shared.addr
     }
 
-    /// `http://127.0.0.1:P`.
+    /// `http://127.0.0.1:P`, or `https://localhost:P` with TLS.
     pub fn url(&self) -> String {
-        format!("http://{}", self.shared.addr)
+        match self.shared.tls {
+            None => format!("http://{}", self.shared.addr),
+            Some(_) => format!("https://localhost:{}", self.shared.addr.port()),
+        }
+    }
+
+    /// Tells the clients of its HTTP/2 connections to go elsewhere; what runs there goes on.
+    pub fn go_away(&self) {
+        self.shared.leaving.send_modify(|times| *times += 1);
     }
 
     /// What stands for `https://chatgpt.com/backend-api`.
@@ -177,6 +189,37 @@ impl Sim {
         self.known(account, |state, no| state.set_reset_in(no, primary, secondary));
     }
 
+    /// Sets the models of an account, whose list gets another tag.
+    #[track_caller]
+    pub fn set_models(&self, account: &str, models: &[&str]) {
+        self.known(account, |state, no| {
+            if let Some(account) = state.accounts.get_mut(no.0) {
+                account.spec.models = models.iter().map(|&model| model.to_owned()).collect();
+            }
+        });
+    }
+
+    /// Gives an account one more reset credit.
+    #[track_caller]
+    pub fn add_reset_credit(&self, account: &str, credit: &str) {
+        self.known(account, |state, no| {
+            if let Some(account) = state.accounts.get_mut(no.0) {
+                account.spec.reset_credits.push(credit.to_owned());
+            }
+        });
+    }
+
+    /// Sets what an account's `accounts/check` asks for: an origin and a routing override.
+    #[track_caller]
+    pub fn set_workspace(&self, account: &str, origin: Option<&str>, routing: Option<&str>) {
+        self.known(account, |state, no| {
+            if let Some(account) = state.accounts.get_mut(no.0) {
+                account.spec.origin = origin.map(str::to_owned);
+                account.spec.routing = routing.map(str::to_owned);
+            }
+        });
+    }
+
     /// How long tokens live that are issued from now on.
     pub fn set_tokens_ttl(&self, ttl: Duration) {
         self.shared.state.lock().config.tokens_ttl = ttl;
@@ -190,6 +233,16 @@ impl Sim {
     /// Sets what is answered; `{account}` stands for the account's name.
     pub fn set_reply_text(&self, text: &str) {
         text.clone_into(&mut self.shared.state.lock().config.reply_text);
+    }
+
+    /// Sets whether a reply begins with reasoning.
+    pub fn set_reasoning(&self, reasoning: bool) {
+        self.shared.state.lock().config.reasoning = reasoning;
+    }
+
+    /// Sets what happens to items that another workspace sealed.
+    pub fn set_encrypted(&self, encrypted: Encrypted) {
+        self.shared.state.lock().config.encrypted = encrypted;
     }
 
     /// Sets the time between two events of a reply.

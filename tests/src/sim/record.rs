@@ -45,6 +45,21 @@ pub struct Seen {
     pub status: Option<u16>,
     /// What became of it.
     pub outcome: Outcome,
+    /// The tokens that its answer says it used, if that is sent to its end.
+    pub tokens: Option<Tokens>,
+}
+
+/// Tokens of one answer: cached ones are part of the input, reasoning ones of the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize)]
+pub struct Tokens {
+    /// Read.
+    pub input: u64,
+    /// Of these from the cache.
+    pub cached: u64,
+    /// Written.
+    pub output: u64,
+    /// Of these for reasoning.
+    pub reasoning: u64,
 }
 
 impl Seen {
@@ -120,6 +135,10 @@ pub struct AccountStats {
     pub limited: u64,
     /// Scripted faults that applied.
     pub faults: u64,
+    /// Pictures, searches, files and the like that were done.
+    pub errands: u64,
+    /// Reset credits used.
+    pub credits_used: u64,
     /// The most refreshes going on at once.
     pub refreshes_at_once: u32,
     /// The most responses going on at once.
@@ -171,6 +190,13 @@ impl Record {
     pub(super) fn owned_by(&mut self, number: u64, account: &str) {
         if let Some(seen) = self.find(number) {
             seen.account = Some(account.to_owned());
+        }
+    }
+
+    /// Notes what an answer is going to say it used.
+    pub(super) fn told(&mut self, number: u64, tokens: Tokens) {
+        if let Some(seen) = self.find(number) {
+            seen.tokens = Some(tokens);
         }
     }
 

@@ -6,6 +6,7 @@
 
 use serde_json::{Value, json};
 
+use super::sealed;
 use super::sse::Item;
 use super::state::State;
 
@@ -26,11 +27,16 @@ pub(super) fn fault_of(body: &Value) -> Option<&'static str> {
     None
 }
 
-/// The item that answers `body`.
-pub(super) fn item(state: &mut State, account: &str, session: Option<&str>, body: &Value) -> Item {
+/// The item that answers `body`: of an account by name, in its workspace, with that number.
+pub(super) fn item(
+    state: &mut State,
+    (account, workspace, id): (&str, &str, u64),
+    session: Option<&str>,
+    body: &Value,
+) -> Item {
     let input = body.get("input").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     if input.last().is_some_and(|last| kind(last) == "compaction_trigger") {
-        return Item::Compaction("Y29tcGFjdGVk".to_owned());
+        return Item::Compaction(sealed::seal(workspace, id));
     }
     let answered = input.iter().any(|item| kind(item).ends_with("_call_output"));
     if !answered

@@ -7,6 +7,7 @@
 use std::io::{self, Read as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -16,15 +17,17 @@ use http::header::CONTENT_ENCODING;
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
 
 use super::clock::UnixMs;
 use super::config::SimConfig;
@@ -107,6 +110,8 @@ pub(super) fn start(config: SimConfig) -> io::Result<(Arc<Shared>, JoinHandle<()
     let shared = Arc::new(Shared {
         addr: listener.local_addr()?,
         commands: Commands(sender),
+        tls: config.tls.clone(),
+        leaving: tokio::sync::watch::Sender::new(0),
         state: Mutex::new(State::new(config)),
     });
     let serving = Server {
@@ -248,7 +253,50 @@ async fn bind_again(addr: SocketAddr) -> io::Result<TcpSocket> {
 
 async fn converse(shared: Arc<Shared>, stream: TcpStream) {
     let line = Arc::new(Line::default());
-    let io = TokioIo::new(Socket::new(stream, Arc::clone(&line)));
+    let socket = Socket::new(stream, Arc::clone(&line));
+    let Some(tls) = shared.tls.clone() else { return plain(shared, line, socket).await };
+    // A client that doesn't trust us goes, and that is all.
+    let Ok(stream) = TlsAcceptor::from(tls).accept(socket).await else { return };
+    if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+        many(shared, stream).await;
+    } else {
+        plain(shared, line, stream).await;
+    }
+}
+
+/// HTTP/2: each stream has a line of its own, whose end is a reset.
+async fn many(shared: Arc<Shared>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+    let mut leaving = shared.leaving.subscribe();
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        let (shared, line) = (Arc::clone(&shared), Arc::new(Line::default()));
+        // What HTTP/1.1 says in a header.
+        let host = request.uri().authority().and_then(|host| host.as_str().parse().ok());
+        if let Some(host) = host {
+            request.headers_mut().insert(http::header::HOST, host);
+        }
+        async move {
+            let answer = Box::pin(serve(shared, Arc::clone(&line), request)).await;
+            answer.map_err(|_gone| match line.refused.load(Ordering::Relaxed) {
+                true => h2::Error::from(h2::Reason::REFUSED_STREAM),
+                false => h2::Error::from(h2::Reason::INTERNAL_ERROR),
+            })
+        }
+    });
+    let http = http2::Builder::new(TokioExecutor::new());
+    let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
+    tokio::select! {
+        _ended = connection.as_mut() => return,
+        _told = leaving.changed() => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await.ok();
+}
+
+async fn plain(
+    shared: Arc<Shared>,
+    line: Arc<Line>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) {
+    let io = TokioIo::new(stream);
     let own = Arc::clone(&line);
     let service = service_fn(move |request| {
         let (shared, line) = (Arc::clone(&shared), Arc::clone(&line));
@@ -314,6 +362,10 @@ fn record(
         let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
         (name.as_str().to_owned(), value)
     });
+    // Not a header: how it came.
+    let version = (head.version == http::Version::HTTP_2)
+        .then(|| (":version".to_owned(), "HTTP/2".to_owned()));
+    let headers = headers.chain(version);
     let seen = Seen {
         number: 0,
         at_unix_ms: UnixMs::now().0,
@@ -326,6 +378,7 @@ fn record(
         wire_bytes,
         status: None,
         outcome: Outcome::Open,
+        tokens: None,
     };
     state.record.begin(seen, kept)
 }

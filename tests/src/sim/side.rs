@@ -9,6 +9,7 @@ use std::hash::{Hash as _, Hasher as _};
 
 use serde_json::{Value, json};
 
+use super::around;
 use super::config::AccountSpec;
 use super::state::{AccountNo, State};
 use super::wire::{Call, Reply, text};
@@ -56,7 +57,7 @@ pub(super) fn answer(call: &Call, no: AccountNo, path: &str) -> Reply {
             account.quota.usage(&account.spec)
         },
         "/wham/accounts/check" => accounts(state, no),
-        "/wham/rate-limit-reset-credits" => json!({ "available_count": 0, "credits": [] }),
+        "/wham/rate-limit-reset-credits" => around::credits(&account.spec.reset_credits),
         "/wham/workspace-messages" => json!({ "messages": [] }),
         path if path.starts_with("/ps/plugins/") => json!({ "plugins": [] }),
         _ => json!({}),
@@ -76,8 +77,8 @@ fn accounts(state: &State, no: AccountNo) -> Value {
                 "name": spec.name,
                 "structure": "personal",
                 "profile_picture_url": null,
-                "workspace_backend_origin": "NO_CONSTRAINT",
-                "account_routing_override": "NO_CONSTRAINT",
+                "workspace_backend_origin": spec.origin.as_deref().unwrap_or("NO_CONSTRAINT"),
+                "account_routing_override": spec.routing.as_deref().unwrap_or("NO_CONSTRAINT"),
             })
         })
         .collect();

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::time::Sleep;
 
 use super::faults::{Cut, Fault};
-use super::record::{Open, Outcome};
+use super::record::{Open, Outcome, Tokens};
 use super::state::Busy;
 use super::wire::Line;
 
@@ -36,6 +36,8 @@ pub(super) enum Item {
 pub(super) struct Turn {
     pub(super) id: u64,
     pub(super) model: String,
+    /// What is sealed of the reasoning before the item, if there is any.
+    pub(super) reasoning: Option<String>,
     pub(super) item: Item,
     pub(super) input_tokens: usize,
     pub(super) cached_tokens: usize,
@@ -45,6 +47,14 @@ impl Turn {
     /// The events of the whole turn.
     pub(super) fn events(&self) -> Vec<Bytes> {
         let mut events = vec![self.created()];
+        if let Some(content) = &self.reasoning {
+            events.push(done(&json!({
+                "type": "reasoning",
+                "id": format!("rs_sim_{}", self.id),
+                "summary": [],
+                "encrypted_content": content,
+            })));
+        }
         let output = match &self.item {
             Item::Text(text) => self.text(text, &mut events),
             Item::Call { name, arguments } => self.call(name, arguments, &mut events),
@@ -63,11 +73,26 @@ impl Turn {
             "input_tokens": self.input_tokens,
             "input_tokens_details": { "cached_tokens": self.cached_tokens },
             "output_tokens": output,
-            "output_tokens_details": { "reasoning_tokens": 0 },
+            "output_tokens_details": { "reasoning_tokens": output / 2 },
             "total_tokens": self.input_tokens + output,
         });
         events.push(event("response.completed", &json!({ "response": response })));
         events
+    }
+
+    /// What [`Self::events`] say that it used.
+    pub(super) fn tokens(&self) -> Tokens {
+        let output = match &self.item {
+            Item::Text(text) => text.split_inclusive(' ').count(),
+            Item::Call { arguments, .. } => 1 + arguments.len() / 4,
+            Item::Compaction(_) => 1,
+        } as u64;
+        Tokens {
+            input: self.input_tokens as u64,
+            cached: self.cached_tokens as u64,
+            output,
+            reasoning: output / 2,
+        }
     }
 
     /// The events of a turn that fails.

@@ -3,7 +3,7 @@
 //! The lock is held for table look-ups only and never over an await; handlers
 //! take what they need out of it and answer without it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +29,9 @@ pub(super) struct AccountNo(pub(super) usize);
 pub(super) struct Shared {
     pub(super) addr: SocketAddr,
     pub(super) commands: Commands,
+    pub(super) tls: Option<Arc<rustls::ServerConfig>>,
+    /// How often HTTP/2 clients were told to go elsewhere.
+    pub(super) leaving: tokio::sync::watch::Sender<u32>,
     pub(super) state: Mutex<State>,
 }
 
@@ -62,6 +65,8 @@ pub(super) struct State {
     pub(super) faults: Faults,
     pub(super) record: Record,
     pub(super) tool: Option<ToolScript>,
+    /// Uses of reset credits, by the client's own number.
+    pub(super) redeemed: BTreeSet<(AccountNo, String)>,
     busy: BTreeMap<(AccountNo, Work), u32>,
     serial: u64,
 }
@@ -79,6 +84,7 @@ impl State {
             faults: Faults::default(),
             record,
             tool: None,
+            redeemed: BTreeSet::new(),
             busy: BTreeMap::new(),
             serial: 0,
         };

@@ -88,7 +88,9 @@ pub(super) fn check_any(call: &Call) {
         }
     }
     let port = call.shared.addr.port();
-    let hosts = [call.shared.addr.to_string(), format!("localhost:{port}")];
+    let mut hosts = vec![call.shared.addr.to_string(), format!("localhost:{port}")];
+    let named = call.shared.state.lock().config.names.clone();
+    hosts.extend(named.into_iter().map(|name| format!("{name}:{port}")));
     if !text(headers, "host").is_some_and(|host| hosts.iter().any(|ours| ours == host)) {
         call.breach("header `host` does not name this upstream");
     }

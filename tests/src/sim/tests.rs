@@ -1,5 +1,6 @@
 //! The simulated upstream against its own rules, over real sockets.
 
+mod around;
 mod backend;
 mod faults;
 mod issuer;

@@ -71,6 +71,8 @@ pub(super) struct Payload {
 #[derive(Debug, Default)]
 pub(super) struct Line {
     reset: AtomicBool,
+    /// HTTP/2: the stream is refused, nothing was done with it.
+    pub(super) refused: AtomicBool,
     last_words: Mutex<Option<Bytes>>,
     later: Mutex<Later>,
 }
@@ -253,6 +255,7 @@ impl Call {
             Some(Fault::HangHead | Fault::HangBeforeCommit) => tokio::time::sleep(HANG).await,
             Some(Fault::ResetBeforeHead) => self.line.reset(),
             Some(Fault::CloseBeforeHead) => {},
+            Some(Fault::RefuseStream) => self.line.refused.store(true, Ordering::Relaxed),
             Some(Fault::GarbageHead) => self.line.say(b"\x16\x03\x01 this is not HTTP\r\n\r\n"),
             other => return Ok(Early::Pass(other)),
         }

@@ -207,6 +207,7 @@ impl Peer {
             wire_bytes: bytes,
             status: None,
             outcome: Outcome::Open,
+            tokens: None,
         };
         state.record.begin(seen, kept)
     }
@@ -251,6 +252,7 @@ impl Peer {
             },
         };
         open.head(200);
+        self.shared.state.lock().record.told(open.number, turn.tokens());
         let told = match &fault {
             Some(Fault::SseFailed { code, message }) => turn.failed(code, message),
             Some(Fault::Incomplete { reason }) => turn.incomplete(reason),

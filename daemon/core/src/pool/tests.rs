@@ -2,6 +2,7 @@
 
 mod regressions;
 mod scopes;
+mod threads;
 mod world;
 
 use crate::{

@@ -37,6 +37,8 @@ fn account(n: u32) -> Account {
         stuck: None,
         shaky: None,
         without: BTreeMap::new(),
+        lists: None,
+        unlisted: Vec::new(),
         refused_fresh: false,
     }
 }

@@ -3,7 +3,7 @@
 use crate::{
     clock,
     proxy::body::UpBody,
-    upstream::{Failure, Upstream},
+    upstream::{Alpn, Failure, Upstream},
     vault::Pass,
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -115,7 +115,8 @@ impl Link {
         headers: &HeaderMap,
         limit: Duration,
     ) -> Result<Self, NoLink> {
-        let stream = upstream.dial().await.map_err(NoLink::Failed)?;
+        let host = pass.way.host.as_ref();
+        let stream = upstream.connect(account, Alpn::Http1, host).await.map_err(NoLink::Failed)?;
         let shake = shake(stream, uri, headers, pass);
         let upgraded =
             tokio::time::timeout(limit, shake).await.map_err(|_elapsed| NoLink::TimedOut)??;

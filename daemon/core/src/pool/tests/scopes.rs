@@ -11,9 +11,10 @@ use crate::{
 };
 use proptest::prelude::*;
 
-const NOW: Now = Now { mono: Mono::from_millis(1_000), wall: Wall::from_secs(1_800_000_000) };
+pub(super) const NOW: Now =
+    Now { mono: Mono::from_millis(1_000), wall: Wall::from_secs(1_800_000_000) };
 
-fn id(name: &str) -> AccountId {
+pub(super) fn id(name: &str) -> AccountId {
     AccountId::of(name, "w")
 }
 
@@ -33,7 +34,7 @@ fn seed(name: &str, order: u32, pools: &[&str]) -> Seed {
     }
 }
 
-fn pool(accounts: &[(&str, &[&str])]) -> Pool {
+pub(super) fn pool(accounts: &[(&str, &[&str])]) -> Pool {
     let mut pool = Pool::new(7);
     for (order, (name, pools)) in (0..).zip(accounts) {
         pool.handle(NOW, Input::Upsert(seed(name, order, pools)));
@@ -42,13 +43,13 @@ fn pool(accounts: &[(&str, &[&str])]) -> Pool {
     pool
 }
 
-fn project(key: &str, fallback: bool) -> Need {
+pub(super) fn project(key: &str, fallback: bool) -> Need {
     let scope = Scope::Project { key: key.into(), fallback };
     Need { scope, session: Some("thread".into()), ..Need::default() }
 }
 
 /// Who serves; none with the refusal.
-fn ask(pool: &mut Pool, need: &Need) -> Result<AccountId, Refused> {
+pub(super) fn ask(pool: &mut Pool, need: &Need) -> Result<AccountId, Refused> {
     pool.handle(NOW, Input::Select(Ticket(1), need.clone()));
     while let Some(effect) = pool.poll_effect() {
         match effect {

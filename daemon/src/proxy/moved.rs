@@ -1,0 +1,449 @@
+//! A thread's request on its way to an account that may be another than the one before.
+//!
+//! Decides what of it the account gets: which turn state, and the body with or without what another
+//! workspace sealed. What is known of threads is the core's (`cma_core::thread`), and so is the edit
+//! (`cma_core::bound`); this file reads a body only when one has to be edited, off the loop.
+//!
+//! First the request goes as it is. Refused for something sealed, it goes to the same account once
+//! more without reasoning; refused again, what can't be read is a compaction, which stands for the
+//! thread's past: then the thread stays with its account, waits for it, or its person is told in one
+//! line what to type (`cmactl session move … --without-summary`).
+
+use super::{
+    Proxy,
+    body::{REPLAY_LIMIT, Source, UpBody},
+    relay::Answer,
+    respond,
+    trace::Trace,
+};
+use crate::{clock, project::Bounds, roster, vault::Pass};
+use bytes::Bytes;
+use cma_core::{
+    bound::{self, Dropped, Leave, Mark, Without},
+    identity::AccountId,
+    pool::Refused,
+    select::Need,
+    thread::{Begun, Host, Served, Threads, TurnState},
+    time::Span,
+};
+use cma_proto::error::ErrorCode;
+use http::{HeaderMap, HeaderName, HeaderValue, header, response};
+use parking_lot::Mutex;
+use serde::Deserialize;
+use std::{borrow::Cow, io::Read as _, sync::Arc};
+
+/// Sticky within a turn, and to the account that gave it.
+const TURN_STATE: HeaderName = HeaderName::from_static("x-codex-turn-state");
+/// What a request says of itself, as JSON.
+const METADATA: &str = "x-codex-turn-metadata";
+/// Header values taken as names are bounded.
+const MAX_NAME: usize = 256;
+/// A body that unpacks to more than this is not edited: four times what is kept of one as it came.
+const MAX_UNPACKED: usize = 4 * REPLAY_LIMIT;
+/// The official CLI packs with zstd's own default.
+const LEVEL: i32 = 3;
+
+/// What is known of threads, shared by all requests. Held for a look-up at a time.
+pub(crate) type Known = Arc<Mutex<Threads>>;
+
+/// One request of a thread, over all its attempts.
+#[derive(Debug)]
+pub(super) struct Ride {
+    known: Known,
+    /// The thread, as the pool names it.
+    key: Option<Arc<str>>,
+    turn: Option<Arc<str>>,
+    /// The turn state that the client shows.
+    shown: Option<HeaderValue>,
+    packing: Packing,
+    on: Option<Attempt>,
+    /// Whether the thread's count of requests under way is to be lowered here.
+    live: bool,
+    stuck: Option<Stuck>,
+}
+
+/// One account that gets it.
+#[derive(Debug)]
+struct Attempt {
+    account: AccountId,
+    workspace: Arc<str>,
+    /// The account before, when it is another.
+    from: Option<AccountId>,
+    /// Why it isn't the one before.
+    reason: String,
+    state: TurnState,
+    edited: Option<Edited>,
+}
+
+/// A body without some of its parts.
+#[derive(Debug, Clone)]
+struct Edited {
+    bytes: Bytes,
+    without: Without,
+    dropped: Dropped,
+    foreign: Option<Mark>,
+    lost: Option<Mark>,
+    compactions_left: u32,
+}
+
+/// A compaction that an account can't read.
+#[derive(Debug)]
+struct Stuck {
+    /// Who served the thread last, if that is known.
+    owner: Option<AccountId>,
+    there: AccountId,
+}
+
+/// What to do about a refusal of something sealed.
+#[derive(Debug)]
+pub(super) enum Foreign {
+    /// Send it to the same account again; for the trace.
+    Again(String),
+    /// This account can't have it; for the trace.
+    Elsewhere(String),
+    /// It is not about what another account sealed: the client gets upstream's answer.
+    Theirs,
+}
+
+/// How the client packed its body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Packing {
+    Plain,
+    Zstd,
+    /// In a way that can't be unpacked here.
+    Other,
+}
+
+#[derive(Deserialize)]
+struct Metadata<'a> {
+    #[serde(borrow)]
+    turn_id: Option<Cow<'a, str>>,
+}
+
+impl Ride {
+    /// Takes a request in and says in `need` and `trace` which thread and turn it is of.
+    pub(super) fn begin(
+        known: &Known,
+        bounds: &Bounds,
+        headers: &HeaderMap,
+        need: &mut Need,
+        trace: &mut Trace,
+    ) -> Self {
+        let id = named(headers, "thread-id").or_else(|| trace.session.clone());
+        let key = bounds.session(id.as_ref());
+        let turn = turn(headers);
+        need.thread.clone_from(&key);
+        need.turn.clone_from(&turn);
+        trace.thread.clone_from(&key);
+        if let (Some(key), Some(id)) = (&key, &id) {
+            let session = trace.session.as_ref();
+            let begun = Begun { id, session, scope: &need.scope, model: need.model.as_ref() };
+            known.lock().begin(key, &begun, clock::wall());
+        }
+        let packing = match headers.get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes) {
+            None | Some(b"identity") => Packing::Plain,
+            Some(b"zstd") => Packing::Zstd,
+            Some(_) => Packing::Other,
+        };
+        let shown = headers.get(TURN_STATE).cloned();
+        let (known, live) = (Arc::clone(known), key.is_some());
+        Self { known, key, turn, shown, packing, on: None, live, stuck: None }
+    }
+
+    /// Makes it ready for an account. Whether that account can have it at all.
+    pub(super) async fn board(
+        &mut self,
+        proxy: &Proxy,
+        account: &AccountId,
+        pass: &Pass,
+        source: &Source,
+        need: &Need,
+    ) -> bool {
+        if self.on.as_ref().is_some_and(|on| on.account == *account) {
+            return true;
+        }
+        let workspace: Arc<str> = pass.workspace.to_str().unwrap_or_default().into();
+        let host = Host { account, workspace: &workspace };
+        let met = self.key.as_ref().map(|key| {
+            let (turn, shown) = (self.turn.as_ref(), self.shown.as_ref());
+            self.known.lock().meet(key, host, turn, shown, clock::wall())
+        });
+        let met = met.unwrap_or_default();
+        if met.unread {
+            self.stuck = Some(Stuck { owner: met.from, there: account.clone() });
+            return false;
+        }
+        let (edited, reason) = if met.without.is_nothing() && met.from.is_none() {
+            (None, String::new())
+        } else {
+            Box::pin(async {
+                let edited = self.edit(source, met.without).await;
+                (edited, self.why(proxy, met.from.as_ref(), account, need).await)
+            })
+            .await
+        };
+        let (account, state, from) = (account.clone(), met.state, met.from);
+        self.on = Some(Attempt { account, workspace, from, reason, state, edited });
+        true
+    }
+
+    /// The body for an attempt; `None` when too much of it has gone by.
+    pub(super) fn body(&self, source: &Source) -> Option<UpBody> {
+        match self.edited() {
+            Some(edited) => Some(UpBody::Whole(edited.bytes.clone())),
+            None => source.attempt().map(UpBody::Replay),
+        }
+    }
+
+    /// The headers for an attempt.
+    pub(super) fn dress(&self, headers: &mut HeaderMap) {
+        match self.on.as_ref().map(|on| &on.state) {
+            Some(TurnState::Drop) => drop(headers.remove(TURN_STATE)),
+            Some(TurnState::Own(state)) => drop(headers.insert(TURN_STATE, state.clone())),
+            Some(TurnState::Shown) | None => {},
+        }
+        if let Some(edited) = self.edited() {
+            headers.insert(header::CONTENT_LENGTH, edited.bytes.len().into());
+        }
+    }
+
+    /// The account refused something sealed.
+    pub(super) async fn refused(&mut self, source: &Source) -> Foreign {
+        let Some(on) = &self.on else { return Foreign::Theirs };
+        let (account, workspace) = (on.account.clone(), Arc::clone(&on.workspace));
+        let before = on.edited.as_ref().map(|edited| edited.dropped).unwrap_or_default();
+        let asked = on.edited.as_ref().map(|edited| edited.without).unwrap_or_default();
+        let mut compactions = on.edited.as_ref().map_or(0, |edited| edited.compactions_left);
+        if asked.reasoning != Leave::All {
+            if let Some(key) = &self.key {
+                self.known.lock().refused(key, &workspace, clock::wall());
+            }
+            let without = Without { reasoning: Leave::All, ..asked };
+            let Some(edited) = Box::pin(self.edit(source, without)).await else {
+                return Foreign::Theirs;
+            };
+            compactions = edited.compactions_left;
+            if edited.dropped.reasoning > before.reasoning {
+                return self.again(edited);
+            }
+        }
+        if compactions == 0 {
+            return Foreign::Theirs;
+        }
+        if self.may_lose(&account) {
+            let without = Without { reasoning: Leave::All, compaction: Leave::All, ..asked };
+            return match Box::pin(self.edit(source, without)).await {
+                Some(edited) => self.again(edited),
+                None => Foreign::Theirs,
+            };
+        }
+        if let Some(key) = &self.key {
+            self.known.lock().unread(key, &workspace);
+        }
+        let owner = self.on.take().and_then(|on| on.from);
+        self.stuck = Some(Stuck { owner, there: account });
+        Foreign::Elsewhere("it can't read what the thread's compaction left".to_owned())
+    }
+
+    fn again(&mut self, edited: Edited) -> Foreign {
+        let reason = format!(
+            "it can't read what another account sealed; sent again without {}",
+            edited.dropped
+        );
+        if let Some(on) = &mut self.on {
+            on.edited = Some(edited);
+        }
+        Foreign::Again(reason)
+    }
+
+    /// An answer begins: what it took is remembered and told.
+    pub(super) fn delivered(&mut self, proxy: &Proxy, parts: &response::Parts, trace: &mut Trace) {
+        // From here on the trace's end is the request's.
+        self.live = false;
+        let Some(on) = self.on.take().filter(|_on| parts.status.is_success()) else { return };
+        let edited = on.edited.as_ref();
+        let mut dropped = edited.map(|edited| edited.dropped).unwrap_or_default();
+        dropped.turn_state = self.shown.is_some() && on.state == TurnState::Drop;
+        if let Some(from) = &on.from {
+            let names = (name_of(proxy, from), name_of(proxy, &on.account));
+            let why = &on.reason;
+            trace
+                .attempts
+                .push(format!("moved from {} to {} ({why}): dropped {dropped}", names.0, names.1));
+        } else if !dropped.is_nothing() {
+            trace.attempts.push(format!("{}: dropped {dropped} of another account", on.account));
+        }
+        let Some(key) = &self.key else { return };
+        let served = Served {
+            host: Host { account: &on.account, workspace: &on.workspace },
+            turn: self.turn.as_ref(),
+            state: parts.headers.get(TURN_STATE),
+            foreign: edited.and_then(|edited| edited.foreign),
+            lost: edited.and_then(|edited| edited.lost),
+            reason: on.reason,
+            dropped: dropped.to_string(),
+        };
+        self.known.lock().served(key, served, clock::wall());
+    }
+
+    /// Whether an account was ruled out because it can't read the thread's compaction.
+    pub(super) const fn is_stuck(&self) -> bool {
+        self.stuck.is_some()
+    }
+
+    /// The line for a thread that can't go on by itself.
+    pub(super) fn stuck(&self, proxy: &Proxy, refused: &Refused) -> Answer {
+        let owner = self.stuck.as_ref().and_then(|stuck| stuck.owner.as_ref());
+        let owner = owner.and_then(|owner| proxy.roster.get(owner));
+        let whose = match owner.as_deref().map(roster::name) {
+            None => "no account that can serve now can read what was compacted".to_owned(),
+            Some(name) => {
+                let why = refused.reasons.iter().find(|(known, _why)| **known == *name);
+                let why = why.map_or(String::new(), |(_name, why)| format!(" ({why})"));
+                format!("only `{name}`{why} can read what was compacted")
+            },
+        };
+        let wait = refused.retry_at.map_or(String::new(), |at| {
+            format!("try again in {}, or ", spoken(at.since(clock::wall())))
+        });
+        let known = self.known.lock();
+        let id = self.key.as_ref().and_then(|key| known.get(key)).map(|thread| &*thread.id);
+        let there = self.stuck.as_ref().map(|stuck| name_of(proxy, &stuck.there));
+        let line = format!(
+            "cma: this thread was compacted, and {whose}: {wait}run `cmactl session move {} {} --without-summary` to \
+             go on without it.",
+            id.unwrap_or("ID"),
+            there.as_deref().unwrap_or("ACCOUNT"),
+        );
+        respond::stop(ErrorCode::Exhausted, &line)
+    }
+
+    fn edited(&self) -> Option<&Edited> {
+        self.on.as_ref()?.edited.as_ref()
+    }
+
+    /// Whether its person said that it may go on there without what was compacted.
+    fn may_lose(&self, account: &AccountId) -> bool {
+        let known = self.known.lock();
+        let by_hand = self.key.as_ref().and_then(|key| known.by_hand().get(key));
+        by_hand.is_some_and(|by_hand| by_hand.without_summary && by_hand.account == *account)
+    }
+
+    /// The body without some parts; `None` when it can't be edited: then it goes as it is, and
+    /// upstream says what it thinks.
+    async fn edit(&self, source: &Source, without: Without) -> Option<Edited> {
+        if without.is_nothing() || self.packing == Packing::Other {
+            return None;
+        }
+        let (body, packing) = (source.whole().await?, self.packing);
+        tokio::task::spawn_blocking(move || edit(&body, packing, without)).await.ok()?
+    }
+
+    /// Why it isn't the account before.
+    async fn why(
+        &self,
+        proxy: &Proxy,
+        from: Option<&AccountId>,
+        to: &AccountId,
+        need: &Need,
+    ) -> String {
+        let Some(from) = from.cloned() else { return String::new() };
+        let (to, need) = (to.clone(), Need { exclude: Vec::new(), only: None, ..need.clone() });
+        let look = proxy.actor.look(move |pool, now| {
+            let thread = need.thread().map(|thread| pool.affinity().pinned(thread));
+            if thread.flatten() == Some(&to) {
+                return "moved by hand".to_owned();
+            }
+            let candidates = pool.explain(&need, now);
+            let before = candidates.into_iter().find(|candidate| candidate.id == from);
+            let excluded = before.map(|before| before.excluded.map(|excluded| excluded.text));
+            match excluded {
+                None => "it left the pool".to_owned(),
+                Some(Some(why)) => why,
+                Some(None) if pool.pin_of(&need.scope).is_some_and(|(pin, _since)| *pin == to) => {
+                    "the other one is pinned".to_owned()
+                },
+                Some(None) => "its last attempt failed".to_owned(),
+            }
+        });
+        look.await.unwrap_or_default()
+    }
+}
+
+impl Drop for Ride {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.as_ref().filter(|_key| self.live) {
+            self.known.lock().end(key, clock::wall());
+        }
+    }
+}
+
+/// A delivered answer has ended.
+pub(super) fn ended(known: &Known, trace: &Trace) {
+    let (Some(key), Some(_delivered)) = (&trace.thread, trace.first_byte_ms) else { return };
+    let mut known = known.lock();
+    known.end(key, clock::wall());
+    if let Some(usage) = &trace.usage {
+        known.used(key, usage.input, usage.cached);
+    }
+}
+
+/// Unpacks, edits, packs.
+fn edit(body: &[u8], packing: Packing, without: Without) -> Option<Edited> {
+    let plain = unpacked(body, packing)?;
+    let stripped = bound::strip(&plain, &without).ok()?;
+    let bytes = match packing {
+        Packing::Plain => stripped.json,
+        Packing::Zstd => zstd::encode_all(stripped.json.as_slice(), LEVEL).ok()?,
+        Packing::Other => return None,
+    };
+    Some(Edited {
+        bytes: bytes.into(),
+        without,
+        dropped: stripped.dropped,
+        foreign: stripped.reasoning,
+        lost: stripped.compaction,
+        compactions_left: stripped.compactions_left,
+    })
+}
+
+fn unpacked(body: &[u8], packing: Packing) -> Option<Cow<'_, [u8]>> {
+    match packing {
+        Packing::Plain => Some(Cow::Borrowed(body)),
+        Packing::Zstd => {
+            let mut plain = Vec::new();
+            let reader = zstd::Decoder::new(body).ok()?;
+            reader.take(MAX_UNPACKED as u64 + 1).read_to_end(&mut plain).ok()?;
+            (plain.len() <= MAX_UNPACKED).then_some(Cow::Owned(plain))
+        },
+        Packing::Other => None,
+    }
+}
+
+fn turn(headers: &HeaderMap) -> Option<Arc<str>> {
+    let metadata: Metadata<'_> = serde_json::from_slice(headers.get(METADATA)?.as_bytes()).ok()?;
+    let turn = metadata.turn_id?;
+    (!turn.is_empty() && turn.len() <= MAX_NAME).then(|| Arc::from(&*turn))
+}
+
+fn named(headers: &HeaderMap, header: &str) -> Option<Arc<str>> {
+    let value = headers.get(header)?.to_str().ok()?;
+    (!value.is_empty() && value.len() <= MAX_NAME).then(|| value.into())
+}
+
+fn name_of(proxy: &Proxy, id: &AccountId) -> String {
+    proxy.roster.get(id).map_or_else(|| id.to_string(), |record| roster::name(&record).to_owned())
+}
+
+/// A time to wait, for a person.
+fn spoken(span: Span) -> String {
+    let minutes = span.millis().div_ceil(60_000);
+    match (minutes / 60, minutes % 60) {
+        (0, minutes) => format!("{minutes} min"),
+        (hours, 0) => format!("{hours} h"),
+        (hours, minutes) => format!("{hours} h {minutes} min"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

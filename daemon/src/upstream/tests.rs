@@ -1,0 +1,89 @@
+use super::*;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use std::convert::Infallible;
+
+fn upstream() -> Arc<Upstream> {
+    let endpoint = Endpoint {
+        base: "https://backend.test".to_owned(),
+        tls: true,
+        host: "backend.test".to_owned(),
+        port: 443,
+        authority: "backend.test".to_owned(),
+        path: String::new(),
+    };
+    Upstream::new(endpoint, Network::default(), Tasks::default())
+}
+
+/// A connection of HTTP/2 whose host allows that many streams at once.
+async fn shared(upstream: &Upstream, streams: u32) -> Arc<Shared> {
+    let (ours, theirs) = tokio::io::duplex(64 * 1024);
+    upstream.tasks.spawn_idle("host", async move {
+        let service = service_fn(|_request: Request<Incoming>| async {
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"hello"))))
+        });
+        drop(
+            http2::Builder::new(TokioExecutor::new())
+                .max_concurrent_streams(streams)
+                .serve_connection(TokioIo::new(theirs), service)
+                .await,
+        );
+    });
+    Shared::greet(ours, &upstream.tasks).await.unwrap()
+}
+
+fn keep(upstream: &Upstream, account: &AccountId, shared: &Arc<Shared>) {
+    let mut pools = upstream.pools.lock();
+    pools.entry(account.clone()).or_default().shared.push(Arc::clone(shared));
+}
+
+#[tokio::test]
+async fn requests_sit_on_one_connection_as_many_as_its_host_allows() {
+    let (upstream, account) = (upstream(), AccountId::of("u", "w"));
+    let connection = shared(&upstream, 2).await;
+    keep(&upstream, &account, &connection);
+    let mut first = upstream.kept(&account).unwrap();
+    assert!(first.is_shared() && first.ready().await);
+    let request = Request::builder().uri("/x").header("host", "backend.test");
+    let request = request.body(UpBody::Whole(Bytes::new())).unwrap();
+    let answered = first.exchange(request, &upstream.endpoint).await;
+    let Ok(answer) = answered else { panic!("no answer") };
+    // The host's settings have come by now: two seats, one is taken.
+    let second = upstream.kept(&account).unwrap();
+    assert!(upstream.kept(&account).is_none(), "no third seat");
+    assert!(upstream.kept(&AccountId::of("u", "x")).is_none(), "nor one for another account");
+    assert_eq!(
+        http_body_util::BodyExt::collect(answer.into_body()).await.unwrap().to_bytes(),
+        "hello"
+    );
+    drop(first);
+    let third = upstream.kept(&account).unwrap();
+    upstream.give_back(third);
+    assert!(upstream.kept(&account).is_some());
+    drop(second);
+    // A request that was given up without a head makes it suspect only after some time.
+    drop(Waiting::on(&upstream.kept(&account).unwrap()));
+    assert!(connection.serves(MAX_AGE));
+}
+
+#[tokio::test]
+async fn what_was_open_before_a_sleep_takes_no_request_after_it() {
+    let (upstream, account) = (upstream(), AccountId::of("u", "w"));
+    let connection = shared(&upstream, 100).await;
+    keep(&upstream, &account, &connection);
+    assert!(upstream.kept(&account).is_some());
+    // The machine slept for a minute: the wall clock went on, the other one stood still.
+    let before = clock::wall().millis() - 60_000;
+    upstream.clocks.lock().1 = Wall::from_millis(before);
+    assert!(upstream.kept(&account).is_none());
+    assert!(!connection.serves(MAX_AGE));
+    // A clock that was set back is no sleep.
+    keep(&upstream, &account, &shared(&upstream, 100).await);
+    upstream.clocks.lock().1 = Wall::from_millis(clock::wall().millis() + 60_000);
+    assert!(upstream.kept(&account).is_some());
+    // And a way that is gone ends them as well.
+    upstream.close_idle();
+    assert!(upstream.kept(&account).is_none());
+}
