@@ -169,6 +169,7 @@ fn is_time(name: &str) -> bool {
         "identity",
         "process_id",
         "processId",
+        "end_byte_offset",
     ];
     exact.contains(&name)
         || name.ends_with("_ms")

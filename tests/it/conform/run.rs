@@ -155,6 +155,13 @@ pub(super) fn through(case: &Case, version: &str) -> Option<Shown> {
     Some(shown)
 }
 
+/// Whichever way the list of models can't be had, the daemon says that it isn't there; the CLI then has
+/// its own, and logs why.
+fn said_of_models(line: &str) -> &str {
+    const FAILED: &str = "failed to refresh available models: ";
+    line.find(FAILED).map_or(line, |at| line.get(..at + FAILED.len()).unwrap_or(line))
+}
+
 /// Whether it takes its login from the environment, and so goes through the shim.
 fn takes_key(version: &str) -> bool {
     numbers(version) >= numbers("0.149.0")
@@ -244,7 +251,7 @@ impl Shown {
             let line = normal.text(line);
             match line.strip_prefix("<when> ") {
                 Some(said) => {
-                    self.log.insert(said.trim().to_owned());
+                    self.log.insert(said_of_models(said.trim()).to_owned());
                 },
                 None => self.lines.push(format!("err: {line}")),
             }

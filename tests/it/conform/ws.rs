@@ -12,6 +12,9 @@ const GIVES_UP: &str = "the CLI alone begins again up to five times over WebSock
 /// Why a pool that is out of quota speaks for itself over WebSockets.
 const ASKED_AGAIN: &str = "a frame that builds on a prewarm can't go to another account, so the CLI is told \
                            to send all of it; by then the pool knows that nobody can serve";
+/// Why the thread's file differs where the text doesn't.
+const INSIDE: &str = "the same text, but the CLI files a refusal inside a WebSocket under another kind than one \
+                      of the handshake";
 /// Why a refused handshake isn't got around.
 const BELIEVED: &str = "a refusal that names the account is believed: the CLI alone would ask over HTTP and \
                         meet the same one";
@@ -46,7 +49,7 @@ pub(super) fn handshakes() -> Vec<Case> {
     let detail = |code: u16, text: &str| Fault::json(code, &json!({ "detail": text }));
     let mut all = vec![
         on(route, "up426", &Fault::websocket_426(), None).healed(),
-        on(route, "up400", &detail(400, "x"), None).same_for_two(),
+        on(route, "up400", &detail(400, "x"), None).ours("{\"detail\":\"x\"}", INSIDE),
         on(route, "up401x1", &Fault::token_invalidated(), Some(1)).same(),
         on(route, "up401x1", &Fault::token_invalidated(), Some(1)).hidden(),
         on(route, "up429usage", &usage(), None).ours_for_one("hit your usage limit", ASKED_AGAIN),
