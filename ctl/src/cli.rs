@@ -6,6 +6,7 @@ pub(crate) use books::{
     BooksCommand, BudgetCommand, BudgetLimit, MetricsCommand, NotifyCommand, UsageArgs,
     UsageGroupBy,
 };
+pub(crate) mod choosing;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use cma_proto::{
@@ -154,12 +155,8 @@ pub(crate) enum Command {
         #[arg(long)]
         no_restore: bool,
     },
-    /// Explain which account would serve now, or served a request, and why
-    Why {
-        /// A request's id, as `events` and `logs` show it
-        #[arg(long, value_name = "ID")]
-        request: Option<String>,
-    },
+    #[command(flatten)]
+    Choosing(choosing::Choosing),
     /// Print what happens in the pool, as it happens
     Events,
     #[command(flatten)]

@@ -7,6 +7,7 @@ mod accounts;
 mod backup;
 mod books;
 mod budget;
+mod choose;
 mod credits;
 mod daemon;
 mod demo;
@@ -143,7 +144,7 @@ pub(crate) fn run(cli: Cli, screen: &mut Screen) -> Result<ExitCode, Failure> {
         Command::VerifyFlagged { dry_run, no_restore } => {
             owner::verify_flagged(&context, dry_run, no_restore, screen)
         },
-        Command::Why { request } => why::why(&context, request, screen),
+        Command::Choosing(command) => choose::command(&context, command, screen),
         Command::Events => events::events(&context, screen),
         Command::Books(command) => books::books(&context, command, screen),
         Command::Logs { follow, lines } => logs::logs(&context, lines, follow, screen),

@@ -20,7 +20,7 @@ use cma_core::{
     pace::Pace,
     pool::{Effect, Grant, Input, LeaseId, Pool, Refused, Release, RenewalFailure, Ticket, Topic},
     quota::Window,
-    select::Need,
+    select::{Choice, Need},
     time::{Now, Wall},
     token::Generation,
     verdict::Mark,
@@ -49,7 +49,9 @@ enum Control {
 }
 
 enum Work {
-    Select(Need, oneshot::Sender<Grant>),
+    Select(Need, oneshot::Sender<(Grant, Duration)>),
+    /// Somebody who asked went away.
+    Gone,
     Input(Input),
     Renewed(AccountId, Generation, Result<(Generation, Option<u64>), RenewalFailure>),
 }
@@ -74,11 +76,20 @@ pub(crate) struct Change {
 #[error("the daemon is stopping")]
 pub(crate) struct Gone;
 
+/// A choice, and how long it took.
+#[derive(Debug, Clone)]
+pub(crate) struct Made {
+    pub(crate) choice: Choice,
+    pub(crate) took: Duration,
+}
+
 /// One request's hold on one account. Dropping it unfinished releases it as abandoned.
 #[derive(Debug)]
 pub(crate) struct Lease {
     pub(crate) account: AccountId,
     pub(crate) generation: Generation,
+    /// What it was chosen by, and what that took; for whoever traces it.
+    pub(crate) choice: Option<Box<Made>>,
     id: Option<LeaseId>,
     work: mpsc::UnboundedSender<Work>,
 }
@@ -88,6 +99,11 @@ impl Lease {
     /// can choose it.
     pub(crate) fn finish(mut self, release: Release) {
         self.give_back(release);
+    }
+
+    /// Tells how much of a thread its account has cached from here on.
+    pub(crate) fn warm(&self, thread: Arc<str>, tokens: u32) {
+        let _stopping = self.work.send(Work::Input(Input::Warm(thread, tokens)));
     }
 
     /// Tells the quota an answer carried.
@@ -118,11 +134,16 @@ impl Handle {
     pub(crate) async fn select(&self, need: Need) -> Result<Result<Lease, Refused>, Gone> {
         let (reply, grant) = oneshot::channel();
         self.work.send(Work::Select(need, reply)).map_err(|_closed| Gone)?;
-        match grant.await.map_err(|_closed| Gone)? {
-            Grant::Lease { lease, account, generation } => {
-                Ok(Ok(Lease { account, generation, id: Some(lease), work: self.work.clone() }))
+        let mut asking = Asking(Some(&self.work));
+        let granted = grant.await;
+        asking.0 = None;
+        match granted.map_err(|_closed| Gone)? {
+            (Grant::Lease { lease, account, generation, choice }, took) => {
+                let choice = Some(Box::new(Made { choice: *choice, took }));
+                let (id, work) = (Some(lease), self.work.clone());
+                Ok(Ok(Lease { account, generation, choice, id, work }))
             },
-            Grant::Refused(refused) => Ok(Err(refused)),
+            (Grant::Refused(refused), _took) => Ok(Err(refused)),
         }
     }
 
@@ -166,6 +187,17 @@ impl Handle {
     }
 }
 
+/// Somebody who waits for a grant: going away before it comes tells the actor.
+struct Asking<'a>(Option<&'a mpsc::UnboundedSender<Work>>);
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if let Some(work) = self.0 {
+            let _stopping = work.send(Work::Gone);
+        }
+    }
+}
+
 /// The actor before it runs.
 pub(crate) struct Actor {
     pool: Pool,
@@ -175,7 +207,9 @@ pub(crate) struct Actor {
     handle: Handle,
     renewer: Arc<Renewer>,
     tasks: Tasks,
-    waiting: BTreeMap<Ticket, oneshot::Sender<Grant>>,
+    waiting: BTreeMap<Ticket, oneshot::Sender<(Grant, Duration)>>,
+    /// When the choice began that is being made.
+    begun: Instant,
     next_ticket: u64,
     renewing: bool,
 }
@@ -196,6 +230,7 @@ impl Actor {
             renewer,
             tasks,
             waiting: BTreeMap::new(),
+            begun: Instant::now(),
             next_ticket: 1,
             renewing: true,
         };
@@ -279,13 +314,32 @@ impl Actor {
                 Input::Select(ticket, need)
             },
             Work::Input(input) => input,
+            Work::Gone => {
+                self.sweep(now);
+                return;
+            },
             Work::Renewed(id, _from, Ok((generation, expires))) => {
                 Input::Renewed(id, generation, expires.map(Wall::from_secs))
             },
             Work::Renewed(id, from, Err(failure)) => Input::RenewalFailed(id, from, failure),
         };
+        self.begun = Instant::now();
         self.pool.handle(now, input);
         self.apply(now);
+    }
+
+    /// Takes those who went away out of the pool's queue.
+    fn sweep(&mut self, now: Now) {
+        let gone: Vec<Ticket> = self
+            .waiting
+            .iter()
+            .filter(|(_ticket, reply)| reply.is_closed())
+            .map(|(ticket, _reply)| *ticket)
+            .collect();
+        for ticket in gone {
+            self.waiting.remove(&ticket);
+            self.pool.handle(now, Input::Cancel(ticket));
+        }
     }
 
     fn apply(&mut self, now: Now) {
@@ -307,7 +361,8 @@ impl Actor {
     fn reply(&mut self, now: Now, ticket: Ticket, grant: Grant) {
         let Some(reply) = self.waiting.remove(&ticket) else { return };
         // Whoever asked is gone: nobody will give the account back but us.
-        if let Err(Grant::Lease { lease, .. }) = reply.send(grant) {
+        if let Err((Grant::Lease { lease, .. }, _took)) = reply.send((grant, self.begun.elapsed()))
+        {
             let release = Release { mark: Mark::Fine, served: false, model: None };
             self.pool.handle(now, Input::Release(lease, release));
         }
@@ -338,3 +393,6 @@ pub(crate) fn seed() -> u64 {
         Err(_no_randomness) => clock::wall().millis(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,9 @@ use crate::handover::take::{Claim, Taken};
 use crate::{
     actor::{self, Actor, Handle},
     budgets::Budgets,
-    cache, clock,
+    cache,
+    choosing::Choosing,
+    clock,
     config::Config,
     fault::Fault,
     handover::{Before, Doors, doors::Property},
@@ -205,6 +207,7 @@ pub(crate) struct App {
     pub(crate) roster: Arc<Roster>,
     pub(crate) projects: Arc<Projects>,
     pub(crate) pins: Arc<Pins>,
+    pub(crate) choosing: Arc<Choosing>,
     pub(crate) proxy: Arc<Proxy>,
     pub(crate) logins: Arc<Logins>,
     pub(crate) probes: Arc<Probes>,
@@ -320,6 +323,7 @@ pub(crate) fn build(root: Root, config: Config, whence: Whence) -> Result<Built,
     let vault = Arc::new(Vault::default());
     let roster = Arc::new(Roster::load(store, Arc::clone(&config), Arc::clone(&vault))?);
     let projects = Arc::new(Projects::load(&root, roster.store().clone())?);
+    let choosing = Arc::new(Choosing::load(&root, roster.store().clone())?);
     let pins = Arc::new(Pins::load(&root, roster.store().clone())?);
     let ledger = Ledger::start(root.path(), config.ledger)?;
     let budgets = Budgets::load(root.path(), roster.store().clone(), ledger.clone())?;
@@ -335,6 +339,7 @@ pub(crate) fn build(root: Root, config: Config, whence: Whence) -> Result<Built,
         Arc::new(Renewer::new(Arc::clone(&roster), Arc::clone(&vault), Arc::clone(&config)));
     let (mut actor, handle) = Actor::new(actor::seed(), Arc::clone(&renewer), renewals.clone());
     prime(&mut actor, &config, &roster, &projects);
+    actor.prime(choosing.inputs());
     let threads = recall(&root, &mut actor, &pins);
     let phases = Phases::new(roster.truth().given().clone());
     let instance = format!("{:08x}", actor::seed() & 0xffff_ffff);
@@ -346,6 +351,7 @@ pub(crate) fn build(root: Root, config: Config, whence: Whence) -> Result<Built,
         config: Arc::clone(&config),
         actor: handle.clone(),
         roster: Arc::clone(&roster),
+        choosing: Arc::clone(&choosing),
         vault,
         upstream: Upstream::new(config.backend.clone(), network, connections.clone()),
         keys: Keys::new(&secret),
@@ -379,6 +385,7 @@ pub(crate) fn build(root: Root, config: Config, whence: Whence) -> Result<Built,
         roster,
         projects,
         pins,
+        choosing,
         proxy,
         logins,
         probes,

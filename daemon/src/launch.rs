@@ -9,12 +9,16 @@
 
 use crate::{
     fault::Fault,
-    project::{self, Bounds, Projects},
+    project::{self, Bounds, Choice, Projects},
     proxy::keys::Keys,
     roster::Roster,
     store::{import, record::sum},
 };
-use cma_proto::message::{Launch, LaunchPlan, LaunchRequest};
+use cma_core::identity::AccountId;
+use cma_proto::{
+    error::ErrorCode,
+    message::{Launch, LaunchPlan, LaunchRequest},
+};
 use secrecy::ExposeSecret as _;
 use std::{
     path::{Path, PathBuf},
@@ -35,6 +39,35 @@ const MAX_FILE: u64 = 1024 * 1024;
 
 type Version = (u32, u32, u32);
 
+/// What is wanted of one launch beside what its folder says.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Wanted {
+    /// The CLI stays on its own login.
+    pub(crate) own: bool,
+    /// Nobody else may serve it.
+    pub(crate) only: Option<Arc<[AccountId]>>,
+}
+
+impl Wanted {
+    /// A folder's choice, narrowed down to the accounts that are wanted.
+    fn within(&self, choice: Choice, roster: &Roster) -> Result<Choice, Fault> {
+        let Some(only) = &self.only else { return Ok(choice) };
+        let may = |id: &&AccountId| {
+            roster.get(id).is_some_and(|record| choice.bounds.place(&record).is_some())
+        };
+        let accounts: Arc<[AccountId]> = only.iter().filter(may).cloned().collect();
+        if accounts.is_empty() {
+            return Err(Fault::new(
+                ErrorCode::NotFound,
+                "the account you name is not among those that may serve launches in this folder",
+                "run `cmactl project show` there, or go into another folder",
+            ));
+        }
+        let bounds = Bounds { accounts: Some(accounts), ..choice.bounds };
+        Ok(Choice { bounds, ..choice })
+    }
+}
+
 /// Answers a launch. Reads the CLI's configuration files; call it off the event loop.
 ///
 /// # Errors
@@ -46,7 +79,7 @@ pub(crate) fn plan(
     keys: &Keys,
     roster: &Roster,
     projects: &Projects,
-    own_auth: bool,
+    wanted: &Wanted,
 ) -> Result<Launch, Fault> {
     let aside = |reason: &str, tell| Ok(Launch::Aside { reason: reason.to_owned(), tell });
     let version = version(&request.codex_version);
@@ -73,7 +106,7 @@ pub(crate) fn plan(
             true,
         );
     }
-    let choice = projects.choose(&request.cwd, roster)?;
+    let choice = wanted.within(projects.choose(&request.cwd, roster)?, roster)?;
     let theirs: Vec<String> = workspaces.iter().map(ToString::to_string).collect();
     let ours: Vec<String> = choice.bounds.workspaces.iter().map(ToString::to_string).collect();
     let Some(workspaces) = project::both(&theirs, &ours) else {
@@ -91,7 +124,7 @@ pub(crate) fn plan(
         };
         return aside(why, true);
     }
-    if own_auth {
+    if wanted.own {
         return own(request, pid, (base, keys, roster), bounds, choice.notes);
     }
     // The CLI notes who made a thread, and `resume --last` only finds threads of the identity it runs

@@ -7,6 +7,7 @@ mod actor;
 mod app;
 mod budgets;
 mod cache;
+mod choosing;
 mod clock;
 mod config;
 mod crash;
@@ -28,6 +29,7 @@ mod project;
 mod proxy;
 mod renewal;
 mod roster;
+mod simulate;
 mod store;
 mod sys;
 mod takeover;
@@ -59,6 +61,18 @@ const GOING_DOWN: Duration = Duration::from_millis(2500);
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     let command = args.next().unwrap_or_default();
+    if command == "simulate" {
+        return match simulate::simulate(args) {
+            Ok(text) => {
+                say(text.trim_end());
+                ExitCode::SUCCESS
+            },
+            Err(fault) => {
+                complain(&fault.refusal);
+                ExitCode::from(fault.code().exit_code())
+            },
+        };
+    }
     let flag = args.next();
     let ended = match (command.to_str(), flag.as_ref().and_then(|flag| flag.to_str())) {
         (Some("run"), None) => run(&Run::default()),

@@ -79,6 +79,7 @@ impl Bounds {
             workspaces: Arc::clone(&self.workspaces),
             accounts: self.accounts.clone(),
             scope: self.scope.clone(),
+            project: self.books().cloned(),
             ..Need::default()
         }
     }

@@ -35,6 +35,7 @@ mod flights;
 pub(crate) mod keep;
 mod members;
 mod sign_in;
+mod tagged;
 
 pub(crate) use members::{members_of, written};
 pub(crate) use sign_in::SignIn;
@@ -154,6 +155,7 @@ impl Roster {
                 .gone
                 .as_ref()
                 .map(|gone| (gone.cause.as_str().into(), Wall::from_secs(gone.since))),
+            terms: tagged::terms(record),
         }
     }
 
@@ -184,11 +186,7 @@ impl Roster {
         };
         match matches.as_slice() {
             [one] => Ok(Arc::clone(one)),
-            [] => Err(Fault::new(
-                ErrorCode::NotFound,
-                format!("there is no account `{selector}`"),
-                "run `cmactl list` to see them",
-            )),
+            [] => self.by_tag(selector),
             several => Err(Fault::new(
                 ErrorCode::Ambiguous,
                 format!(
@@ -286,6 +284,7 @@ impl Roster {
             spent: known.as_ref().map(|known| known.spent_with_current()).unwrap_or_default(),
             tags: known.as_ref().map(|known| known.tags.clone()).unwrap_or_default(),
             notes: known.as_ref().and_then(|known| known.notes.clone()),
+            terms: known.as_ref().map(|known| known.terms.clone()).unwrap_or_default(),
             pools,
         };
         let record = self.save(record)?;

@@ -19,6 +19,7 @@
 #![warn(missing_docs)]
 #![forbid(unsafe_code)]
 
+pub mod choose;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod codec;

@@ -4,6 +4,7 @@
 //! their unit. The same types are the `--json` output of `cmactl`, which adds a `schema` number.
 //! Fields are positional under bincode: see the crate's promises before touching one.
 
+use crate::choose::{ChooseReply, ChooseRequest};
 use crate::credits::{CreditsReply, CreditsRequest};
 use crate::handover::{HandoverReply, HandoverRequest};
 use crate::login::{LoginReply, LoginRequest};
@@ -90,6 +91,8 @@ pub enum Request {
     Credits(CreditsRequest),
     /// Between two daemons of one root. Answers: see [`HandoverRequest`].
     Handover(HandoverRequest),
+    /// How accounts are chosen. Answers: see [`ChooseRequest`].
+    Choose(ChooseRequest),
 }
 
 /// What the daemon answers.
@@ -131,6 +134,8 @@ pub enum Reply {
     Credits(CreditsReply),
     /// To [`Request::Handover`].
     Handover(HandoverReply),
+    /// To [`Request::Choose`].
+    Choose(ChooseReply),
 }
 
 /// The whole picture at one epoch.

@@ -5,6 +5,7 @@
 //! prompt, that nothing after `--` is a flag. A word that is no command is a prompt. Checked by
 //! hand against 0.98 to 0.169; an option that a later version adds is at worst read as a switch.
 
+use crate::Failure;
 use std::ffi::OsString;
 
 /// Flags that make a launch plain: help, version and `debug models --bundled`
@@ -68,6 +69,45 @@ pub(crate) fn read(args: &[OsString]) -> Invocation {
         return Invocation::Plain;
     }
     Invocation::Through(Through { interactive, ..reader.through })
+}
+
+/// Takes `--account SELECTOR` out of the arguments: it is ours, the CLI doesn't know it. The last one
+/// counts; what follows `--` is not looked at.
+///
+/// # Errors
+/// A flag without a value.
+pub(crate) fn account(args: &[OsString]) -> Result<(Option<String>, Vec<OsString>), Failure> {
+    const NAME: &str = "--account";
+    let (mut account, mut rest) = (None, Vec::with_capacity(args.len()));
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        let text = arg.to_string_lossy();
+        if text == "--" {
+            rest.push(arg.clone());
+            break;
+        }
+        let value = match text.strip_prefix(NAME) {
+            Some("") => args.next().map(|value| value.to_string_lossy().into_owned()),
+            Some(inline) => inline.strip_prefix('=').map(str::to_owned),
+            None => {
+                rest.push(arg.clone());
+                continue;
+            },
+        };
+        match value.filter(|value| !value.is_empty() && !value.starts_with('-')) {
+            Some(value) => account = Some(value),
+            // `--accounts` and the like are the CLI's business.
+            None if text != NAME && !text.starts_with("--account=") => rest.push(arg.clone()),
+            None => {
+                return Err(Failure::new(
+                    2,
+                    "`--account` names nobody; say which one, as `cmactl list` shows them",
+                ));
+            },
+        }
+    }
+    rest.extend(args.cloned());
+    Ok((account, rest))
 }
 
 /// What a command means for a launch.

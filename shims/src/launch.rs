@@ -11,6 +11,7 @@ use crate::{
     login, say, set, version,
 };
 use cma_proto::{
+    choose::ChooseRequest,
     client::Client,
     codec::Codec,
     endpoint::{Root, codex_home},
@@ -25,6 +26,8 @@ use std::{
     process::Command,
 };
 
+/// Names the account that alone may serve, for one invocation.
+const FORCED: &str = "CODEX_MULTI_AUTH_FORCE_ACCOUNT";
 const TOKEN: &str = "CODEX_ACCESS_TOKEN";
 const ISSUER: &str = "CODEX_AUTHAPI_BASE_URL";
 /// How a key of ours begins.
@@ -42,9 +45,33 @@ pub(crate) fn prepare(
     lookup: Lookup<'_>,
 ) -> Result<(), Failure> {
     forget_outer(command, lookup);
+    let (flag, args) = args::account(args)?;
+    let args = args.as_slice();
+    let account = flag
+        .clone()
+        .or_else(|| set(lookup, FORCED).map(|value| value.to_string_lossy().into_owned()));
     let plan = match args::read(args) {
         Invocation::Through(through) if !has_own_key(lookup) => {
-            decide(ask(codex, &through, guard, lookup), lookup)?.map(|plan| (plan, through))
+            let answer = ask(codex, &through, account.as_deref(), guard, lookup);
+            let plan = match account {
+                // Whoever names an account means no other, and not plain codex either.
+                Some(account) => Some(insisted(answer, &account)?),
+                None => decide(answer, lookup)?,
+            };
+            plan.map(|plan| (plan, through))
+        },
+        Invocation::Through(_) if account.is_some() => {
+            return Err(Failure::new(
+                ErrorCode::BadRequest.exit_code(),
+                "a key of your own is in the environment, so no account of the pool would serve; \
+                 codex was not started (unset `CODEX_API_KEY` and `CODEX_ACCESS_TOKEN`)",
+            ));
+        },
+        Invocation::Plain if flag.is_some() => {
+            return Err(Failure::new(
+                ErrorCode::BadRequest.exit_code(),
+                "`--account` says nothing here: this command runs without cma; leave the flag away",
+            ));
         },
         Invocation::Through(_) | Invocation::Plain => {
             login::explain(args, lookup);
@@ -99,6 +126,7 @@ fn is_loopback(url: &OsStr) -> bool {
 fn ask(
     codex: &Path,
     through: &Through,
+    account: Option<&str>,
     guard: &Guard,
     lookup: Lookup<'_>,
 ) -> Result<Launch, Refusal> {
@@ -106,8 +134,14 @@ fn ask(
     let request = request(version::of(codex, guard, lookup), through, lookup)?;
     let mut daemon = Client::connect_or_start(&root, "codex", Codec::Bincode)?;
     let own = set(lookup, "CMA_AUTH_MODE").is_some_and(|mode| mode == "own");
-    let request =
-        if own { Request::Owner(OwnerRequest::Launch(request)) } else { Request::Launch(request) };
+    let request = match account {
+        Some(account) => {
+            let selector = account.to_owned();
+            Request::Choose(ChooseRequest::Launch { launch: request, selector, own })
+        },
+        None if own => Request::Owner(OwnerRequest::Launch(request)),
+        None => Request::Launch(request),
+    };
     match daemon.call(&request)? {
         Reply::Launch(launch) => Ok(*launch),
         _ => Err(Refusal::new(
@@ -143,6 +177,24 @@ fn request(
         interactive: through.interactive,
         no_proxy: no_proxy.join(","),
     })
+}
+
+/// The plan of a launch that only one account may serve, or why there is none.
+fn insisted(answer: Result<Launch, Refusal>, account: &str) -> Result<LaunchPlan, Failure> {
+    let (code, why, hint) = match answer {
+        Ok(Launch::Through(plan)) => return Ok(plan),
+        Ok(Launch::Noted { plan, notes }) => {
+            for note in &notes {
+                say(format_args!("{note}"));
+            }
+            return Ok(plan);
+        },
+        Ok(Launch::Aside { reason, .. }) => (ErrorCode::Negative, reason, String::new()),
+        Err(refusal) => (refusal.code, refusal.message, refusal.hint),
+    };
+    let hint = if hint.is_empty() { hint } else { format!(" ({hint})") };
+    let line = format!("{why}; only `{account}` may serve, so codex was not started{hint}");
+    Err(Failure::new(code.exit_code(), line))
 }
 
 /// What the answer comes to: a plan, plain codex with or without a word, or no codex.

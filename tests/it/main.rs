@@ -8,6 +8,8 @@ mod bad_world;
 #[cfg(test)]
 mod by_hand;
 #[cfg(test)]
+mod choosing;
+#[cfg(test)]
 mod clients;
 #[cfg(test)]
 mod codex_faults;

@@ -79,13 +79,13 @@ fn run(root: &Root) -> Result<ExitCode, Failure> {
 }
 
 #[cfg(unix)]
-fn become_it(mut command: Command) -> io::Result<ExitCode> {
+pub(super) fn become_it(mut command: Command) -> io::Result<ExitCode> {
     use std::os::unix::process::CommandExt as _;
     Err(command.exec())
 }
 
 #[cfg(not(unix))]
-fn become_it(mut command: Command) -> io::Result<ExitCode> {
+pub(super) fn become_it(mut command: Command) -> io::Result<ExitCode> {
     let code = command.status()?.code().and_then(|code| u8::try_from(code).ok());
     Ok(ExitCode::from(code.unwrap_or(ErrorCode::Internal.exit_code())))
 }

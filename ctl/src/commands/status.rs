@@ -224,7 +224,7 @@ fn header(status: &Status, now: u64) -> Vec<(&'static str, String)> {
     }
     if let Some(pin) = &status.pin {
         let since = time::relative(pin.since, now);
-        let held = format!("{} (since {since})", name(&pin.account));
+        let held = format!("{} (since {since}, for the global pool)", name(&pin.account));
         lines.push((
             "pinned",
             match &pin.yielded {

@@ -1,27 +1,80 @@
 //! `why`: how a choice was or would be made.
 
-use super::Context;
+use super::{Context, choose};
 use crate::{
+    cli::choosing::WhyArgs,
     error::{Failure, unexpected},
     render::{
         Column, Screen, Tone, clean, put, table,
         time::{self, Clock},
     },
 };
-use cma_proto::message::{Candidate, Reply, Request, Why};
+use cma_proto::{
+    choose::{ChooseReply, ChooseRequest, Explained},
+    message::{Candidate, Why},
+};
+use serde::Serialize;
 use std::process::ExitCode;
+
+/// One object: how the choice was made, with what it cost and meant.
+#[derive(Debug, Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    why: &'a Why,
+    strategy: &'a str,
+    by: &'a str,
+    able: u32,
+    warm: Option<Warm<'a>>,
+    cache: &'a str,
+    cost_us: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Warm<'a> {
+    account: &'a str,
+    tokens: u32,
+}
 
 pub(super) fn why(
     context: &Context,
-    request: Option<String>,
+    args: WhyArgs,
     screen: &mut Screen,
 ) -> Result<ExitCode, Failure> {
-    let why = match context.connect()?.call(&Request::Why { request })? {
-        Reply::Why(why) => why,
+    let WhyArgs { now: _, last, request, project } = args;
+    let request = request.or_else(|| last.then(|| "last".to_owned()));
+    let dir = choose::here(project)?;
+    let explanation = match choose::ask(context, ChooseRequest::Why { request, dir })? {
+        ChooseReply::Why(explanation) => *explanation,
         other => return Err(unexpected(other).into()),
     };
-    screen.answer(&*why, |why| explained(why, time::now(), &Clock::local()))?;
+    let Explained { why, strategy, by, able, warm, cache, cost_us } = &explanation;
+    let warm = warm.as_ref().map(|(account, tokens)| Warm { account, tokens: *tokens });
+    let (able, cost_us) = (*able, *cost_us);
+    let shown = Shown { why, strategy, by, able, warm, cache, cost_us };
+    screen.answer(&shown, |shown| {
+        explained(shown.why, time::now(), &Clock::local()) + &meant(shown)
+    })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the choice meant beside who was chosen.
+fn meant(shown: &Shown<'_>) -> String {
+    let mut text = String::from("\n");
+    let mut line = |word: &str, said: &str| {
+        put!(text, "{} {}\n", Tone::Dim.paint(format!("{word:<9}")), clean(said));
+    };
+    let by = match shown.by {
+        "force" => " · a force is on",
+        "pin" => " · an account is pinned",
+        "launch" => " · the launch names its accounts",
+        _ => "",
+    };
+    line("strategy", &format!("{}{by} · {} could serve", shown.strategy, shown.able));
+    line("cache", shown.cache);
+    if let Some(cost) = shown.cost_us {
+        line("cost", &format!("{cost} µs"));
+    }
+    text
 }
 
 fn explained(why: &Why, now: u64, clock: &Clock) -> String {

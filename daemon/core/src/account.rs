@@ -10,7 +10,8 @@ use crate::{
     identity::AccountId,
     quota::Quota,
     scope::Pools,
-    time::{Due, Now, Wall},
+    strategy::WEIGHT_ONE,
+    time::{Due, Mono, Now, Wall},
     token::Token,
 };
 use std::{collections::BTreeMap, sync::Arc};
@@ -33,6 +34,27 @@ pub enum Login {
         /// Since when.
         since: Wall,
     },
+}
+
+/// What its person lets an account do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Terms {
+    /// It serves nothing new; its login is kept fresh meanwhile.
+    pub paused: bool,
+    /// It finishes the threads that are on it and takes no new one.
+    pub drained: bool,
+    /// Its share where weights count, in thousandths.
+    pub weight: u32,
+    /// Requests it may serve at once.
+    pub cap: Option<u32>,
+    /// Words to prefer or avoid it by.
+    pub tags: Arc<[Arc<str>]>,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { paused: false, drained: false, weight: WEIGHT_ONE, cap: None, tags: [].into() }
+    }
 }
 
 /// One account of the pool.
@@ -82,6 +104,45 @@ pub struct Account {
     pub unlisted: Vec<Arc<str>>,
     /// Generation whose token was refused right after being renewed by a refusal.
     pub refused_fresh: bool,
+    /// What its person lets it do.
+    pub terms: Terms,
+    /// Number of the choice that took it last; 0 for never.
+    pub turn: u64,
+    /// What it is owed by weight, in thousandths of a choice.
+    pub credit: i64,
+    /// Threads that came to it lately.
+    pub crowd: Crowd,
+}
+
+/// Threads that came lately, each counting half as much every half hour: about the number of those
+/// that are still at work. One number instead of a list of threads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Crowd {
+    thousandths: u64,
+    at: Mono,
+}
+
+impl Crowd {
+    /// A thread is at work for about an hour, its requests and pauses together.
+    const HALF: u64 = 30 * 60 * 1000;
+
+    /// Its number now, in thousandths.
+    pub const fn thousandths(self, now: Mono) -> u64 {
+        let passed = now.since(self.at).millis();
+        let halves = passed / Self::HALF;
+        if halves >= 40 {
+            return 0;
+        }
+        let left = self.thousandths >> halves;
+        // Straight lines between the halves: the same on every machine.
+        left - left * (passed % Self::HALF) / (2 * Self::HALF)
+    }
+
+    /// One more.
+    #[must_use]
+    pub const fn joined(self, now: Mono) -> Self {
+        Self { thousandths: self.thousandths(now).saturating_add(1000), at: now }
+    }
 }
 
 /// What a person sees.
@@ -100,6 +161,10 @@ pub enum State {
     NeedsLogin(Arc<str>, Wall),
     /// The person disabled it.
     Disabled,
+    /// The person paused it.
+    Paused,
+    /// It finishes its threads and takes no new one.
+    Draining,
     /// Its credential is for another upstream.
     Elsewhere,
 }
@@ -113,6 +178,8 @@ impl State {
             Self::Refreshing | Self::Waiting(..) => "refreshing",
             Self::NeedsLogin(..) => "needs_login",
             Self::Disabled => "disabled",
+            Self::Paused => "paused",
+            Self::Draining => "draining",
             Self::Elsewhere => "elsewhere",
         }
     }
@@ -126,6 +193,8 @@ impl State {
             Self::Waiting(why, _) => Some(format!("{}: {why}", Cause::RenewalFailed.text())),
             Self::NeedsLogin(cause, _) => Some(cause.to_string()),
             Self::Disabled => Some("disabled by you".to_owned()),
+            Self::Paused => Some("paused by you".to_owned()),
+            Self::Draining => Some("it finishes its threads and takes no new one".to_owned()),
             Self::Elsewhere => Some("imported for another upstream".to_owned()),
         }
     }
@@ -138,6 +207,8 @@ impl State {
             | Self::Refreshing
             | Self::NeedsLogin(..)
             | Self::Disabled
+            | Self::Paused
+            | Self::Draining
             | Self::Elsewhere => None,
         }
     }
@@ -148,6 +219,9 @@ impl Account {
     pub fn state(&self, now: Now) -> State {
         if !self.enabled {
             return State::Disabled;
+        }
+        if self.terms.paused {
+            return State::Paused;
         }
         if !self.at_home {
             return State::Elsewhere;
@@ -166,6 +240,9 @@ impl Account {
                 return State::Waiting(why, due.shown(now));
             }
             return State::Refreshing;
+        }
+        if self.terms.drained {
+            return State::Draining;
         }
         State::Ready
     }

@@ -165,6 +165,7 @@ mod tests {
                 generation: Generation(1),
                 expires: Some(Wall::from_millis(5)),
                 gone: None,
+                terms: crate::account::Terms::default(),
             };
             pool.handle(at(0), Input::Upsert(seed));
         }

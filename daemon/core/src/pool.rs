@@ -5,26 +5,33 @@
 //! - Grants = releases + leases outstanding.
 //! - At most one renewal outstanding per account; the result of an old generation changes nothing.
 //! - A refusal names a time only when it ends by itself, and never one in the past.
-//! - Every parked request is answered exactly once, by its deadline.
+//! - Every parked request is answered exactly once, by its deadline if it has one.
 //! - `next_wake` lies in the future or is none.
 
 use crate::{
-    account::{Account, Login, State},
+    account::{Account, Crowd, Login, State, Terms},
     affinity::{Affinity, Told},
     cooldown::{self, Cause},
     identity::AccountId,
     pace::{Pace, Pacer},
     quota::{Quota, Window},
     scope::{Pools, Scope},
-    select::{self, Candidate, Need, View},
-    time::{Due, Mono, Now, Span, Wall},
+    select::{self, Candidate, Choice, Need, Scratch, View},
+    strategy::{Profile, Rules},
+    time::{Due, Now, Span, Wall},
     token::{Generation, Token},
     verdict::Mark,
+    warmth::Warmth,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
 };
+
+use parked::{Parked, Waited, WaitsFor, Woken};
+
+mod grants;
+mod parked;
 
 /// Longest a request waits for a token's renewal before another account is taken.
 const PARK: Span = Span::from_secs(10);
@@ -64,6 +71,8 @@ pub struct Seed {
     pub expires: Option<Wall>,
     /// Set when only the person can mend its login: why and since when.
     pub gone: Option<(Arc<str>, Wall)>,
+    /// What its person lets it do.
+    pub terms: Terms,
 }
 
 /// Why a renewal brought no token.
@@ -114,6 +123,14 @@ pub enum Input {
     Pin(Option<AccountId>),
     /// The same for a project's pool, by its key.
     PinIn(Arc<str>, Option<AccountId>),
+    /// Only these serve what they may serve, until that time; none lifts it.
+    Force(Option<(Arc<[AccountId]>, Wall)>),
+    /// How to choose from here on.
+    Rules(Rules),
+    /// What a project wants, by its key; none forgets it.
+    Profile(Arc<str>, Option<Profile>),
+    /// So many tokens of a thread are cached by the account that served it last.
+    Warm(Arc<str>, u32),
     /// Time passed.
     Tick,
     /// Something about threads.
@@ -159,6 +176,8 @@ pub enum Grant {
         account: AccountId,
         /// With which credential.
         generation: Generation,
+        /// What it was chosen by.
+        choice: Box<Choice>,
     },
     /// No account can serve.
     Refused(Refused),
@@ -179,12 +198,13 @@ pub struct Refused {
     pub plan: Option<Arc<str>>,
 }
 
+/// A force: only these serve what they may serve.
 #[derive(Debug, Clone)]
-struct Parked {
-    ticket: Ticket,
-    need: Need,
-    deadline: Mono,
-    waits_for: AccountId,
+pub struct Forced {
+    /// Who.
+    pub accounts: Arc<[AccountId]>,
+    /// Until when.
+    pub due: Due,
 }
 
 /// See the module's documentation.
@@ -195,6 +215,15 @@ pub struct Pool {
     /// Pins of projects, by key.
     pins: BTreeMap<Arc<str>, (AccountId, Wall)>,
     affinity: Affinity,
+    warmth: Warmth,
+    rules: Rules,
+    profiles: BTreeMap<Arc<str>, Profile>,
+    forced: Option<Forced>,
+    /// Choices made so far.
+    turn: u64,
+    /// Chance for the next choice; drawn anew after each, so that what is explained is what comes.
+    draw: u64,
+    scratch: Scratch,
     leases: BTreeMap<LeaseId, (AccountId, Generation)>,
     parked: Vec<Parked>,
     effects: VecDeque<Effect>,
@@ -205,13 +234,21 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// An empty pool. The seed spreads renewals; nothing else depends on chance.
+    /// An empty pool. The seed spreads renewals and draws where a strategy does; nothing else depends
+    /// on chance.
     pub fn new(seed: u64) -> Self {
         Self {
             accounts: Vec::new(),
             pin: None,
             pins: BTreeMap::new(),
             affinity: Affinity::default(),
+            warmth: Warmth::default(),
+            rules: Rules::default(),
+            profiles: BTreeMap::new(),
+            forced: None,
+            turn: 0,
+            draw: seed,
+            scratch: Scratch::default(),
             leases: BTreeMap::new(),
             parked: Vec::new(),
             effects: VecDeque::new(),
@@ -233,7 +270,7 @@ impl Pool {
             account.quota.doubt(now);
         }
         match input {
-            Input::Select(ticket, need) => self.select(now, ticket, need, None),
+            Input::Select(ticket, need) => self.select(now, ticket, need, Waited::default()),
             Input::Cancel(ticket) => self.parked.retain(|parked| parked.ticket != ticket),
             Input::Release(lease, release) => self.release(now, lease, &release),
             Input::Learn(account, mark) => self.learn(now, &account, &mark, None),
@@ -248,6 +285,21 @@ impl Pool {
             Input::Remove(account) => self.remove(now, &account),
             Input::Pin(pin) => self.set_pin(now, None, pin),
             Input::PinIn(project, pin) => self.set_pin(now, Some(project), pin),
+            Input::Force(forced) => self.force(now, forced),
+            Input::Rules(rules) => {
+                self.rules = rules;
+                self.epoch += 1;
+                self.unpark(now, Woken::All);
+            },
+            Input::Profile(project, profile) => {
+                match profile {
+                    Some(profile) => drop(self.profiles.insert(project, profile)),
+                    None => drop(self.profiles.remove(&project)),
+                }
+                self.epoch += 1;
+                self.unpark(now, Woken::All);
+            },
+            Input::Warm(thread, tokens) => self.warmth.set(&thread, tokens, now.mono),
             Input::Tick => self.tick(now),
             Input::Thread(told) => self.affinity.told(now, told),
             Input::Models(account, models) => self.models(now, &account, models),
@@ -262,7 +314,8 @@ impl Pool {
     /// How long until something happens by itself: a renewal, a parked request's deadline, an
     /// account's return. `None` when nothing will.
     pub fn next_wake(&self, now: Now) -> Option<Span> {
-        let parked = self.parked.iter().map(|parked| parked.deadline.since(now.mono));
+        let parked = self.parked.iter().filter_map(|parked| parked.wake(now));
+        let forced = self.forced.iter().map(|forced| forced.due.left(now));
         let accounts = self.accounts.iter().flat_map(|account| {
             let rest = account.rest(now).map(|rest| rest.due.left(now));
             let renewal = (account.enabled && account.at_home && account.login == Login::Good)
@@ -276,7 +329,7 @@ impl Pool {
             [rest, renewal].into_iter().flatten()
         });
         // A millisecond at least: what is due now was handled now, and must not spin.
-        parked.chain(accounts).min().map(|span| span.max(Span::from_millis(1)))
+        parked.chain(forced).chain(accounts).min().map(|span| span.max(Span::from_millis(1)))
     }
 
     /// The n-th state of the pool.
@@ -309,7 +362,39 @@ impl Pool {
         let (pin, _since) = self.pin_of(scope)?;
         let account = self.find(pin)?;
         let need = Need { scope: scope.clone(), ..Need::default() };
-        select::excluded(account, &need, now).map(|excluded| excluded.text)
+        let view = self.view(&need, now);
+        // A pinned account finishes its own threads while it is drained; it is new ones that go on.
+        select::barred(&view, account, &need, now).map(|excluded| excluded.said(account, now))
+    }
+
+    /// How choices are made.
+    pub const fn rules(&self) -> Rules {
+        self.rules
+    }
+
+    /// How choices are made for a need: its project may want another strategy.
+    pub fn rules_for(&self, need: &Need) -> Rules {
+        let wanted = self.profile(need).and_then(|profile| profile.strategy);
+        Rules { strategy: wanted.unwrap_or(self.rules.strategy), ..self.rules }
+    }
+
+    /// The force that is on.
+    pub fn forced(&self, now: Now) -> Option<&Forced> {
+        self.forced.as_ref().filter(|forced| !forced.due.reached(now))
+    }
+
+    /// Requests that wait because every account is out, and when the first of them should go on.
+    pub fn waiting(&self, now: Now) -> (usize, Option<Wall>) {
+        let dues = self.parked.iter().filter_map(|parked| match parked.waits_for {
+            WaitsFor::Room { due, .. } => Some(due),
+            WaitsFor::Renewal(_) => None,
+        });
+        (dues.clone().count(), dues.flatten().map(|due| due.shown(now)).min())
+    }
+
+    /// Tokens that a thread has cached where it ran last.
+    pub fn warm(&self, thread: &str, now: Now) -> u32 {
+        self.warmth.of(thread, now.mono)
     }
 
     /// Where threads run.
@@ -324,17 +409,27 @@ impl Pool {
 
     /// The choice for a need, explained by the same comparison that makes it.
     pub fn explain(&self, need: &Need, now: Now) -> Vec<Candidate> {
-        select::explain(&self.view(&need.scope), need, now)
+        select::explain(&self.view(need, now), need, now)
     }
 
-    fn view(&self, scope: &Scope) -> View<'_> {
+    fn profile(&self, need: &Need) -> Option<&Profile> {
+        self.profiles.get(need.project.as_ref().or_else(|| need.scope.key())?)
+    }
+
+    /// The pool as a choice for that need sees it.
+    pub fn view(&self, need: &Need, now: Now) -> View<'_> {
         // Where the global pool steps in, its pin still says with which account.
-        let steps_in = matches!(scope, Scope::Project { fallback: true, .. });
-        let pin = self.pin_of(scope).or(self.pin.as_ref().filter(|_| steps_in));
+        let steps_in = matches!(need.scope, Scope::Project { fallback: true, .. });
+        let pin = self.pin_of(&need.scope).or(self.pin.as_ref().filter(|_| steps_in));
         View {
-            accounts: &self.accounts,
             pin: pin.map(|(pin, _since)| pin),
-            affinity: &self.affinity,
+            warmth: Some(&self.warmth),
+            rules: self.rules_for(need),
+            profile: self.profile(need),
+            forced: self.forced(now).map(|forced| &*forced.accounts),
+            turn: self.turn,
+            draw: self.draw,
+            ..View::new(&self.accounts, None, &self.affinity)
         }
     }
 
@@ -355,84 +450,6 @@ impl Pool {
         self.effects.push_back(Effect::Note(text));
     }
 
-    /// `deadline` is set for a request that was parked before: it keeps its first one.
-    fn select(&mut self, now: Now, ticket: Ticket, need: Need, deadline: Option<Mono>) {
-        let late = deadline.is_some_and(|deadline| now.mono >= deadline);
-        let mut need = need;
-        loop {
-            let Some(at) = select::choose(&self.view(&need.scope), &need, now) else {
-                let refused = self.refusal(&need, now);
-                self.effects.push_back(Effect::Reply(ticket, Grant::Refused(refused)));
-                return;
-            };
-            let Some(account) = self.accounts.get_mut(at) else { return };
-            if account.sendable(now) {
-                self.grant(now, ticket, &need, at);
-                return;
-            }
-            if late {
-                // It waited long enough for this one: take any other.
-                need.exclude.push(account.id.clone());
-                continue;
-            }
-            let waits_for = account.id.clone();
-            self.renew(now, &waits_for, false);
-            let deadline = deadline.unwrap_or_else(|| now.mono.plus(PARK));
-            self.parked.push(Parked { ticket, need, deadline, waits_for });
-            return;
-        }
-    }
-
-    fn grant(&mut self, now: Now, ticket: Ticket, need: &Need, at: usize) {
-        let Some(account) = self.accounts.get_mut(at) else { return };
-        let lease = LeaseId(self.next_lease);
-        self.next_lease += 1;
-        account.in_flight += 1;
-        let (id, generation) = (account.id.clone(), account.token.generation);
-        self.affinity.runs(need, &id, now.mono);
-        self.leases.insert(lease, (id.clone(), generation));
-        let grant = Grant::Lease { lease, account: id, generation };
-        self.effects.push_back(Effect::Reply(ticket, grant));
-    }
-
-    fn refusal(&self, need: &Need, now: Now) -> Refused {
-        // What the request itself ruled out before is judged by the account's own state: the
-        // answer is about when the pool can serve, not about this request's history.
-        let need = Need { exclude: Vec::new(), only: None, ..need.clone() };
-        let out: Vec<_> = self
-            .accounts
-            .iter()
-            .filter(|account| need.scope.place(&account.pools).is_some())
-            .map(|account| (account, select::excluded(account, &need, now)))
-            .collect();
-        let first = out
-            .iter()
-            .filter_map(|(account, excluded)| {
-                let excluded = excluded.as_ref()?;
-                excluded.until.map(|until| (until, excluded.quota, *account))
-            })
-            .min_by(|a, b| (a.0, a.2.order).cmp(&(b.0, b.2.order)));
-        Refused {
-            tried: out.iter().any(|(_account, excluded)| excluded.is_none()),
-            retry_at: first.map(|(until, _quota, _account)| until),
-            quota: first.is_some_and(|(_until, quota, _account)| quota),
-            reasons: out
-                .iter()
-                .map(|(account, excluded)| {
-                    let text = excluded.as_ref().map_or_else(
-                        || "already tried for this request".to_owned(),
-                        |excluded| excluded.text.clone(),
-                    );
-                    (Arc::clone(&account.name), text)
-                })
-                .collect(),
-            plan: first
-                .map(|(_until, _quota, account)| account)
-                .or_else(|| out.first().map(|(account, _excluded)| *account))
-                .and_then(|account| account.plan.clone()),
-        }
-    }
-
     fn release(&mut self, now: Now, lease: LeaseId, release: &Release) {
         let Some((id, generation)) = self.leases.remove(&lease) else {
             self.note(format!("release of unknown lease {}", lease.0));
@@ -447,12 +464,16 @@ impl Pool {
             account.refused_fresh &= stale || !release.served;
         }
         self.epoch += 1;
-        if stale && release.mark == Mark::Unauthorized {
-            // A burst's last 401 arrives after the renewal that its first one caused: it says
-            // nothing about the new token.
-            return;
+        // A burst's last 401 arrives after the renewal that its first one caused: it says nothing
+        // about the new token.
+        if !stale || release.mark != Mark::Unauthorized {
+            self.learn(now, &id, &release.mark, release.model.as_ref());
         }
-        self.learn(now, &id, &release.mark, release.model.as_ref());
+        // One that waits for a place under a cap gets the one that is free now; not before what was
+        // learned of the account is known.
+        if self.parked.iter().any(|parked| matches!(parked.waits_for, WaitsFor::Room { .. })) {
+            self.unpark(now, Woken::Room);
+        }
     }
 
     fn learn(&mut self, now: Now, id: &AccountId, mark: &Mark, model: Option<&Arc<str>>) {
@@ -515,6 +536,7 @@ impl Pool {
             self.changed(Topic::State(id.clone()));
         }
         self.changed(Topic::Quota(id.clone()));
+        self.unpark(now, Woken::Room);
     }
 
     /// Starts a renewal unless one is under way. `refused` says that upstream rejected the token.
@@ -558,7 +580,7 @@ impl Pool {
             Token::learned(now, generation, None, chance)
         };
         self.changed(Topic::State(id.clone()));
-        self.unpark(now, Some(id));
+        self.unpark(now, Woken::Account(id));
     }
 
     fn renewal_failed(
@@ -598,7 +620,7 @@ impl Pool {
             },
         }
         self.changed(Topic::State(id.clone()));
-        self.unpark(now, Some(id));
+        self.unpark(now, Woken::Account(id));
     }
 
     fn upsert(&mut self, now: Now, seed: Seed) {
@@ -630,6 +652,7 @@ impl Pool {
             account.enabled = seed.enabled;
             account.at_home = seed.at_home;
             account.order = seed.order;
+            account.terms = seed.terms;
         } else {
             self.accounts.push(Account {
                 id: seed.id,
@@ -654,13 +677,17 @@ impl Pool {
                 lists: None,
                 unlisted: Vec::new(),
                 refused_fresh: false,
+                terms: seed.terms,
+                turn: 0,
+                credit: 0,
+                crowd: Crowd::default(),
             });
         }
         self.accounts.sort_by(|a, b| (a.order, &a.id).cmp(&(b.order, &b.id)));
         self.changed(Topic::Accounts(id.clone()));
         self.tick(now);
         // It may serve now, or no more: either way nobody has to wait for it.
-        self.unpark(now, Some(&id));
+        self.unpark(now, Woken::Account(&id));
     }
 
     fn remove(&mut self, now: Now, id: &AccountId) {
@@ -675,9 +702,15 @@ impl Pool {
             self.changed(Topic::Pin);
         }
         self.pins.retain(|_project, (pin, _since)| pin != id);
+        if let Some(forced) = self.forced.take_if(|forced| forced.accounts.contains(id)) {
+            let left: Arc<[AccountId]> =
+                forced.accounts.iter().filter(|one| *one != id).cloned().collect();
+            self.forced = (!left.is_empty()).then_some(Forced { accounts: left, ..forced });
+            self.changed(Topic::Pin);
+        }
         // Requests it is serving run on; their leases end as those of a stranger.
         self.changed(Topic::Accounts(id.clone()));
-        self.unpark(now, Some(id));
+        self.unpark(now, Woken::Account(id));
     }
 
     fn set_pin(&mut self, now: Now, project: Option<Arc<str>>, pin: Option<AccountId>) {
@@ -697,7 +730,28 @@ impl Pool {
         self.changed(Topic::Pin);
     }
 
+    fn force(&mut self, now: Now, forced: Option<(Arc<[AccountId]>, Wall)>) {
+        self.forced = match forced {
+            Some((accounts, until)) => {
+                let accounts: Arc<[AccountId]> =
+                    accounts.iter().filter(|id| self.find(id).is_some()).cloned().collect();
+                if accounts.is_empty() {
+                    self.note("force on accounts that are not in the pool".to_owned());
+                }
+                let due = Due::at(now, until, cooldown::LONGEST);
+                (!accounts.is_empty()).then_some(Forced { accounts, due })
+            },
+            None => None,
+        };
+        self.changed(Topic::Pin);
+        self.unpark(now, Woken::All);
+    }
+
     fn tick(&mut self, now: Now) {
+        if self.forced.take_if(|forced| forced.due.reached(now)).is_some() {
+            self.changed(Topic::Pin);
+            self.unpark(now, Woken::All);
+        }
         let mut back = Vec::new();
         let mut renew = Vec::new();
         for account in &mut self.accounts {
@@ -720,18 +774,7 @@ impl Pool {
             }
             self.renew(now, &id, false);
         }
-        self.unpark(now, None);
-    }
-
-    /// Chooses again for those who waited for `account`, and for all whose time is up.
-    fn unpark(&mut self, now: Now, account: Option<&AccountId>) {
-        let (ready, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.parked)
-            .into_iter()
-            .partition(|parked| now.mono >= parked.deadline || account == Some(&parked.waits_for));
-        self.parked = waiting;
-        for parked in ready {
-            self.select(now, parked.ticket, parked.need, Some(parked.deadline));
-        }
+        self.unpark(now, Woken::Time);
     }
 }
 
@@ -748,7 +791,7 @@ impl Pool {
 
     /// The account a request with that need would get.
     pub fn next_for(&self, need: &Need, now: Now) -> Option<&Account> {
-        let at = select::choose(&self.view(&need.scope), need, now)?;
+        let at = select::choose(&self.view(need, now), need, now)?;
         self.accounts.get(at)
     }
 }

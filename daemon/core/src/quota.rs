@@ -115,6 +115,11 @@ impl Quota {
             .max_by_key(|window| (window.minutes, window.resets))
     }
 
+    /// The main windows that still run.
+    pub fn running(&self, now: Now) -> impl Iterator<Item = &Window> {
+        self.main().filter(move |window| window.resets.is_some_and(|resets| resets > now.wall))
+    }
+
     /// Forgets windows seen in the future: the clock was ahead then and has been set back, so what
     /// they say of their reset is off by as much.
     pub(crate) fn doubt(&mut self, now: Now) {

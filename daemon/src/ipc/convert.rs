@@ -102,6 +102,7 @@ pub(crate) async fn status(app: &App) -> Result<Status, Fault> {
     first.extend(app.before.pid().map(|pid| {
         format!("the daemon before this one (pid {pid}) still serves what it had begun")
     }));
+    first.extend(super::choose::notes(app).await);
     notes.splice(0..0, first);
     let all = app.roster.all().len();
     if all == 0 {
@@ -310,7 +311,7 @@ pub(crate) fn candidates(all: &[Candidate]) -> (Vec<message::Candidate>, Option<
         .map(|candidate| message::Candidate {
             account: candidate.id.to_string(),
             name: candidate.name.to_string(),
-            excluded: candidate.excluded.as_ref().map(|excluded| excluded.text.clone()),
+            excluded: candidate.said.clone(),
             keys: candidate.key.shown(),
         })
         .collect();

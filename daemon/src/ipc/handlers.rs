@@ -4,14 +4,15 @@ use super::convert::{self, stopping};
 use crate::{
     app::{App, Phase},
     fault::Fault,
-    handover, launch,
+    handover,
+    launch::{self, Wanted},
     roster::{self, Roster},
     store::record::Record,
 };
-use cma_core::{identity::AccountId, pool::Input, select::Need};
+use cma_core::{identity::AccountId, pool::Input};
 use cma_proto::{
     error::ErrorCode,
-    message::{Changed, LaunchRequest, Reply, Request, Switched, Why},
+    message::{Changed, LaunchRequest, Reply, Request, Switched},
 };
 use std::{
     path::PathBuf,
@@ -30,6 +31,7 @@ pub(crate) async fn handle(
         Request::Sessions(request) => super::sessions::looks(request),
         Request::Usage(request) => super::usage::looks(request),
         Request::Handover(_) => true,
+        Request::Choose(request) => super::choose::looks(request),
         _ => false,
     };
     // A launch writes nothing, and what it is told holds for the next daemon as well.
@@ -69,7 +71,9 @@ pub(crate) async fn handle(
         Request::Remove { selector } => {
             remove(app, &selector, |_roster| ()).await.map(|(reply, ())| reply)
         },
-        Request::Why { request } => why(app, request).await,
+        Request::Why { request } => {
+            Ok(Reply::Why(Box::new(super::forecast::why(app, request, None).await?.why)))
+        },
         Request::Launch(request) => plan(app, request, pid, app.config.own_auth).await,
         Request::Login(step) => {
             app.logins.step(step).await.map(|reply| Reply::Login(Box::new(reply)))
@@ -91,6 +95,7 @@ pub(crate) async fn handle(
         Request::Takeover(request) => super::takeover::handle(app, request).await,
         Request::Usage(request) => super::usage::handle(app, request).await,
         Request::Credits(asked) => super::credits::handle(app, asked).await,
+        Request::Choose(request) => super::choose::handle(app, request, pid).await,
     }
 }
 
@@ -223,72 +228,25 @@ pub(super) async fn upsert(app: &App, record: &Record) -> Result<u64, Fault> {
     app.actor.command(Input::Upsert(app.roster.seed(record))).await.map_err(stopping)
 }
 
-async fn why(app: &App, request: Option<String>) -> Result<Reply, Fault> {
-    let (need, trace) = match request {
-        None => (Need::default(), None),
-        Some(id) => {
-            let trace = app.proxy.traces.find(&id).ok_or_else(|| {
-                Fault::new(
-                    ErrorCode::NotFound,
-                    format!("request `{id}` is not among the last ones"),
-                    "run `cmactl events` to see the ids of requests",
-                )
-            })?;
-            (Need::default(), Some(trace))
-        },
-    };
-    let why = match trace {
-        Some(trace) => {
-            let (candidates, _first, decided_by) = convert::candidates(&trace.candidates);
-            Why {
-                request: Some(trace.id.to_string()),
-                at: trace.at,
-                chosen: trace.account.as_ref().map(ToString::to_string),
-                decided_by,
-                retry_at: None,
-                candidates,
-                attempts: trace.attempts.clone(),
-            }
-        },
-        None => {
-            let all = app
-                .actor
-                .look(move |pool, now| pool.explain(&need, now))
-                .await
-                .map_err(stopping)?;
-            let (candidates, chosen, decided_by) = convert::candidates(&all);
-            let retry_at = match chosen {
-                Some(_) => None,
-                None => all
-                    .iter()
-                    .filter_map(|candidate| candidate.excluded.as_ref()?.until)
-                    .min()
-                    .map(cma_core::time::Wall::secs),
-            };
-            Why {
-                request: None,
-                at: crate::clock::unix(),
-                chosen,
-                decided_by,
-                retry_at,
-                candidates,
-                attempts: Vec::new(),
-            }
-        },
-    };
-    Ok(Reply::Why(Box::new(why)))
-}
-
 pub(super) async fn plan(
     app: &Arc<App>,
     request: LaunchRequest,
     pid: Option<u32>,
     own: bool,
 ) -> Result<Reply, Fault> {
+    start(app, request, pid, Wanted { own, only: None }).await
+}
+
+pub(super) async fn start(
+    app: &Arc<App>,
+    request: LaunchRequest,
+    pid: Option<u32>,
+    wanted: Wanted,
+) -> Result<Reply, Fault> {
     let app = Arc::clone(app);
     let launch = off_the_loop(move || {
         let (keys, roster) = (&app.proxy.keys, &app.roster);
-        launch::plan(&request, pid, &app.url, keys, roster, &app.projects, own)
+        launch::plan(&request, pid, &app.url, keys, roster, &app.projects, &wanted)
     })
     .await?;
     Ok(Reply::Launch(Box::new(launch)))

@@ -4,8 +4,10 @@
 //! the kernel before a byte is read. Everything a peer can make us hold is bounded: connections,
 //! streams, frames, time to say hello.
 
+mod choose;
 mod convert;
 mod credits;
+mod forecast;
 mod handlers;
 mod owner;
 mod pools;

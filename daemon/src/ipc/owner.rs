@@ -141,6 +141,8 @@ async fn flagged(app: &Arc<App>) -> Result<Vec<Flagged>, Fault> {
             | State::Refreshing
             | State::Waiting(..)
             | State::Disabled
+            | State::Paused
+            | State::Draining
             | State::Elsewhere => None,
         };
         pool.states(now).filter_map(gone).collect::<Vec<_>>()

@@ -340,6 +340,7 @@ async fn forget(app: &Arc<App>, project: String) -> Result<Reply, Fault> {
     let (from, key) = (Arc::clone(app), named.key.clone());
     off_the_loop(move || from.projects.forget(&key)).await?;
     tracing::info!(project = named.key, removed = removed.len(), "project forgotten");
+    super::choose::forget(app, &named.key).await?;
     let path = named.main.display().to_string();
     Ok(reply(PoolsReply::Forgotten(Forgotten { key: named.key, path, removed, stayed })))
 }

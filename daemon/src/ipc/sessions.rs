@@ -158,7 +158,7 @@ async fn yields(app: &App, scope: &Scope, account: AccountId) -> Result<Option<S
     let need = Need { scope: scope.clone(), ..Need::default() };
     let why = app.actor.look(move |pool, now| {
         let found = pool.accounts().iter().find(|known| known.id == account)?;
-        select::excluded(found, &need, now).map(|excluded| excluded.text)
+        select::excluded(found, &need, now).map(|excluded| excluded.said(found, now))
     });
     let why = why.await.map_err(stopping)?;
     Ok(why.map(|why| format!("it can't serve now ({why}); others do until it can")))

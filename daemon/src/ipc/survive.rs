@@ -107,10 +107,12 @@ async fn unlock(app: &Arc<App>, passphrase: Option<Secret>) -> Result<Survived, 
             mirrored.projects.read_in()?;
             mirrored.pins.read_in()?;
             mirrored.proxy.traces.books.budgets.read_in()?;
+            mirrored.choosing.read_in()?;
             mirrored.mirror.read_in()
         })
         .await?;
         super::sessions::tell_pins(app).await?;
+        super::choose::tell(app).await?;
         tracing::info!("the root is open");
     }
     let mut seal = seal(disk(app, |roster| roster.store().seal_report()).await?);

@@ -14,12 +14,13 @@ use super::{
     relay::{Answer, Out},
     respond,
 };
-use crate::{store::record::Record, vault::Pass};
+use crate::{clock, store::record::Record, vault::Pass};
 use bytes::{Bytes, BytesMut};
 use cma_core::{
     account::Login,
     identity::AccountId,
     pool::{Input, Release},
+    quota,
     select::Need,
     token::Generation,
     verdict::{self, Mark},
@@ -195,6 +196,14 @@ pub(super) fn passed(answer: Option<(response::Parts, Bytes)>) -> Answer {
 }
 
 impl Proxy {
+    /// The windows of an account as the usage endpoint tells them; asking spends nothing.
+    pub(crate) async fn windows_of(self: &Arc<Self>, id: &AccountId) -> Option<Vec<quota::Window>> {
+        let request = Request::get("/backend-api/wham/usage").body(()).ok()?;
+        let (head, bytes) = ask(self, id, &request.into_parts().0, Bytes::new()).await?;
+        let usage = (head.status == StatusCode::OK).then(|| serde_json::from_slice(&bytes).ok());
+        Some(quota::from_usage(&usage.flatten()?, clock::wall()))
+    }
+
     /// The workspaces that upstream knows for an account's user, as `accounts/check` answers.
     pub(crate) async fn workspaces_of(self: &Arc<Self>, id: &AccountId) -> Option<Value> {
         let request = Request::get("/backend-api/wham/accounts/check").body(()).ok()?;

@@ -18,6 +18,7 @@ pub(crate) mod own;
 pub(crate) mod probe;
 pub(crate) mod relay;
 mod respond;
+mod shown;
 pub(crate) mod sniff;
 pub(crate) mod surface;
 pub(crate) mod trace;
@@ -27,6 +28,7 @@ pub(crate) mod ws;
 use crate::{
     actor::Handle,
     app::{App, Phase, Phases, Tasks},
+    choosing::Choosing,
     config::Config,
     roster::Roster,
     upstream::Upstream,
@@ -69,6 +71,7 @@ pub(crate) struct Proxy {
     pub(crate) config: Arc<Config>,
     pub(crate) actor: Handle,
     pub(crate) roster: Arc<Roster>,
+    pub(crate) choosing: Arc<Choosing>,
     pub(crate) vault: Arc<Vault>,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) keys: Keys,

@@ -356,7 +356,7 @@ impl Ride {
             }
             let candidates = pool.explain(&need, now);
             let before = candidates.into_iter().find(|candidate| candidate.id == from);
-            let excluded = before.map(|before| before.excluded.map(|excluded| excluded.text));
+            let excluded = before.map(|before| before.said);
             match excluded {
                 None => "it left the pool".to_owned(),
                 Some(Some(why)) => why,

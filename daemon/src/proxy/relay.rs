@@ -183,6 +183,7 @@ impl Accounts {
             (true, true) => "failed",
             (false, _) => "cut",
         };
+        super::shown::warmed(&lease, &trace);
         lease.quota_seen(said.windows);
         let mark = match &fault {
             Some(fault) => {

@@ -6,8 +6,9 @@ use super::{
     moved,
     sniff::Usage,
 };
+use crate::actor::Made;
 use crate::clock;
-use cma_core::{identity::AccountId, select::Candidate};
+use cma_core::identity::AccountId;
 use parking_lot::Mutex;
 use std::{
     collections::VecDeque,
@@ -74,7 +75,8 @@ pub(crate) struct Trace {
     pub(crate) thread: Option<Arc<str>>,
     pub(crate) model: Option<Arc<str>>,
     pub(crate) account: Option<AccountId>,
-    pub(crate) candidates: Vec<Candidate>,
+    /// How its account was chosen.
+    pub(crate) choice: Option<Box<Made>>,
     pub(crate) attempts: Vec<String>,
     pub(crate) tried: u32,
     pub(crate) status: u16,
@@ -132,7 +134,7 @@ impl Traces {
             thread: None,
             model,
             account: None,
-            candidates: Vec::new(),
+            choice: None,
             attempts: Vec::new(),
             tried: 0,
             status: 0,

@@ -17,7 +17,7 @@ use super::{
     keys::Launch,
     moved::{Foreign, Ride},
     relay::{Accounts, Answer, Ending, Out, Relay},
-    respond,
+    respond, shown,
     trace::{Trace, millis},
 };
 use crate::{
@@ -98,6 +98,7 @@ struct Turn {
     last_reason: String,
     /// The budget of an account that would have served.
     over: Option<Blocked>,
+    overhead: shown::Overhead,
 }
 
 /// The last error that upstream answered, whole.
@@ -138,6 +139,7 @@ pub(crate) fn serve(
         .filter(|model| model.len() <= MAX_NAME)
         .map(Arc::from);
     let compacts = begin::is_compaction(&parts.headers);
+    let overhead = shown::Overhead::asked(&proxy, &parts.headers);
     let bounds = &launch.bounds;
     let mut need =
         Need { session: bounds.session(session.as_ref()), model: model.clone(), ..bounds.need() };
@@ -165,6 +167,7 @@ pub(crate) fn serve(
         last: None,
         last_reason: String::new(),
         over: None,
+        overhead,
     };
     Box::pin(turn.run())
 }
@@ -195,8 +198,11 @@ impl Turn {
             }
             let lease = match self.proxy.actor.select(self.need.clone()).await {
                 Err(_gone) => return respond::draining(),
-                Ok(Ok(lease)) => match books::with(&self.trace, &lease.account) {
-                    Ok(()) => lease,
+                Ok(Ok(mut lease)) => match books::with(&self.trace, &lease.account) {
+                    Ok(()) => {
+                        self.trace.choice = lease.choice.take();
+                        lease
+                    },
                     Err(blocked) => {
                         self.need.exclude.push(lease.account.clone());
                         self.over = Some(blocked);
@@ -301,7 +307,7 @@ impl Turn {
                 })
             };
             let send = turn.proxy.upstream.send(&account, request, again);
-            turn.head_in_time(send).await
+            turn.overhead.upstream(turn.head_in_time(send)).await
         };
         self.trace.tried += repeats;
         match outcome {
@@ -430,9 +436,10 @@ impl Turn {
 
     fn deliver(mut self, lease: Lease, ready: Ready, reason: &str) -> Answer {
         self.ride.delivered(&self.proxy, &ready.parts, &mut self.trace);
-        let Self { proxy, mut trace, .. } = self;
+        let Self { proxy, mut trace, overhead, .. } = self;
         let Ready { mut parts, body, held, sniffer } = ready;
         headers::downwards(&mut parts.headers);
+        overhead.tell(&mut parts.headers, &trace, &lease.account);
         if parts.status.is_success() {
             proxy.roster.troubles().gone(Place::Backend);
             for blamed in proxy.health.served(&lease.account) {

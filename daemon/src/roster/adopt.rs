@@ -98,6 +98,7 @@ impl Roster {
             tags: known.map(|known| known.tags.clone()).unwrap_or_default(),
             notes: known.and_then(|known| known.notes.clone()),
             pools: known.map_or_else(|| choices.pools.clone(), |known| known.pools.clone()),
+            terms: known.map(|known| known.terms.clone()).unwrap_or_default(),
         }
     }
 

@@ -97,6 +97,7 @@ impl Roster {
             tags: tags(login.tags),
             notes: None,
             pools: Vec::new(),
+            terms: crate::store::record::Terms::default(),
         };
         if let Some(known) = known {
             record.spent = known.spent_with_current();

@@ -58,6 +58,23 @@ pub(crate) struct Record {
     /// that is here and nowhere else, so that a login and its pools are one write.
     #[serde(default)]
     pub(crate) pools: Vec<String>,
+    /// What its person lets it do.
+    #[serde(default)]
+    pub(crate) terms: Terms,
+}
+
+/// What an account may do.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Terms {
+    /// It serves nothing new.
+    pub(crate) paused: bool,
+    /// It takes no new thread.
+    pub(crate) drained: bool,
+    /// Its weight in thousandths; one when none is given.
+    pub(crate) weight: Option<u32>,
+    /// Requests at once.
+    pub(crate) cap: Option<u32>,
 }
 
 /// How many spent refresh tokens are remembered.

@@ -38,9 +38,10 @@ use std::{
 /// Folders whose files are truth, with all that is below them.
 const FOLDERS: [&str; 6] = ["accounts", "removed", "backups", "damaged", "flagged", "projects"];
 /// Files of truth in the root itself.
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "state.json",
     "state.previous.json",
+    "choosing.json",
     "mirror/state.json",
     "takeover/kept.json",
     "threads/pins.json",

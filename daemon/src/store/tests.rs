@@ -37,6 +37,7 @@ fn record(id: &str) -> Record {
         tags: Vec::new(),
         notes: None,
         pools: Vec::new(),
+        terms: record::Terms::default(),
     }
 }
 

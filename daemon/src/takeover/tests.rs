@@ -62,6 +62,7 @@ fn record(chain: &str, iat: Option<u64>, exp: Option<u64>) -> Record {
         tags: Vec::new(),
         notes: None,
         pools: Vec::new(),
+        terms: crate::store::record::Terms::default(),
     }
 }
 

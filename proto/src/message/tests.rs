@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{
+    choose::ProfileInfo,
     codec::Codec,
     credits::{Credit, Purse, Used},
     error::{ErrorCode, Refusal},
@@ -138,6 +139,10 @@ fn requests() -> Vec<(&'static str, Request)> {
                 days: vec![1_800_000_000_000],
             }),
         ),
+        (
+            "request.choose",
+            Request::Choose(ChooseRequest::Force { selector: selector(), secs: 300 }),
+        ),
     ]
     .into_iter()
     .chain(login_requests())
@@ -223,6 +228,20 @@ fn login_requests() -> [(&'static str, Request); 4] {
         ("request.login.cancel", LoginRequest::Cancel { id: text("s-1") }),
     ]
     .map(|(name, step)| (name, Request::Login(step)))
+}
+
+fn profile() -> ProfileInfo {
+    ProfileInfo {
+        project: text("src-0123456789ab"),
+        path: text("/home/a/src"),
+        strategy: Some(text("random")),
+        prefer: vec![text("fast")],
+        avoid: Vec::new(),
+        allow: Vec::new(),
+        deny: Vec::new(),
+        weights: vec![(text("aa"), 0.5)],
+        notes: Vec::new(),
+    }
 }
 
 fn login_replies() -> [(&'static str, Reply); 4] {
@@ -323,6 +342,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
         ("reply.pools", Reply::Pools(pools)),
         ("reply.sessions", Reply::Sessions(SessionsReply::List(SessionList::default()))),
         ("reply.usage", Reply::Usage(Box::new(UsageReply::Table(usage())))),
+        ("reply.choose", Reply::Choose(ChooseReply::Profile(profile()))),
         ("reply.launch.noted", Reply::Launch(Box::new(noted))),
     ]
     .into_iter()
@@ -618,6 +638,7 @@ fn no_variant_is_missing_above() {
         Request::Credits(CreditsRequest::List) => 28,
         Request::Credits(CreditsRequest::Use { .. }) => 29,
         Request::Handover(_) => 30,
+        Request::Choose(_) => 31,
     };
     let reply = |reply: &Reply| match reply {
         Reply::Status(_) => 0,
@@ -651,6 +672,7 @@ fn no_variant_is_missing_above() {
         Reply::Credits(CreditsReply::Purses { .. }) => 22,
         Reply::Credits(CreditsReply::Used(_)) => 23,
         Reply::Handover(_) => 24,
+        Reply::Choose(_) => 25,
     };
     let change = |event: &Event| match event.change {
         Change::Snapshot { .. } => 0,
@@ -669,7 +691,7 @@ fn no_variant_is_missing_above() {
     count(requests().iter().map(|(_, r)| request(r)).collect());
     count(replies().iter().map(|(_, r)| reply(r)).collect());
     count(events().iter().map(|(_, e)| change(e)).collect());
-    assert_eq!((requests().len(), replies().len(), events().len()), (30, 24, 8));
+    assert_eq!((requests().len(), replies().len(), events().len()), (31, 25, 8));
 }
 
 #[test]

@@ -210,3 +210,17 @@ fn arguments_need_not_be_text() {
     let args = [OsString::from("exec"), OsString::from_vec(vec![b'h', 0xff, b'i'])];
     assert!(matches!(read(&args), Invocation::Through(_)));
 }
+
+#[test]
+fn the_account_is_taken_out_and_nothing_else_is() {
+    let words = |line: &str| line.split_whitespace().map(OsString::from).collect::<Vec<_>>();
+    let taken = |line: &str| account(&words(line)).map(|(account, rest)| (account, rest.len()));
+    assert_eq!(taken("--account work exec hi"), Ok((Some("work".to_owned()), 2)));
+    assert_eq!(taken("exec --account=tag:a hi -c x=1"), Ok((Some("tag:a".to_owned()), 4)));
+    assert_eq!(taken("--account a --account b"), Ok((Some("b".to_owned()), 0)));
+    assert_eq!(taken("exec -- --account a"), Ok((None, 4)));
+    assert_eq!(taken("--accounts x"), Ok((None, 2)));
+    for bad in ["--account", "exec --account=", "--account --json"] {
+        assert!(account(&words(bad)).is_err(), "{bad}");
+    }
+}

@@ -265,7 +265,7 @@ impl World {
             Effect::Reply(ticket, grant) => {
                 assert!(self.waiting.remove(&ticket), "answered twice");
                 match grant {
-                    Grant::Lease { lease, account, generation } => {
+                    Grant::Lease { lease, account, generation, .. } => {
                         let mut all = self.pool.accounts().iter();
                         let one = all.find(|one| one.id == account).expect("it is there");
                         assert!(one.enabled && one.sendable(self.now));
@@ -300,6 +300,7 @@ fn seed(id: AccountId, who: u8, generation: Generation, expires: Option<Wall>) -
         generation,
         expires,
         gone: None,
+        terms: cma_core::account::Terms::default(),
     }
 }
 

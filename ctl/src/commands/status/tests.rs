@@ -80,7 +80,7 @@ fn the_picture_says_all_without_colour() {
         "daemon    serving · version",
         "pid 4242 · up 2 h 13 min",
         "proxy     http://127.0.0.1:4000 · 1 running · 30 served · 3 retried",
-        "pinned    user2@example.com (since 1 min ago) · yields: it is cooling",
+        "pinned    user2@example.com (since 1 min ago, for the global pool) · yields: it is cooling",
         "next      work",
         "→  1  work",
         "user1@example.com · plus",

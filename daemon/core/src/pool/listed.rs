@@ -61,6 +61,7 @@ mod tests {
                 generation: Generation(1),
                 expires: None,
                 gone: None,
+                terms: crate::account::Terms::default(),
             };
             pool.handle(now(0), Input::Upsert(seed));
         }

@@ -2,12 +2,13 @@
 
 use super::*;
 use crate::{
+    account::{Crowd, Terms},
     cooldown::Cooldown,
-    quota::{MAIN_LIMIT, Place, Quota, Window},
+    quota::{MAIN_LIMIT, Place, Quota},
     time::{Due, Mono, Span},
     token::{Generation, Token},
 };
-use proptest::prelude::*;
+use proptest::{prelude::*, strategy::Strategy};
 use std::collections::BTreeMap;
 
 const NOW: Now = Now { mono: Mono::from_millis(1_000), wall: Wall::from_secs(1_800_000_000) };
@@ -40,6 +41,10 @@ fn account(n: u32) -> Account {
         lists: None,
         unlisted: Vec::new(),
         refused_fresh: false,
+        terms: Terms::default(),
+        turn: 0,
+        credit: 0,
+        crowd: Crowd::default(),
     }
 }
 
@@ -71,7 +76,7 @@ fn check(accounts: &[Account], pin: Option<u32>, last: Option<u32>, expected: u3
     if let Some(last) = last {
         affinity.set("s", &id(last), NOW.mono);
     }
-    let view = View { accounts, pin: pin.as_ref(), affinity: &affinity };
+    let view = View::new(accounts, pin.as_ref(), &affinity);
     let need = Need { session: Some("s".into()), ..Need::default() };
     let at = choose(&view, &need, NOW).expect("one can serve");
     assert_eq!(accounts[at].id, id(expected));
@@ -100,11 +105,11 @@ fn a_pin_yields_while_its_account_cannot_serve_and_returns_by_itself() {
     check(&accounts, Some(2), None, 1, "no other can serve");
     let affinity = Affinity::default();
     let pin = id(2);
-    let view = View { accounts: &accounts, pin: Some(&pin), affinity: &affinity };
+    let view = View::new(&accounts, Some(&pin), &affinity);
     let later = Now { mono: NOW.mono.plus(Span::from_secs(60)), wall: NOW.wall };
     assert_eq!(choose(&view, &Need::default(), later), Some(1));
     accounts[1].enabled = false;
-    let view = View { accounts: &accounts, pin: Some(&pin), affinity: &affinity };
+    let view = View::new(&accounts, Some(&pin), &affinity);
     assert_eq!(choose(&view, &Need::default(), later), Some(0));
 }
 
@@ -136,16 +141,34 @@ fn an_account_nearly_out_is_kept_as_a_reserve() {
 
 #[test]
 fn quota_that_would_be_lost_at_its_reset_is_used_first() {
+    let lost = "it has fewer threads for the quota that it has to use by its resets";
     let mut accounts = [account(1), account(2)];
     accounts[0].quota = quota(&[used(20, Place::Secondary, Span::from_secs(6 * 86_400))]);
     accounts[1].quota = quota(&[used(50, Place::Secondary, Span::from_secs(3 * 3600))]);
-    check(&accounts, None, None, 2, "more of its quota would be lost at the next reset");
-    // The long window decides, not the short one.
-    accounts[0].quota = quota(&[
-        used(20, Place::Secondary, Span::from_secs(6 * 86_400)),
-        used(0, Place::Primary, Span::from_secs(60)),
+    check(&accounts, None, None, 2, lost);
+    // Threads that are at work on it already count against that.
+    for _thread in 0..5 {
+        accounts[1].crowd = accounts[1].crowd.joined(NOW.mono);
+    }
+    check(&accounts, None, None, 1, lost);
+    accounts[1].crowd = Crowd::default();
+    // What is left of the short window decides as well.
+    accounts[1].quota = quota(&[
+        used(50, Place::Secondary, Span::from_secs(3 * 3600)),
+        used(90, Place::Primary, Span::from_secs(4 * 3600)),
     ]);
-    check(&accounts, None, None, 2, "more of its quota would be lost at the next reset");
+    check(&accounts, None, None, 1, lost);
+}
+
+#[test]
+fn a_crowd_halves_every_half_hour() {
+    let mut crowd = Crowd::default();
+    for _thread in 0..4 {
+        crowd = crowd.joined(NOW.mono);
+    }
+    let after = |minutes: u64| crowd.thousandths(NOW.mono.plus(Span::from_secs(60 * minutes)));
+    assert_eq!([after(0), after(15), after(30), after(60)], [4000, 3000, 2000, 1000]);
+    assert_eq!(after(100_000), 0);
 }
 
 #[test]
@@ -165,7 +188,7 @@ fn what_keeps_an_account_out_is_told_and_only_what_ends_by_itself_has_a_time() {
         let mut account = account(1);
         change(&mut account);
         let out = excluded(&account, need, NOW).expect("it is kept out");
-        (out.text, out.until.map(|at| at.since(NOW.wall)), out.quota)
+        (out.said(&account, NOW), out.until.map(|at| at.since(NOW.wall)), out.quota)
     };
     let any = Need::default();
     let text = |text: &str| text.to_owned();
@@ -244,7 +267,7 @@ proptest! {
             ..Need::default()
         };
         let see = |accounts: &[Account]| {
-            let view = View { accounts, pin: pin.as_ref(), affinity: &affinity };
+            let view = View::new(accounts, pin.as_ref(), &affinity);
             let chosen = choose(&view, &need, NOW).map(|at| accounts[at].id.clone());
             let all = explain(&view, &need, NOW);
             (chosen, all.into_iter().map(|c| (c.id, c.excluded, c.key)).collect::<Vec<_>>())

@@ -31,6 +31,7 @@ fn seed(name: &str, order: u32, pools: &[&str]) -> Seed {
         generation: Generation(1),
         expires: None,
         gone: None,
+        terms: crate::account::Terms::default(),
     }
 }
 

@@ -482,6 +482,7 @@ impl World {
             generation,
             expires,
             gone: None,
+            terms: crate::account::Terms::default(),
         })
     }
 

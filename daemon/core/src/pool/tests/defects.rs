@@ -1,0 +1,296 @@
+//! What other programs get wrong about choosing, each as a story in which this one gets it right.
+
+use super::choosing::{Desk, id, seed, window};
+use crate::{
+    account::Terms,
+    cooldown::Cause,
+    identity::AccountId,
+    pool::{Effect, Grant, Input, Release, Ticket},
+    select::Need,
+    strategy::{Preset, Rules, Strategy, Wait},
+    time::Span,
+    verdict::Mark,
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+fn many(desk: &mut Desk, count: usize) -> BTreeMap<AccountId, u32> {
+    let mut served = BTreeMap::new();
+    for _ in 0..count {
+        *served.entry(desk.pick(Need::default()).unwrap()).or_default() += 1;
+    }
+    served
+}
+
+fn cool(desk: &mut Desk, n: u32, cause: Cause) {
+    desk.input(Input::Learn(id(n), Mark::Cool(cause))).unwrap();
+}
+
+#[test]
+fn least_used_takes_a_new_account_first() {
+    let mut desk = Desk::new(2);
+    desk.rules(Strategy::LeastUsed);
+    many(&mut desk, 20);
+    desk.input(Input::Upsert(seed(2, true, Terms::default()))).unwrap();
+    assert_eq!(desk.pick(Need::default()), Some(id(2)));
+    // And it goes on getting its part, also beside accounts whose quota is known.
+    desk.input(Input::QuotaSeen(id(0), vec![window(desk.now, 40, 600)])).unwrap();
+    assert!(many(&mut desk, 10).contains_key(&id(2)));
+}
+
+#[test]
+fn random_uses_the_whole_pool_each_as_likely() {
+    for accounts in [2, 3, 4, 9] {
+        let mut desk = Desk::new(accounts);
+        desk.rules(Strategy::Random);
+        let served = many(&mut desk, 3000);
+        assert_eq!(served.len(), accounts as usize);
+        let even = 3000 / accounts;
+        for count in served.values() {
+            assert!(count.abs_diff(even) < even / 4, "{served:?}");
+        }
+    }
+}
+
+#[test]
+fn weighted_has_a_second_choice_and_asks_nobody_twice() {
+    let mut desk = Desk::new(0);
+    for (n, weight) in [(0, 9000), (1, 500), (2, 500)] {
+        desk.input(Input::Upsert(seed(n, true, Terms { weight, ..Terms::default() }))).unwrap();
+    }
+    desk.rules(Strategy::WeightedRoundRobin);
+    let mut tried = Vec::new();
+    while let Some(next) = desk.pick(Need { exclude: tried.clone(), ..Need::default() }) {
+        assert!(!tried.contains(&next), "asked twice");
+        tried.push(next);
+    }
+    assert_eq!(tried.len(), 3, "everybody was asked before it was given up");
+}
+
+#[test]
+fn presets_hold_whatever_is_left_and_thresholds_act() {
+    for preset in Preset::ALL {
+        let mut desk = Desk::new(3);
+        let rules = Rules { reserve: preset.reserve(), ..Rules::default() };
+        desk.input(Input::Rules(rules)).unwrap();
+        for (n, used) in [(0, 100), (1, 0), (2, 99)] {
+            desk.input(Input::QuotaSeen(id(n), vec![window(desk.now, used, 3600)])).unwrap();
+        }
+        assert_eq!(desk.pick(Need::default()), Some(id(1)), "{preset:?}");
+    }
+    // What is enough under one preset is the reserve under another.
+    let first = |preset: Preset| {
+        let mut desk = Desk::new(2);
+        let rules = Rules { reserve: preset.reserve(), ..Rules::default() };
+        desk.input(Input::Rules(rules)).unwrap();
+        // A thread is at work on one; of the other 15 % are left, to be used within minutes.
+        desk.input(Input::QuotaSeen(id(0), vec![window(desk.now, 85, 600)])).unwrap();
+        desk.input(Input::QuotaSeen(id(1), vec![window(desk.now, 60, 17_900)])).unwrap();
+        for thread in 1..4 {
+            desk.input(Input::Pin(Some(id(1)))).unwrap();
+            desk.pick(Desk::need(Some(thread)));
+        }
+        desk.input(Input::Pin(None)).unwrap();
+        desk.pick(Need::default())
+    };
+    assert_eq!(first(Preset::Balanced), Some(id(0)), "15 % are enough");
+    assert_eq!(first(Preset::Conservative), Some(id(1)), "15 % are the reserve");
+}
+
+#[test]
+fn a_change_of_strategy_keeps_weights_and_a_removed_account_has_none() {
+    let mut desk = Desk::new(0);
+    for (n, weight) in [(0, 3000), (1, 1000)] {
+        desk.input(Input::Upsert(seed(n, true, Terms { weight, ..Terms::default() }))).unwrap();
+    }
+    for strategy in [Strategy::Random, Strategy::Balanced, Strategy::WeightedRoundRobin] {
+        desk.rules(strategy);
+    }
+    assert_eq!(many(&mut desk, 40)[&id(0)], 30);
+    desk.input(Input::Remove(id(0))).unwrap();
+    assert_eq!(many(&mut desk, 4)[&id(1)], 4);
+    // Who comes back comes without debts.
+    desk.input(Input::Upsert(seed(0, true, Terms { weight: 1000, ..Terms::default() }))).unwrap();
+    assert_eq!(many(&mut desk, 10)[&id(0)], 5);
+}
+
+#[test]
+fn a_strategy_changed_under_a_force_counts_after_it() {
+    let mut desk = Desk::new(3);
+    let until = desk.now.wall.plus(Span::from_secs(60));
+    desk.input(Input::Force(Some(([id(2)].into(), until)))).unwrap();
+    desk.rules(Strategy::RoundRobin);
+    assert_eq!(many(&mut desk, 6)[&id(2)], 6);
+    desk.wait(Span::from_secs(61)).unwrap();
+    assert_eq!(desk.pool.rules().strategy, Strategy::RoundRobin);
+    assert_eq!(many(&mut desk, 6).len(), 3);
+}
+
+#[test]
+fn a_force_is_strict_and_its_refusal_says_so() {
+    let mut desk = Desk::new(2);
+    let until = desk.now.wall.plus(Span::from_secs(600));
+    desk.input(Input::Force(Some(([id(1)].into(), until)))).unwrap();
+    let resets = desk.now.wall.plus(Span::from_secs(60));
+    cool(&mut desk, 1, Cause::UsageLimit(Some(resets)));
+    let effects = desk.input(Input::Select(Ticket(900), Need::default())).unwrap();
+    let Some(Effect::Reply(_, Grant::Refused(refused))) = effects.last() else {
+        panic!("{effects:?}")
+    };
+    assert_eq!(refused.retry_at, Some(desk.now.wall.plus(Span::from_secs(60))));
+    assert_eq!(refused.reasons[0].1, "another account is forced");
+    assert_eq!(refused.reasons[1].1, "usage limit reached");
+}
+
+#[test]
+fn round_robin_does_not_drift_when_accounts_come_and_go() {
+    let mut desk = Desk::new(4);
+    desk.rules(Strategy::RoundRobin);
+    let mut served = BTreeMap::new();
+    for round in 0..100 {
+        // Another one is out each time.
+        let out = round % 4;
+        desk.input(Input::Upsert(seed(out, false, Terms::default()))).unwrap();
+        for (account, count) in many(&mut desk, 3) {
+            *served.entry(account).or_insert(0) += count;
+        }
+        desk.input(Input::Upsert(seed(out, true, Terms::default()))).unwrap();
+    }
+    assert!(served.values().all(|count| (70..=80).contains(count)), "{served:?}");
+}
+
+#[test]
+fn a_healthy_account_is_never_throttled_by_us() {
+    let mut desk = Desk::new(1);
+    assert_eq!(many(&mut desk, 500)[&id(0)], 500);
+}
+
+#[test]
+fn an_idle_account_is_not_worth_more_than_a_thread_s_own() {
+    let mut desk = Desk::new(2);
+    let home = desk.pick(Desk::need(Some(1))).unwrap();
+    // The other one has never served, for weeks; the thread goes on all the time.
+    for _day in 0..21 {
+        desk.wait(Span::from_secs(23 * 3600)).unwrap();
+        assert_eq!(desk.pick(Desk::need(Some(1))), Some(home.clone()));
+    }
+}
+
+#[test]
+fn what_is_left_and_when_it_is_renewed_decide() {
+    let mut desk = Desk::new(3);
+    for (n, used, resets) in [(0, 90, 14_000), (1, 20, 14_000), (2, 60, 14_000)] {
+        desk.input(Input::QuotaSeen(id(n), vec![window(desk.now, used, resets)])).unwrap();
+    }
+    assert_eq!(desk.pick(Need::default()), Some(id(1)));
+    // With equal use the one that is renewed soon goes first: the rest of it would be lost.
+    let mut desk = Desk::new(2);
+    for (n, resets) in [(0, 17_000), (1, 7_200)] {
+        desk.input(Input::QuotaSeen(id(n), vec![window(desk.now, 50, resets)])).unwrap();
+    }
+    assert_eq!(desk.pick(Need::default()), Some(id(1)));
+}
+
+#[test]
+fn a_quota_limit_holds_for_all_models_and_a_missing_model_for_that_one_alone() {
+    let need = |model: &str| Need { model: Some(model.into()), ..Need::default() };
+    let mut desk = Desk::new(2);
+    desk.input(Input::Select(Ticket(700), need("large"))).unwrap();
+    let (lease, account) = desk.leases.pop().unwrap();
+    let release =
+        Release { mark: Mark::ModelNotIncluded, served: false, model: Some("large".into()) };
+    desk.input(Input::Release(lease, release)).unwrap();
+    let other = if account == id(0) { id(1) } else { id(0) };
+    assert_eq!(desk.pick(need("large")), Some(other.clone()));
+    let all: BTreeSet<_> = (0..8)
+        .map(|n| desk.pick(Need { session: Some(format!("s{n}").into()), ..need("small") }))
+        .collect();
+    assert!(all.contains(&Some(account)), "it serves what it has");
+    let n = u32::from(other == id(1));
+    cool(&mut desk, n, Cause::UsageLimit(None));
+    assert_eq!(desk.pick(need("large")), None, "one lacks it, the other is out for every model");
+}
+
+#[test]
+fn a_pin_stays_on_its_account_when_the_list_changes() {
+    let mut desk = Desk::new(4);
+    desk.input(Input::Pin(Some(id(2)))).unwrap();
+    desk.input(Input::Remove(id(0))).unwrap();
+    assert_eq!(desk.pick(Need::default()), Some(id(2)));
+    desk.input(Input::Upsert(seed(0, true, Terms::default()))).unwrap();
+    assert_eq!(desk.pick(Need::default()), Some(id(2)));
+}
+
+#[test]
+fn a_drained_account_finishes_its_threads_and_a_paused_one_does_not() {
+    let mut desk = Desk::new(2);
+    let home = desk.pick(Desk::need(Some(1))).unwrap();
+    let n = u32::from(home == id(1));
+    let terms = |drained, paused| Terms { drained, paused, ..Terms::default() };
+    desk.input(Input::Upsert(seed(n, true, terms(true, false)))).unwrap();
+    assert_eq!(desk.pick(Desk::need(Some(1))), Some(home.clone()));
+    for thread in 2..6 {
+        assert_ne!(desk.pick(Desk::need(Some(thread))), Some(home.clone()));
+    }
+    desk.input(Input::Upsert(seed(n, true, terms(false, true)))).unwrap();
+    assert_ne!(desk.pick(Desk::need(Some(1))), Some(home));
+}
+
+#[test]
+fn callers_at_once_are_spread_without_knowing_each_other() {
+    let mut desk = Desk::new(4);
+    for (thread, ticket) in (50..58).zip(500..) {
+        desk.input(Input::Select(Ticket(ticket), Desk::need(Some(thread)))).unwrap();
+    }
+    let mut held = BTreeMap::new();
+    for (_lease, account) in &desk.leases {
+        *held.entry(account.clone()).or_insert(0) += 1;
+    }
+    assert!(held.len() == 4 && held.values().all(|count| *count == 2), "{held:?}");
+}
+
+#[test]
+fn a_thread_with_little_cached_makes_room_and_one_with_much_stays() {
+    let moved = |tokens: u32| {
+        let mut desk = Desk::new(2);
+        let home = desk.pick(Desk::need(Some(1))).unwrap();
+        desk.input(Input::Warm(super::world::session(1), tokens)).unwrap();
+        let mut nearly = window(desk.now, 99, 3600);
+        nearly.used_percent = 99.5;
+        desk.input(Input::QuotaSeen(home.clone(), vec![nearly])).unwrap();
+        desk.pick(Desk::need(Some(1))) != Some(home)
+    };
+    assert!(moved(0) && moved(2000));
+    assert!(!moved(100_000), "reading that anew costs more than what is left");
+}
+
+#[test]
+fn when_everybody_is_out_a_request_waits_only_as_long_as_it_is_told_to() {
+    let out = |wait: Wait, resets: u64| {
+        let mut desk = Desk::new(1);
+        desk.input(Input::Rules(Rules { wait, ..Rules::default() })).unwrap();
+        let at = desk.now.wall.plus(Span::from_secs(resets));
+        cool(&mut desk, 0, Cause::UsageLimit(Some(at)));
+        let at_once = desk.input(Input::Select(Ticket(1), Need::default())).unwrap();
+        let waits = desk.pool.waiting(desk.now).0 == 1;
+        desk.wait(Span::from_secs(resets + 1)).unwrap();
+        (waits, at_once.is_empty() && desk.leases.len() == 1)
+    };
+    assert_eq!(out(Wait::Off, 20), (false, false));
+    assert_eq!(out(Wait::UpTo(Span::from_secs(30)), 20), (true, true));
+    assert_eq!(out(Wait::UpTo(Span::from_secs(30)), 40), (false, false), "pointless to hold");
+    assert_eq!(out(Wait::UntilReset, 86_400), (true, true));
+}
+
+#[test]
+fn who_waits_for_a_place_is_not_given_an_account_that_just_met_its_limit() {
+    let mut desk = Desk::new(1);
+    desk.input(Input::Upsert(seed(0, true, Terms { cap: Some(1), ..Terms::default() }))).unwrap();
+    desk.input(Input::Select(Ticket(1), Need::default())).unwrap();
+    desk.input(Input::Select(Ticket(2), Need::default())).unwrap();
+    let (lease, _account) = desk.leases.pop().unwrap();
+    let mark = Mark::Cool(Cause::UsageLimit(Some(desk.now.wall.plus(Span::from_secs(600)))));
+    let release = Release { mark, served: false, model: None };
+    let effects = desk.input(Input::Release(lease, release)).unwrap();
+    let granted = |effect: &Effect| matches!(effect, Effect::Reply(_, Grant::Lease { .. }));
+    assert!(desk.leases.is_empty() && !effects.iter().any(granted), "{effects:?}");
+}
