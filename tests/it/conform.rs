@@ -58,7 +58,10 @@ fn cases() -> Vec<Case> {
     let mut all = http::heads();
     all.extend(http::streams());
     all.extend(ws::handshakes());
+    all.extend(http::failures());
+    all.extend(http::whole());
     all.extend(ws::frames());
+    all.extend(ws::lost());
     all.extend(kinds::all());
     all.extend(surface::quota());
     all.extend(surface::aux());

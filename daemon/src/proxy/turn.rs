@@ -35,6 +35,7 @@ use cma_core::{
     pool::{Input, Refused, Release},
     quota,
     select::Need,
+    time::Span,
     verdict::{self, Act, Mark, Outcome, Verdict},
 };
 use cma_proto::error::ErrorCode;
@@ -70,6 +71,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(150);
 const MAX_ERROR: usize = 64 * 1024;
 /// An error's body that doesn't come is judged without it.
 const ERROR_TIMEOUT: Duration = Duration::from_secs(5);
+/// Resets this close are one time to a person: the CLI tells minutes.
+const SAME_TIME: Span = Span::from_secs(60);
 /// Header values taken as names are bounded.
 const MAX_NAME: usize = 256;
 
@@ -542,7 +545,10 @@ impl Turn {
         // A throttle is over in seconds, before any limit.
         let throttled = last.parts.status == StatusCode::TOO_MANY_REQUESTS
             && !verdict::stops_the_cli(last.parts.status, Some(&body));
-        refused.reasons.len() == 1 || throttled || (reset.is_some() && reset == refused.retry_at)
+        let first = reset
+            .zip(refused.retry_at)
+            .is_some_and(|(reset, first)| reset.since(first) <= SAME_TIME);
+        refused.reasons.len() == 1 || throttled || first
     }
 
     fn last_answer(&mut self) -> Answer {

@@ -142,26 +142,26 @@ pub(super) fn heads() -> Vec<Case> {
     all
 }
 
-/// Streams.
+fn failed(code: &str, message: &str) -> Fault {
+    Fault::SseFailed { code: code.to_owned(), message: message.to_owned() }
+}
+
+fn cut(after: usize, by: Cut) -> Fault {
+    Fault::CutMidStream { after, by }
+}
+
+/// These events instead of the turn's own.
+fn pieces(events: &[Value]) -> Fault {
+    let pieces = events.iter().map(|event| format!("data: {event}\n\n").into_bytes()).collect();
+    Inside::before_the_answer(What::Pieces(pieces))
+}
+
+fn created() -> Value {
+    json!({ "type": "response.created", "response": { "id": "resp_sim_0" } })
+}
+
+/// Streams that fail.
 pub(super) fn streams() -> Vec<Case> {
-    let failed = |code: &str, message: &str| Fault::SseFailed {
-        code: code.to_owned(),
-        message: message.to_owned(),
-    };
-    let cut = |after, by| Fault::CutMidStream { after, by };
-    let pieces = |events: &[Value]| {
-        let pieces = events.iter().map(|event| format!("data: {event}\n\n").into_bytes()).collect();
-        Inside::before_the_answer(What::Pieces(pieces))
-    };
-    let created = json!({ "type": "response.created", "response": { "id": "resp_sim_0" } });
-    let message = json!({ "type": "message", "role": "assistant", "id": "msg_sim_0", "content": [{ "type": "output_text", "text": "hi ok" }] });
-    let done = json!({ "type": "response.output_item.done", "output_index": 0, "item": message });
-    let usage = json!({ "input_tokens": 10, "output_tokens": 5, "total_tokens": 15 });
-    let completed =
-        json!({ "type": "response.completed", "response": { "id": "resp_sim_0", "usage": usage } });
-    let no_usage = json!({ "type": "response.completed", "response": { "id": "resp_sim_0" } });
-    let added = json!({ "type": "response.output_item.added", "output_index": 0, "item": { "type": "message", "role": "assistant", "id": "msg_sim_0", "content": [] } });
-    let delta = json!({ "type": "response.output_text.delta", "item_id": "msg_sim_0", "output_index": 0, "content_index": 0, "delta": "hi" });
     let error =
         json!({ "type": "error", "error": { "code": "server_error", "message": "scripted" } });
     let mut all = Vec::new();
@@ -175,7 +175,7 @@ pub(super) fn streams() -> Vec<Case> {
         ("rf_slow_x1", failed("slow_down", "slow")),
         ("rf_server_error_x1", failed("server_error", "broken")),
         ("rf_unknown_x1", failed("unheard_of", "what")),
-        ("error_event_x1", pieces(&[created.clone(), error.clone()])),
+        ("error_event_x1", pieces(&[created(), error])),
         ("html200_x1", typed(200, "text/html", "<html>a page</html>")),
         ("empty200_x1", cut(0, Cut::CleanEnd)),
         ("dropafterheaders1", cut(0, Cut::Reset)),
@@ -222,6 +222,12 @@ pub(super) fn streams() -> Vec<Case> {
         )
         .same_for_two(),
     );
+    all
+}
+
+/// Streams that fail in the same way for ever.
+pub(super) fn failures() -> Vec<Case> {
+    let mut all = Vec::new();
     // What stops the CLI at once.
     let fatal = [
         ("rf_context", failed("context_length_exceeded", "Your input exceeds the context window.")),
@@ -254,18 +260,27 @@ pub(super) fn streams() -> Vec<Case> {
         all.push(fails(row, fault, None).ours("", GIVES_UP));
         all.push(fails(row, fault, None).hidden());
     }
-    // Streams of an unusual form, which are whole.
+    all
+}
+
+/// Streams of an unusual form, which are whole.
+pub(super) fn whole() -> Vec<Case> {
+    let message = json!({ "type": "message", "role": "assistant", "id": "msg_sim_0", "content": [{ "type": "output_text", "text": "hi ok" }] });
+    let done = json!({ "type": "response.output_item.done", "output_index": 0, "item": message });
+    let usage = json!({ "input_tokens": 10, "output_tokens": 5, "total_tokens": 15 });
+    let completed =
+        json!({ "type": "response.completed", "response": { "id": "resp_sim_0", "usage": usage } });
+    let no_usage = json!({ "type": "response.completed", "response": { "id": "resp_sim_0" } });
+    let added = json!({ "type": "response.output_item.added", "output_index": 0, "item": { "type": "message", "role": "assistant", "id": "msg_sim_0", "content": [] } });
+    let delta = json!({ "type": "response.output_text.delta", "item_id": "msg_sim_0", "output_index": 0, "content_index": 0, "delta": "hi" });
     let whole = [
         ("minimal_done_only", pieces(&[done.clone(), completed.clone()])),
         ("completed_only", pieces(std::slice::from_ref(&no_usage))),
-        ("delta_no_itemdone", pieces(&[created.clone(), added, delta, completed.clone()])),
+        ("delta_no_itemdone", pieces(&[created(), added, delta, completed.clone()])),
         (
             "unknown_event",
-            pieces(&[created, json!({ "type": "response.unheard_of" }), done, completed]),
+            pieces(&[created(), json!({ "type": "response.unheard_of" }), done, completed]),
         ),
     ];
-    for (row, fault) in &whole {
-        all.push(fails(row, fault, None).same());
-    }
-    all
+    whole.iter().map(|(row, fault)| fails(row, fault, None).same()).collect()
 }

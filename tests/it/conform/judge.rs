@@ -145,7 +145,7 @@ fn lines(what: &str, alone: &[String], through: &[String]) -> Option<String> {
         {
             if there {
                 let part: String = side.chars().skip(same.saturating_sub(80)).take(300).collect();
-                out.push_str(&format!("\n  {at:>4} {sign} {part}"));
+                out.extend(["\n", &format!("  {at:>4} {sign} {part}")]);
             }
         }
     }

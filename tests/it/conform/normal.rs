@@ -157,7 +157,7 @@ fn tool(text: &str) -> Option<Taken> {
     None
 }
 
-/// Members whose values are times, spans or what a cache is known by.
+/// Members whose values are times, spans, what a cache is known by, or sealed for one account.
 fn is_time(name: &str) -> bool {
     let exact = [
         "timestamp",
@@ -170,6 +170,7 @@ fn is_time(name: &str) -> bool {
         "process_id",
         "processId",
         "end_byte_offset",
+        "encrypted_content",
     ];
     exact.contains(&name)
         || name.ends_with("_ms")

@@ -151,7 +151,10 @@ pub(super) fn through(case: &Case, version: &str) -> Option<Shown> {
         command
     };
     let shown = shown(case, &world, true, make);
-    world.assert_no_secrets();
+    if takes_key(version) {
+        // An older CLI has a login of its own, and writes it into its own log.
+        world.assert_no_secrets();
+    }
     Some(shown)
 }
 

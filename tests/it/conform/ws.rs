@@ -43,6 +43,18 @@ fn usage() -> Fault {
     Fault::UsageLimitReached { resets_in: Duration::from_secs(3600) }
 }
 
+fn cut(after: usize, by: Cut) -> Fault {
+    Fault::CutMidStream { after, by }
+}
+
+fn close(after: usize, code: u16) -> Fault {
+    Fault::CloseFrame { after, code }
+}
+
+fn strange(after: usize, what: Strange) -> Fault {
+    Fault::StrangeFrame { after, what }
+}
+
 /// Handshakes. One that fails for good is bridged over HTTP behind the CLI's own socket.
 pub(super) fn handshakes() -> Vec<Case> {
     let route = Route::Upgrade;
@@ -91,9 +103,6 @@ pub(super) fn frames() -> Vec<Case> {
     let too_old = json!({ "type": "invalid_request_error", "code": "websocket_connection_limit_reached", "message": "connection limit (60 minutes)" });
     let unknown = json!({ "type": "invalid_request_error", "code": "previous_response_not_found", "message": "Previous response not found." });
     let broken = json!({ "type": "server_error", "code": "server_error", "message": "broken" });
-    let cut = |after, by| Fault::CutMidStream { after, by };
-    let close = |after, code| Fault::CloseFrame { after, code };
-    let strange = |after, what| Fault::StrangeFrame { after, what };
     let mut all = vec![
         on(Route::Prewarm, "fr_prewarm_drop", &Fault::ResetBeforeHead, Some(1)).same(),
         on(Route::Prewarm, "fr_prewarm_500", &Fault::server_error(500, None), Some(1)).same(),
@@ -145,6 +154,14 @@ pub(super) fn frames() -> Vec<Case> {
         all.push(on(route, row, fault, Some(1)).healed());
         all.push(on(route, row, fault, Some(1)).hidden());
     }
+    all
+}
+
+/// Frames of turns that can't be healed.
+pub(super) fn lost() -> Vec<Case> {
+    let route = Route::Frame;
+    let broken = json!({ "type": "server_error", "code": "server_error", "message": "broken" });
+    let mut all = Vec::new();
     // What has been shown in part is the CLI's to begin again.
     let shown = [
         ("fr_dropmid", cut(7, Cut::Reset)),
