@@ -22,6 +22,8 @@ mod codex_launch;
 #[cfg(test)]
 mod codex_live;
 #[cfg(test)]
+mod conform;
+#[cfg(test)]
 mod crash;
 #[cfg(test)]
 mod crash_matrix;

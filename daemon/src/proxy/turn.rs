@@ -35,6 +35,7 @@ use cma_core::{
     pool::{Input, Refused, Release},
     quota,
     select::Need,
+    time::Span,
     verdict::{self, Act, Mark, Outcome, Verdict},
 };
 use cma_proto::error::ErrorCode;
@@ -70,6 +71,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(150);
 const MAX_ERROR: usize = 64 * 1024;
 /// An error's body that doesn't come is judged without it.
 const ERROR_TIMEOUT: Duration = Duration::from_secs(5);
+/// Resets this close are one time to a person: the CLI tells minutes.
+const SAME_TIME: Span = Span::from_secs(60);
 /// Header values taken as names are bounded.
 const MAX_NAME: usize = 256;
 
@@ -364,7 +367,10 @@ impl Turn {
         let json: Option<Value> = serde_json::from_slice(&bytes).ok();
         let outcome = Outcome::Head { status, headers: &parts.headers, body: json.as_ref() };
         let verdict = verdict::classify(&outcome, clock::wall());
-        let stops = verdict::stops_the_cli(status, json.as_ref());
+        // Without a time to wait for, the CLI gives up on any 429 (0.169.0, observed).
+        let throttled = status == StatusCode::TOO_MANY_REQUESTS
+            && !parts.headers.contains_key(header::RETRY_AFTER);
+        let stops = throttled || verdict::stops_the_cli(status, json.as_ref());
         let foreign = json.as_ref().is_some_and(bound::is_foreign);
         self.last = Some(Last { parts, bytes, stops });
         if verdict.act == Act::Deliver {
@@ -506,7 +512,11 @@ impl Turn {
     fn give_up(&mut self, refused: Option<&Refused>) -> Answer {
         let answer = match refused {
             Some(refused) if self.ride.is_stuck() => self.ride.stuck(&self.proxy, refused),
-            Some(refused) if refused.retry_at.is_some() && refused.quota => {
+            Some(refused)
+                if refused.retry_at.is_some()
+                    && refused.quota
+                    && !self.speaks_for_the_pool(refused) =>
+            {
                 respond::refused(refused)
             },
             _ if self.stops_here() => self.last_answer(),
@@ -524,6 +534,22 @@ impl Turn {
         };
         self.closed(answer.status(), "failed");
         answer
+    }
+
+    /// Whether upstream's last answer is the pool's as well, with all it says beside the time (whose
+    /// credits are gone, which windows are full): its account is the only one, or the first to come
+    /// back.
+    fn speaks_for_the_pool(&self, refused: &Refused) -> bool {
+        let Some(last) = self.last.as_ref().filter(|last| last.stops) else { return false };
+        let body: Value = serde_json::from_slice(&last.bytes).unwrap_or_default();
+        let reset = quota::reset_in_error(&body, clock::wall());
+        // A throttle is over in seconds, before any limit.
+        let throttled = last.parts.status == StatusCode::TOO_MANY_REQUESTS
+            && !verdict::stops_the_cli(last.parts.status, Some(&body));
+        let first = reset
+            .zip(refused.retry_at)
+            .is_some_and(|(reset, first)| reset.since(first) <= SAME_TIME);
+        refused.reasons.len() == 1 || throttled || first
     }
 
     fn last_answer(&mut self) -> Answer {

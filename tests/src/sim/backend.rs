@@ -190,7 +190,7 @@ pub(super) fn admit(
         headers.push((name.to_owned(), value));
     }
     // A token is about four bytes of text.
-    let input_tokens = (bytes / 4).max(1);
+    let input_tokens = state.config.input_tokens.unwrap_or(bytes / 4).max(1);
     let turn = Turn { id, model, reasoning, item, input_tokens, cached_tokens: input_tokens / 2 };
     Ok((turn, headers, state.config.event_gap))
 }

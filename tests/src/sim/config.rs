@@ -47,6 +47,8 @@ pub struct SimConfig {
     pub issuer_claim: String,
     /// What a client key begins with; none may ever arrive here.
     pub client_key_marks: Vec<String>,
+    /// How many tokens each turn is said to have read; by its size when there is no number.
+    pub input_tokens: Option<usize>,
     /// Whether Responses are served over WebSockets; else an upgrade is answered 426.
     pub websocket: bool,
     /// How old a WebSocket may be when a turn begins on it.
@@ -75,6 +77,7 @@ impl Default for SimConfig {
             canary: DEFAULT_CANARY.to_owned(),
             issuer_claim: "https://auth.openai.com".to_owned(),
             client_key_marks: vec!["at-cma-".to_owned()],
+            input_tokens: None,
             websocket: true,
             // The code of its own that upstream answers then says 60 minutes.
             socket_age: Duration::from_secs(3600),

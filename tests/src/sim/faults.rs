@@ -25,6 +25,8 @@ pub enum Route {
     Upgrade,
     /// A turn's frame on a WebSocket. A status is a wrapped error there, a head is an event.
     Frame,
+    /// A prewarm's frame on a WebSocket; only what comes before an answer applies.
+    Prewarm,
     /// `POST /oauth/token`.
     Refresh,
     /// `POST /oauth/revoke`.

@@ -182,7 +182,8 @@ impl Peer {
         }
         let number = self.record(&body, frame.len());
         let mut open = Open::new(Arc::clone(&self.shared), number);
-        let fault = self.shared.state.lock().take_fault(Some(self.no), Route::Frame);
+        let route = if body["generate"] == false { Route::Prewarm } else { Route::Frame };
+        let fault = self.shared.state.lock().take_fault(Some(self.no), route);
         let ended = self.turn(wire, &body, frame.len(), fault, &mut open).await;
         if ended.is_err() {
             tokio::time::sleep(FLUSH).await;

@@ -103,7 +103,9 @@ impl Session {
         let account = lease.account.clone();
         let mut stream = sse::Stream::new(body);
         // What the headers say to the CLI is an event here.
-        if let Some(event) = frame::metadata(&parts.headers) {
+        for event in
+            [frame::metadata(&parts.headers), frame::limits(&parts.headers)].into_iter().flatten()
+        {
             stream.begin_with(event);
         }
         let limit = proxy.config.head_timeout;

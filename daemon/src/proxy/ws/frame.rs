@@ -284,6 +284,40 @@ pub(super) fn metadata(headers: &HeaderMap) -> Option<Utf8Bytes> {
     Some(ordered(&[("type", "response.metadata".into()), ("headers", headers)]))
 }
 
+/// The event that tells the quota of an HTTP answer's headers, as upstream tells it on a WebSocket
+/// (fields observed with 0.169.0): the CLI keeps it with the thread and shows it as `/status`.
+pub(super) fn limits(headers: &HeaderMap) -> Option<Utf8Bytes> {
+    let text = |name: &str| headers.get(format!("x-codex-{name}"))?.to_str().ok();
+    let window = |place: &str| {
+        let number = |field: &str| text(&format!("{place}-{field}"))?.parse::<u64>().ok();
+        let used: f64 = text(&format!("{place}-used-percent"))?.parse().ok()?;
+        used.is_finite().then(|| {
+            json!({
+                "used_percent": used,
+                "window_minutes": number("window-minutes"),
+                "reset_at": number("reset-at"),
+            })
+        })
+    };
+    let (primary, secondary) = (window("primary"), window("secondary"));
+    let whether =
+        |name: &str| text(name).map(|said| said.eq_ignore_ascii_case("true") || said == "1");
+    let credits = whether("credits-has-credits").map(|has| {
+        let unlimited = whether("credits-unlimited").unwrap_or_default();
+        json!({"has_credits": has, "unlimited": unlimited, "balance": text("credits-balance")})
+    });
+    if primary.is_none() && secondary.is_none() && credits.is_none() {
+        return None;
+    }
+    Some(ordered(&[
+        ("type", "codex.rate_limits".into()),
+        ("plan_type", text("plan-type").into()),
+        ("rate_limits", json!({"primary": primary, "secondary": secondary})),
+        ("credits", credits.into()),
+        ("metered_limit_name", "codex".into()),
+    ]))
+}
+
 /// An object whose type comes first, as upstream writes it.
 fn ordered(fields: &[(&str, Value)]) -> Utf8Bytes {
     let fields: Vec<_> = fields.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();

@@ -361,7 +361,11 @@ impl Session {
             return self.judged(turn, lease, &verdict).await;
         }
         let stops = verdict::stops_the_cli(parts.status, json.as_ref());
-        let frame = frame::wrap(parts.status.as_u16(), &parts.headers, bytes);
+        let frame = match parts.status {
+            // Of an answer the CLI prints the body, of a frame of that status the frame.
+            StatusCode::BAD_REQUEST => frame::stop(String::from_utf8_lossy(bytes).trim()),
+            status => frame::wrap(status.as_u16(), &parts.headers, bytes),
+        };
         if frame::is_foreign(bytes) && turn.unseal(&lease.account) {
             return Step::Again;
         }

@@ -1,0 +1,286 @@
+//! What upstream answers to a turn over HTTP: heads with an error status, and streams that fail.
+
+use super::case::{Case, Wire};
+use cma_tests::sim::{Cut, Fault, Inside, Route, What};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+const TURN: Route = Route::Responses;
+/// Why a failing host gets our words.
+const GIVES_UP: &str = "the CLI alone asks up to 30 times; one request through the daemon has a budget \
+                        over all accounts, after which the CLI is told to stop, with the reason";
+
+fn case(row: &str) -> Case {
+    Case::new(Wire::Http, row)
+}
+
+fn fails(row: &str, fault: &Fault, times: Option<u32>) -> Case {
+    case(row).fault(TURN, fault.clone(), times)
+}
+
+fn status(code: u16, body: &Value) -> Fault {
+    Fault::json(code, body)
+}
+
+fn plain(code: u16, body: &str) -> Fault {
+    typed(code, "text/plain", body)
+}
+
+fn typed(code: u16, kind: &str, body: &str) -> Fault {
+    let headers = vec![("content-type".to_owned(), kind.to_owned())];
+    Fault::Status { code, headers, body: body.to_owned() }
+}
+
+fn usage() -> Fault {
+    Fault::UsageLimitReached { resets_in: Duration::from_secs(3600) }
+}
+
+fn reused() -> Fault {
+    status(
+        401,
+        &json!({ "error": { "message": "Your refresh token has already been used.", "code": "refresh_token_reused" } }),
+    )
+}
+
+fn detail(code: u16, text: &str) -> Fault {
+    status(code, &json!({ "detail": text }))
+}
+
+fn bare_usage() -> Fault {
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    status(
+        429,
+        &json!({ "error": {
+        "type": "usage_limit_reached", "message": "The usage limit has been reached",
+        "plan_type": "plus", "resets_at": now.as_secs() + 3600, "resets_in_seconds": 3600,
+    } }),
+    )
+}
+
+/// Heads. For each row what all accounts meet, and the same with one that doesn't.
+pub(super) fn heads() -> Vec<Case> {
+    let slow = status(503, &json!({ "error": { "code": "slow_down", "message": "slow" } }));
+    let bad = status(
+        400,
+        &json!({ "error": { "message": "bad request x", "type": "invalid_request_error", "code": "x" } }),
+    );
+    let workspace = |kind: &str| bare_usage().with_header("x-codex-rate-limit-reached-type", kind);
+    let mut all = vec![
+        fails("401x1", &Fault::token_invalidated(), Some(1)).same(),
+        fails("401x1", &Fault::token_invalidated(), Some(1)).hidden(),
+        fails("401all", &Fault::token_invalidated(), None).ours("cma:", GIVES_UP),
+        fails("401all", &Fault::token_invalidated(), None).hidden(),
+        fails("401all_reused", &Fault::token_invalidated(), None)
+            .fault(Route::Refresh, reused(), None)
+            .ours("cmactl", "several logins, so the words say which to renew and how"),
+        fails("401all_reused", &Fault::token_invalidated(), None)
+            .fault(Route::Refresh, reused(), None)
+            .hidden(),
+        fails("400", &bad, None).same_for_two(),
+        fails("404", &detail(404, "Not Found"), None).same_for_two(),
+        fails("413", &detail(413, "Too large"), None).same_for_two(),
+        fails("422", &detail(422, "Unprocessable"), None).same_for_two(),
+        fails("429x1retryafter", &Fault::rate_limited(Some(1)), Some(1)).healed(),
+        fails("429x1retryafter", &Fault::rate_limited(Some(1)), Some(1)).hidden(),
+        fails("429_retry_after_all", &Fault::rate_limited(Some(1)), None).ours("cma:", GIVES_UP),
+        fails("429_retry_after_big", &Fault::rate_limited(Some(20)), Some(1)).healed(),
+        fails("429_retry_after_big", &Fault::rate_limited(Some(20)), Some(1)).hidden(),
+        fails("500x1", &Fault::server_error(500, None), Some(1)).same(),
+        fails("503x1", &Fault::server_error(503, None), Some(1)).same(),
+        fails("503_retry_after", &Fault::server_error(503, Some(3)), Some(1)).healed(),
+        fails("drop1", &Fault::ResetBeforeHead, Some(1)).same(),
+        fails("close1", &Fault::CloseBeforeHead, Some(1)).same(),
+        fails("garbage1", &Fault::GarbageHead, Some(1)).healed(),
+        fails("slow_head", &Fault::SlowHead(Duration::from_secs(2)), Some(1)).same(),
+        fails("429ul_retry_after", &bare_usage().with_header("retry-after", "30"), None)
+            .same_for_two(),
+    ];
+    let own_text = [
+        ("429usage", usage()),
+        ("429usage_noheaders", bare_usage()),
+        ("429notincluded", Fault::usage_not_included()),
+        ("429ul_owner_credits", workspace("workspace_owner_credits_depleted")),
+        ("429ul_member_credits", workspace("workspace_member_credits_depleted")),
+        ("429ul_owner_limit", workspace("workspace_owner_usage_limit_reached")),
+        ("429ul_member_limit", workspace("workspace_member_usage_limit_reached")),
+        ("429ul_promo", bare_usage().with_header("x-codex-promo-message", "PROMO TEXT")),
+    ];
+    for (row, fault) in &own_text {
+        all.push(fails(row, fault, None).same());
+        all.push(fails(row, fault, None).same_for_two());
+        all.push(fails(row, fault, None).hidden());
+    }
+    let credits = json!({ "error": { "type": "workspace_member_credits_depleted" } });
+    let throttles = [
+        ("429ratelimit", Fault::rate_limited(None)),
+        ("429plain", plain(429, "slow down")),
+        ("429wscredits", status(429, &credits)),
+    ];
+    for (row, fault) in &throttles {
+        all.push(fails(row, fault, None).same_for_two());
+        all.push(fails(row, fault, None).hidden());
+    }
+    let ends = [
+        ("402ws", Fault::payment_required()),
+        ("403all", Fault::forbidden()),
+        ("403html", Fault::cloudflare()),
+        ("408", detail(408, "timeout")),
+        ("500all", Fault::server_error(500, None)),
+        ("502all", plain(502, "bad gateway")),
+        ("503overloaded", Fault::overloaded()),
+        ("503slow", slow),
+        ("503plain", plain(503, "unavail")),
+        ("520all", plain(520, "unknown")),
+        ("dropall", Fault::ResetBeforeHead),
+        ("garbageall", Fault::GarbageHead),
+    ];
+    for (row, fault) in &ends {
+        all.push(fails(row, fault, None).ours("cma:", GIVES_UP));
+        all.push(fails(row, fault, None).hidden());
+    }
+    all
+}
+
+fn failed(code: &str, message: &str) -> Fault {
+    Fault::SseFailed { code: code.to_owned(), message: message.to_owned() }
+}
+
+fn cut(after: usize, by: Cut) -> Fault {
+    Fault::CutMidStream { after, by }
+}
+
+/// These events instead of the turn's own.
+fn pieces(events: &[Value]) -> Fault {
+    let pieces = events.iter().map(|event| format!("data: {event}\n\n").into_bytes()).collect();
+    Inside::before_the_answer(What::Pieces(pieces))
+}
+
+fn created() -> Value {
+    json!({ "type": "response.created", "response": { "id": "resp_sim_0" } })
+}
+
+/// Streams that fail.
+pub(super) fn streams() -> Vec<Case> {
+    let error =
+        json!({ "type": "error", "error": { "code": "server_error", "message": "scripted" } });
+    let mut all = Vec::new();
+    // What the CLI heals with a word of its own is healed without one.
+    let healed = [
+        (
+            "rf_rate_limit_x1",
+            failed("rate_limit_exceeded", "Rate limit reached. Please try again in 1.5s."),
+        ),
+        ("rf_rate_limit_ms_x1", failed("rate_limit_exceeded", "Please try again in 300ms.")),
+        ("rf_slow_x1", failed("slow_down", "slow")),
+        ("rf_server_error_x1", failed("server_error", "broken")),
+        ("rf_unknown_x1", failed("unheard_of", "what")),
+        ("error_event_x1", pieces(&[created(), error])),
+        ("html200_x1", typed(200, "text/html", "<html>a page</html>")),
+        ("empty200_x1", cut(0, Cut::CleanEnd)),
+        ("dropafterheaders1", cut(0, Cut::Reset)),
+        ("drop_after_created1", cut(1, Cut::Reset)),
+        ("close_after_created1", cut(1, Cut::Close)),
+        ("cleaneof_after_created1", cut(1, Cut::CleanEnd)),
+        ("half_event1", Inside::before_the_answer(What::HalfAnEvent(Cut::Reset))),
+    ];
+    for (row, fault) in &healed {
+        all.push(fails(row, fault, Some(1)).healed());
+        all.push(fails(row, fault, Some(1)).hidden());
+    }
+    // A page is the network's word, for all accounts alike.
+    let page = typed(200, "text/html", "<html>a page</html>");
+    all.push(fails("html200_all", &page, None).ours("cma:", GIVES_UP));
+    let json = typed(200, "application/json", "{\"ok\":true}");
+    all.push(fails("json200_x1", &json, Some(1)).same());
+    // What has been shown in part is the CLI's to begin again.
+    let shown = [
+        ("dropmid1", cut(4, Cut::Reset)),
+        ("closemid1", cut(4, Cut::Close)),
+        ("cleaneofmid1", cut(4, Cut::CleanEnd)),
+        ("half_event_mid1", Inside::within_the_answer(What::HalfAnEvent(Cut::Close))),
+        (
+            "rf_server_error_mid1",
+            Inside::within_the_answer(Inside::failed("server_error", "broken")),
+        ),
+        ("error_event_mid1", Inside::within_the_answer(What::Error("server_error".to_owned()))),
+        ("garbage_event_mid", Inside::within_the_answer(What::Garbage)),
+        ("comments_mid", Inside::within_the_answer(What::Comments(20))),
+        ("comments_before", Inside::before_the_answer(What::Comments(20))),
+        ("limits_event", Inside::before_the_answer(What::Limits(77))),
+        ("stall_mid", Fault::StallMidStream { after: 3, pause: Duration::from_secs(3) }),
+    ];
+    for (row, fault) in &shown {
+        all.push(fails(row, fault, Some(1)).same());
+    }
+    all.push(fails("dropmidall", &cut(4, Cut::Reset), None).same_for_two());
+    all.push(
+        fails(
+            "rf_server_error_mid_all",
+            &Inside::within_the_answer(Inside::failed("server_error", "broken")),
+            None,
+        )
+        .same_for_two(),
+    );
+    all
+}
+
+/// Streams that fail in the same way for ever.
+pub(super) fn failures() -> Vec<Case> {
+    let mut all = Vec::new();
+    // What stops the CLI at once.
+    let fatal = [
+        ("rf_context", failed("context_length_exceeded", "Your input exceeds the context window.")),
+        ("rf_invalid_prompt", failed("invalid_prompt", "bad prompt")),
+        ("rf_cyber", failed("cyber_policy", "cyber")),
+        ("rf_bio", failed("bio_policy", "bio")),
+        ("incomplete", Fault::Incomplete { reason: "max_output_tokens".to_owned() }),
+        ("incomplete_filter", Fault::Incomplete { reason: "content_filter".to_owned() }),
+    ];
+    for (row, fault) in &fatal {
+        all.push(fails(row, fault, None).same_for_two());
+    }
+    // The same, where another account may fare better.
+    let others = [
+        ("rf_quota", failed("insufficient_quota", "Quota exceeded.")),
+        ("rf_usage_not_incl", failed("usage_not_included", "no")),
+        ("rf_overloaded", failed("server_is_overloaded", "overloaded")),
+    ];
+    for (row, fault) in &others {
+        all.push(fails(row, fault, None).same());
+        all.push(fails(row, fault, None).hidden());
+    }
+    let ends = [
+        ("rf_usage_limit", failed("usage_limit_reached", "lim")),
+        ("rf_slow_all", failed("slow_down", "slow")),
+        ("rf_server_error_all", failed("server_error", "broken")),
+        ("dropafterheaders_all", cut(0, Cut::Reset)),
+    ];
+    for (row, fault) in &ends {
+        all.push(fails(row, fault, None).ours("", GIVES_UP));
+        all.push(fails(row, fault, None).hidden());
+    }
+    all
+}
+
+/// Streams of an unusual form, which are whole.
+pub(super) fn whole() -> Vec<Case> {
+    let message = json!({ "type": "message", "role": "assistant", "id": "msg_sim_0", "content": [{ "type": "output_text", "text": "hi ok" }] });
+    let done = json!({ "type": "response.output_item.done", "output_index": 0, "item": message });
+    let usage = json!({ "input_tokens": 10, "output_tokens": 5, "total_tokens": 15 });
+    let completed =
+        json!({ "type": "response.completed", "response": { "id": "resp_sim_0", "usage": usage } });
+    let no_usage = json!({ "type": "response.completed", "response": { "id": "resp_sim_0" } });
+    let added = json!({ "type": "response.output_item.added", "output_index": 0, "item": { "type": "message", "role": "assistant", "id": "msg_sim_0", "content": [] } });
+    let delta = json!({ "type": "response.output_text.delta", "item_id": "msg_sim_0", "output_index": 0, "content_index": 0, "delta": "hi" });
+    let whole = [
+        ("minimal_done_only", pieces(&[done.clone(), completed.clone()])),
+        ("completed_only", pieces(std::slice::from_ref(&no_usage))),
+        ("delta_no_itemdone", pieces(&[created(), added, delta, completed.clone()])),
+        (
+            "unknown_event",
+            pieces(&[created(), json!({ "type": "response.unheard_of" }), done, completed]),
+        ),
+    ];
+    whole.iter().map(|(row, fault)| fails(row, fault, None).same()).collect()
+}

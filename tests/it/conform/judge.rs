@@ -1,0 +1,173 @@
+//! Whether the two runs of a case show the same.
+
+use super::{
+    case::{Case, Expect, Wire},
+    run::{Shown, alone, through},
+};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Parts of the CLI's log that aren't compared, and why.
+const UNHEARD: [(&str, &str); 3] = [
+    (
+        "rmcp::transport",
+        "connectors are probed beside the turn; whether the end of that is logged is a race",
+    ),
+    (
+        "codex_api::endpoint::responses_websocket",
+        "the daemon takes the CLI's handshake and answers inside",
+    ),
+    (
+        "codex_api::endpoint::responses: error=",
+        "0.98 logs each refusal with its body, also those that are healed",
+    ),
+];
+/// Lines shown of a difference.
+const MAX_LINES: usize = 12;
+
+/// What came of a case.
+#[derive(Debug)]
+pub(super) struct Judged {
+    pub(super) case: String,
+    pub(super) version: &'static str,
+    pub(super) verdict: Verdict,
+}
+
+/// Whether a case holds.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    Ok,
+    /// How the two differ.
+    Differs(String),
+    /// Why this version has no such case.
+    Cannot(&'static str),
+}
+
+/// Runs a case of a version. The set-up's failures count as a difference.
+pub(super) fn judge(case: &Case, version: &'static str) -> Judged {
+    let verdict = match case.cannot(version) {
+        Some(why) => Verdict::Cannot(why),
+        None => match catch_unwind(AssertUnwindSafe(|| differences(case, version))) {
+            Ok(found) if found.is_empty() => Verdict::Ok,
+            Ok(found) => Verdict::Differs(found.join("\n")),
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+                Verdict::Differs(format!("it broke off: {}", text.unwrap_or("without a word")))
+            },
+        },
+    };
+    Judged { case: case.name.clone(), version, verdict }
+}
+
+fn differences(case: &Case, version: &str) -> Vec<String> {
+    let (Some(alone), Some(through)) = (alone(case, version), through(case, version)) else {
+        return vec![format!("the official CLI {version} is not installed")];
+    };
+    let mut found = Vec::new();
+    match case.expect {
+        Expect::Same | Expect::Hidden => {
+            found.extend(lines("output", &alone.lines, &through.lines));
+            found.extend(log(&alone, &through));
+            found.extend(files(&alone, &through));
+            found.extend(lines(
+                "what upstream got",
+                &of_anyone(&alone.sent),
+                &of_anyone(&through.sent),
+            ));
+        },
+        Expect::Ours { says, why: _, exit } => {
+            let exits = exit.map_or_else(|| alone.codes.clone(), |exit| vec![exit]);
+            found.extend(lines("exit status", &text(&exits), &text(&through.codes)));
+            if !through.talk.contains(says) {
+                found.push(format!("it doesn't say `{says}`:\n{}", through.talk));
+            }
+        },
+    }
+    if !case.is_answered_here() && through.faults == 0 {
+        found.push("no scripted fault applied".to_owned());
+    }
+    if !case.faults.is_empty() && !matches!(case.expect, Expect::Hidden) && alone.faults == 0 {
+        found.push("no scripted fault applied to the CLI alone".to_owned());
+    }
+    if case.is_hopeless() && !through.is_bounded() {
+        found.push(format!("{} upstream attempts in {:?}", through.attempts, through.took));
+    }
+    let over = |wire: Wire| {
+        if wire == Wire::Ws { alone.frames > 0 } else { alone.frames + through.frames == 0 }
+    };
+    if !over(case.wire) && !case.fails_at_the_handshake() {
+        found.push(format!("the wrong transport: {} and {} frames", alone.frames, through.frames));
+    }
+    let broken: Vec<_> = through.violations.difference(&alone.violations).collect();
+    if !broken.is_empty() {
+        found.push(format!("upstream's rules were broken: {broken:?}"));
+    }
+    found
+}
+
+/// What the CLI sends by its way of signing in, and what it is.
+const BY_LOGIN: [(&str, &str); 1] = [(
+    "guardian_credits_requested",
+    "asked for with a login from `auth.json`, not with a token from the environment",
+)];
+
+fn of_anyone(sent: &[String]) -> Vec<String> {
+    sent.iter()
+        .filter(|line| !BY_LOGIN.iter().any(|(part, _)| line.contains(part)))
+        .cloned()
+        .collect()
+}
+
+fn text(codes: &[i32]) -> Vec<String> {
+    codes.iter().map(|code| format!("exit {code}")).collect()
+}
+
+/// The lines in which two differ, each from shortly before its first difference.
+fn lines(what: &str, alone: &[String], through: &[String]) -> Option<String> {
+    if alone == through {
+        return None;
+    }
+    let mut out = format!("{what}:");
+    let mut shown = 0;
+    for at in 0..alone.len().max(through.len()) {
+        let (left, right) = (alone.get(at), through.get(at));
+        if left == right {
+            continue;
+        }
+        shown += 1;
+        if shown > MAX_LINES {
+            out.push_str("\n  …");
+            break;
+        }
+        let pair = [left, right].map(|it| it.map_or("", String::as_str));
+        let same = pair[0].chars().zip(pair[1].chars()).take_while(|(a, b)| a == b).count();
+        for (sign, side, there) in [("-", pair[0], left.is_some()), ("+", pair[1], right.is_some())]
+        {
+            if there {
+                let part: String = side.chars().skip(same.saturating_sub(80)).take(300).collect();
+                out.extend(["\n", &format!("  {at:>4} {sign} {part}")]);
+            }
+        }
+    }
+    Some(out)
+}
+
+fn log(alone: &Shown, through: &Shown) -> Option<String> {
+    let of = |shown: &Shown| {
+        let kept =
+            shown.log.iter().filter(|line| !UNHEARD.iter().any(|(part, _)| line.contains(part)));
+        kept.cloned().collect::<Vec<_>>()
+    };
+    lines("log", &of(alone), &of(through))
+}
+
+fn files(alone: &Shown, through: &Shown) -> Vec<String> {
+    let names = |shown: &Shown| shown.files.keys().cloned().collect::<Vec<_>>();
+    let mut found: Vec<_> = lines("files", &names(alone), &names(through)).into_iter().collect();
+    for (name, content) in &alone.files {
+        if let Some(other) = through.files.get(name) {
+            found.extend(lines(name, content, other));
+        }
+    }
+    found
+}

@@ -1,0 +1,214 @@
+//! What upstream answers to a handshake, to a prewarm and to the frame of a turn.
+
+use super::case::{Case, Wire};
+use cma_tests::sim::{Cut, Fault, Route, Strange};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// Why a failing host gets our words.
+const GIVES_UP: &str = "the CLI alone begins again up to five times over WebSockets and up to 30 times over \
+                        HTTP; one request through the daemon has a budget, after which it is told to stop";
+
+/// Why a pool that is out of quota speaks for itself over WebSockets.
+const ASKED_AGAIN: &str = "a frame that builds on a prewarm can't go to another account, so the CLI is told \
+                           to send all of it; by then the pool knows that nobody can serve";
+/// Why the thread's file differs where the text doesn't.
+const INSIDE: &str = "the same text, but the CLI files a refusal inside a WebSocket under another kind than one \
+                      of the handshake";
+/// Why a refused handshake isn't got around.
+const BELIEVED: &str = "a refusal that names the account is believed: the CLI alone would ask over HTTP and \
+                        meet the same one";
+
+fn case(row: &str) -> Case {
+    Case::new(Wire::Ws, row)
+}
+
+fn on(route: Route, row: &str, fault: &Fault, times: Option<u32>) -> Case {
+    case(row).fault(route, fault.clone(), times)
+}
+
+fn error(code: u16, kind: &str, message: &str) -> Fault {
+    Fault::json(code, &json!({ "error": { "type": kind, "code": kind, "message": message } }))
+}
+
+fn wrapped(after: usize, code: u16, error: &Value) -> Fault {
+    Fault::ErrorFrame { after, code, error: error.to_string() }
+}
+
+fn failed(code: &str, message: &str) -> Fault {
+    Fault::SseFailed { code: code.to_owned(), message: message.to_owned() }
+}
+
+fn usage() -> Fault {
+    Fault::UsageLimitReached { resets_in: Duration::from_secs(3600) }
+}
+
+fn cut(after: usize, by: Cut) -> Fault {
+    Fault::CutMidStream { after, by }
+}
+
+fn close(after: usize, code: u16) -> Fault {
+    Fault::CloseFrame { after, code }
+}
+
+fn strange(after: usize, what: Strange) -> Fault {
+    Fault::StrangeFrame { after, what }
+}
+
+/// Handshakes. One that fails for good is bridged over HTTP behind the CLI's own socket.
+pub(super) fn handshakes() -> Vec<Case> {
+    let route = Route::Upgrade;
+    let detail = |code: u16, text: &str| Fault::json(code, &json!({ "detail": text }));
+    let mut all = vec![
+        on(route, "up426", &Fault::websocket_426(), None).healed(),
+        on(route, "up400", &detail(400, "x"), None).ours("{\"detail\":\"x\"}", INSIDE),
+        on(route, "up401x1", &Fault::token_invalidated(), Some(1)).same(),
+        on(route, "up401x1", &Fault::token_invalidated(), Some(1)).hidden(),
+        on(route, "up429usage", &usage(), None).ours_for_one("hit your usage limit", ASKED_AGAIN),
+        on(route, "up429usage", &usage(), None).hidden(),
+        on(route, "up429notincluded", &Fault::usage_not_included(), None)
+            .ours_for_one("not included in its plan", ASKED_AGAIN),
+        on(route, "up429notincluded", &Fault::usage_not_included(), None).hidden(),
+        on(route, "updrop1", &Fault::ResetBeforeHead, Some(1)).same(),
+        on(route, "up500x1", &Fault::server_error(500, None), Some(1)).same(),
+        on(route, "upslow", &Fault::SlowHead(Duration::from_secs(2)), Some(1)).same(),
+    ];
+    let bridged = [
+        ("up404", detail(404, "Not Found")),
+        ("up403html", Fault::cloudflare()),
+        ("up500", Fault::server_error(500, None)),
+        ("up503", Fault::server_error(503, None)),
+        ("updropall", Fault::ResetBeforeHead),
+        ("upgarbage", Fault::GarbageHead),
+    ];
+    let believed = [
+        ("up401all", Fault::token_invalidated(), "its fresh token was refused"),
+        ("up403", Fault::forbidden(), "forbidden by upstream"),
+        ("up429other", Fault::rate_limited(None), "hit your usage limit"),
+    ];
+    for (row, fault, says) in &believed {
+        all.push(on(route, row, fault, None).ours_and_stops(says, BELIEVED));
+        all.push(on(route, row, fault, None).hidden());
+    }
+    for (row, fault) in &bridged {
+        all.push(on(route, row, fault, None).healed());
+        all.push(on(route, row, fault, None).hidden());
+    }
+    all
+}
+
+/// Frames.
+pub(super) fn frames() -> Vec<Case> {
+    let route = Route::Frame;
+    let too_old = json!({ "type": "invalid_request_error", "code": "websocket_connection_limit_reached", "message": "connection limit (60 minutes)" });
+    let unknown = json!({ "type": "invalid_request_error", "code": "previous_response_not_found", "message": "Previous response not found." });
+    let broken = json!({ "type": "server_error", "code": "server_error", "message": "broken" });
+    let mut all = vec![
+        on(Route::Prewarm, "fr_prewarm_drop", &Fault::ResetBeforeHead, Some(1)).same(),
+        on(Route::Prewarm, "fr_prewarm_500", &Fault::server_error(500, None), Some(1)).same(),
+        on(Route::Prewarm, "fr_prewarm_401", &Fault::token_expired(), Some(1)).same(),
+        on(Route::Prewarm, "fr_prewarm_slow", &Fault::SlowHead(Duration::from_secs(2)), Some(1))
+            .same(),
+        on(Route::Prewarm, "fr_usage429_prewarm", &usage(), None)
+            .fault(route, usage(), None)
+            .ours_for_one("hit your usage limit", ASKED_AGAIN),
+        on(Route::Prewarm, "fr_usage429_prewarm", &usage(), None)
+            .fault(route, usage(), None)
+            .hidden(),
+        on(
+            route,
+            "fr_stall_mid",
+            &Fault::StallMidStream { after: 6, pause: Duration::from_secs(3) },
+            Some(1),
+        )
+        .same(),
+        on(route, "fr_slow", &Fault::SlowHead(Duration::from_secs(2)), Some(1)).same(),
+    ];
+    let healed = [
+        ("fr_connlimit", wrapped(0, 400, &too_old)),
+        ("fr_prevnotfound", wrapped(0, 400, &unknown)),
+        ("fr_401", Fault::token_invalidated()),
+        ("fr_429_retry_after", Fault::rate_limited(Some(1))),
+        ("fr_500", wrapped(0, 500, &broken)),
+        ("fr_503", error(503, "server_error", "unavailable")),
+        ("fr_failed_rl", failed("rate_limit_exceeded", "Please try again in 1s.")),
+        ("fr_failed_server_error", failed("server_error", "broken")),
+        ("fr_failed_slow", failed("slow_down", "slow")),
+        ("fr_failed_unknown", failed("unheard_of", "what")),
+        ("fr_drop", cut(0, Cut::Reset)),
+        ("fr_drop_after_preamble", cut(4, Cut::Reset)),
+        ("fr_close_no_frame", cut(0, Cut::Close)),
+        ("fr_close1000", close(0, 1000)),
+        ("fr_close1008", close(0, 1008)),
+        ("fr_close1011", close(0, 1011)),
+        ("fr_close1012", close(0, 1012)),
+        ("fr_dropbefore", Fault::ResetBeforeHead),
+        ("fr_closebefore", Fault::CloseBeforeHead),
+        ("fr_binary", strange(0, Strange::Binary)),
+        ("fr_garbage", strange(0, Strange::Garbage)),
+        ("fr_oversized", strange(0, Strange::Oversized)),
+        ("fr_half", strange(0, Strange::Half)),
+        ("fr_nojson", strange(0, Strange::NoJson)),
+    ];
+    for (row, fault) in &healed {
+        all.push(on(route, row, fault, Some(1)).healed());
+        all.push(on(route, row, fault, Some(1)).hidden());
+    }
+    all
+}
+
+/// Frames of turns that can't be healed.
+pub(super) fn lost() -> Vec<Case> {
+    let route = Route::Frame;
+    let broken = json!({ "type": "server_error", "code": "server_error", "message": "broken" });
+    let mut all = Vec::new();
+    // What has been shown in part is the CLI's to begin again.
+    let shown = [
+        ("fr_dropmid", cut(7, Cut::Reset)),
+        ("fr_closemid", close(7, 1000)),
+        ("fr_errormid", wrapped(7, 500, &broken)),
+        ("fr_halfmid", strange(7, Strange::Half)),
+        ("fr_binarymid", strange(7, Strange::Binary)),
+    ];
+    for (row, fault) in &shown {
+        all.push(on(route, row, fault, Some(1)).same());
+    }
+    all.push(on(route, "fr_dropmid_all", &cut(7, Cut::Reset), None).same_for_two());
+    // What stops the CLI at once, whoever serves it.
+    let fatal = [
+        ("fr_400", error(400, "invalid_request_error", "bad request x")),
+        ("fr_context", failed("context_length_exceeded", "Your input exceeds the context window.")),
+        ("fr_invalid_prompt", failed("invalid_prompt", "bad prompt")),
+        ("fr_cyber", failed("cyber_policy", "cyber")),
+        ("fr_bio", failed("bio_policy", "bio")),
+        ("fr_incomplete", Fault::Incomplete { reason: "max_output_tokens".to_owned() }),
+    ];
+    for (row, fault) in &fatal {
+        all.push(on(route, row, fault, None).same_for_two());
+    }
+    let others = [
+        ("fr_usage429", usage(), "hit your usage limit"),
+        ("fr_notincluded", Fault::usage_not_included(), "not included in its plan"),
+        ("fr_quota", failed("insufficient_quota", "Quota exceeded."), "hit your usage limit"),
+        ("fr_failed_notincluded", failed("usage_not_included", "no"), "not included in its plan"),
+        ("fr_overloaded", failed("server_is_overloaded", "overloaded"), "at capacity"),
+    ];
+    for (row, fault, says) in &others {
+        all.push(on(route, row, fault, None).ours_for_one(says, ASKED_AGAIN));
+        all.push(on(route, row, fault, None).hidden());
+    }
+    let ends = [
+        ("fr_402", Fault::payment_required()),
+        ("fr_403", Fault::forbidden()),
+        ("fr_500_all", error(500, "server_error", "broken")),
+        ("fr_failed_usage_limit", failed("usage_limit_reached", "lim")),
+        ("fr_dropall", cut(0, Cut::Reset)),
+    ];
+    for (row, fault) in &ends {
+        // HTTP fails in the same way, or the CLI alone would fall back on it and be served.
+        let both = on(route, row, fault, None).fault(Route::Responses, fault.clone(), None);
+        all.push(both.clone().ours("", GIVES_UP));
+        all.push(both.hidden());
+    }
+    all
+}
