@@ -91,3 +91,5 @@ mod usage_told;
 mod ws;
 #[cfg(test)]
 mod ws_codex;
+#[cfg(test)]
+mod ws_joined;

@@ -240,6 +240,21 @@ pub(crate) fn with(trace: &Trace, account: &AccountId) -> Result<(), Blocked> {
     trace.open.as_ref().map_or(Ok(()), |open| open.reservation.with(account))
 }
 
+/// Closes the books of a request that its client sends again in another shape: the next one is the
+/// request that counts. What was sent for this one stays written down.
+pub(crate) fn again(proxy: &Proxy, trace: &mut Trace) {
+    let Some(open) = trace.open.as_ref().filter(|open| !open.ended.load(Ordering::Relaxed)) else {
+        return;
+    };
+    if trace.tried > 0 {
+        trace.total_ms = millis(&trace.started);
+        proxy.traces.books.end(trace);
+    } else {
+        open.ended.store(true, Ordering::Relaxed);
+        trace.open = None;
+    }
+}
+
 /// The answer to a request that a budget keeps out; ends its trace.
 pub(crate) fn blocked(proxy: &Proxy, trace: &mut Trace, blocked: &Blocked) -> Answer {
     respond::stop(ErrorCode::Exhausted, &refused(proxy, trace, blocked))

@@ -16,7 +16,7 @@ use cma_core::{
     event::Fault,
     stream::{Beginning, Found},
 };
-use http::{HeaderMap, Response, header, response};
+use http::{HeaderMap, HeaderValue, Response, header, response};
 use http_body::Body as _;
 use std::{future::poll_fn, pin::Pin, task::Poll, time::Duration};
 use tokio::time::Instant;
@@ -74,9 +74,9 @@ impl End {
 /// Bounds of one hold.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
-    time: Duration,
-    bytes: usize,
-    silence: Option<Duration>,
+    pub(super) time: Duration,
+    pub(super) bytes: usize,
+    pub(super) silence: Option<Duration>,
 }
 
 impl Bounds {
@@ -166,4 +166,12 @@ fn is_stream(headers: &HeaderMap) -> bool {
     headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"))
+}
+
+/// Whether the request compacts its thread, as the CLI says (0.169.0, observed).
+pub(super) fn is_compaction(headers: &HeaderMap) -> bool {
+    let metadata = headers.get("x-codex-turn-metadata").map(HeaderValue::as_bytes);
+    let says =
+        memchr::memmem::find(metadata.unwrap_or_default(), b"\"request_kind\":\"compaction\"");
+    says.is_some()
 }

@@ -4,6 +4,7 @@
 //! a database; everything that wants to be remembered is told after the first byte has left.
 
 pub(crate) mod aux;
+mod blame;
 pub(crate) mod body;
 pub(crate) mod books;
 mod busy;

@@ -50,6 +50,8 @@ pub(crate) type Known = Arc<Mutex<Threads>>;
 #[derive(Debug)]
 pub(super) struct Ride {
     known: Known,
+    /// The thread, as its client names it.
+    id: Option<Arc<str>>,
     /// The thread, as the pool names it.
     key: Option<Arc<str>>,
     turn: Option<Arc<str>>,
@@ -59,7 +61,28 @@ pub(super) struct Ride {
     on: Option<Attempt>,
     /// Whether the thread's count of requests under way is to be lowered here.
     live: bool,
+    /// Whether it only has what is new: what came before it is known where it goes.
+    goes_on: bool,
     stuck: Option<Stuck>,
+}
+
+/// Where a request's bytes are read from when they have to be edited.
+pub(super) trait Original: Sync {
+    /// All of them; `None` when they can't be had.
+    fn whole(&self) -> impl Future<Output = Option<Bytes>> + Send;
+}
+
+impl Original for Source {
+    fn whole(&self) -> impl Future<Output = Option<Bytes>> + Send {
+        Self::whole(self)
+    }
+}
+
+/// A frame of a WebSocket.
+impl Original for Bytes {
+    fn whole(&self) -> impl Future<Output = Option<Self>> + Send {
+        std::future::ready((self.len() <= MAX_UNPACKED).then(|| self.clone()))
+    }
 }
 
 /// One account that gets it.
@@ -129,25 +152,49 @@ impl Ride {
         need: &mut Need,
         trace: &mut Trace,
     ) -> Self {
+        let mut ride = Self::read(known, bounds, headers, need, trace);
+        ride.count(need, trace);
+        ride
+    }
+
+    /// The same without counting it as a request of its thread: it may not be sent at all.
+    pub(super) fn read(
+        known: &Known,
+        bounds: &Bounds,
+        headers: &HeaderMap,
+        need: &mut Need,
+        trace: &mut Trace,
+    ) -> Self {
         let id = named(headers, "thread-id").or_else(|| trace.session.clone());
         let key = bounds.session(id.as_ref());
         let turn = turn(headers);
         need.thread.clone_from(&key);
         need.turn.clone_from(&turn);
         trace.thread.clone_from(&key);
-        if let (Some(key), Some(id)) = (&key, &id) {
-            let session = trace.session.as_ref();
-            let begun = Begun { id, session, scope: &need.scope, model: need.model.as_ref() };
-            known.lock().begin(key, &begun, clock::wall());
-        }
         let packing = match headers.get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes) {
             None | Some(b"identity") => Packing::Plain,
             Some(b"zstd") => Packing::Zstd,
             Some(_) => Packing::Other,
         };
         let shown = headers.get(TURN_STATE).cloned();
-        let (known, live) = (Arc::clone(known), key.is_some());
-        Self { known, key, turn, shown, packing, on: None, live, stuck: None }
+        let known = Arc::clone(known);
+        let (on, stuck) = (None, None);
+        Self { known, id, key, turn, shown, packing, on, live: false, goes_on: false, stuck }
+    }
+
+    /// Counts it as a request of its thread, once.
+    pub(super) fn count(&mut self, need: &Need, trace: &Trace) {
+        if let (false, Some(key), Some(id)) = (self.live, &self.key, &self.id) {
+            let session = trace.session.as_ref();
+            let begun = Begun { id, session, scope: &need.scope, model: need.model.as_ref() };
+            self.known.lock().begin(key, &begun, clock::wall());
+            self.live = true;
+        }
+    }
+
+    /// Says that it goes on from a response that is known where it goes.
+    pub(super) const fn goes_on(&mut self) {
+        self.goes_on = true;
     }
 
     /// Makes it ready for an account. Whether that account can have it at all.
@@ -156,7 +203,7 @@ impl Ride {
         proxy: &Proxy,
         account: &AccountId,
         pass: &Pass,
-        source: &Source,
+        source: &impl Original,
         need: &Need,
     ) -> bool {
         if self.on.as_ref().is_some_and(|on| on.account == *account) {
@@ -207,8 +254,19 @@ impl Ride {
         }
     }
 
+    /// The frame for an attempt, when it is another than the client's own.
+    pub(super) fn frame(&self) -> Option<&Bytes> {
+        self.edited().map(|edited| &edited.bytes)
+    }
+
+    /// Which turn state the attempt gets; `None` where nothing is known of the thread.
+    pub(super) fn turn_state(&self) -> Option<&TurnState> {
+        let _known = self.key.as_ref()?;
+        self.on.as_ref().map(|on| &on.state)
+    }
+
     /// The account refused something sealed.
-    pub(super) async fn refused(&mut self, source: &Source) -> Foreign {
+    pub(super) async fn refused(&mut self, source: &impl Original) -> Foreign {
         let Some(on) = &self.on else { return Foreign::Theirs };
         let (account, workspace) = (on.account.clone(), Arc::clone(&on.workspace));
         let before = on.edited.as_ref().map(|edited| edited.dropped).unwrap_or_default();
@@ -260,7 +318,15 @@ impl Ride {
     pub(super) fn delivered(&mut self, proxy: &Proxy, parts: &response::Parts, trace: &mut Trace) {
         // From here on the trace's end is the request's.
         self.live = false;
-        let Some(on) = self.on.take().filter(|_on| parts.status.is_success()) else { return };
+        if parts.status.is_success() {
+            self.shown(proxy, parts.headers.get(TURN_STATE), trace);
+        }
+    }
+
+    /// The same for an answer that is a good one, by the turn state that came with it.
+    pub(super) fn shown(&mut self, proxy: &Proxy, state: Option<&HeaderValue>, trace: &mut Trace) {
+        self.live = false;
+        let Some(on) = self.on.take() else { return };
         let edited = on.edited.as_ref();
         let mut dropped = edited.map(|edited| edited.dropped).unwrap_or_default();
         dropped.turn_state = self.shown.is_some() && on.state == TurnState::Drop;
@@ -274,16 +340,19 @@ impl Ride {
             trace.attempts.push(format!("{}: dropped {dropped} of another account", on.account));
         }
         let Some(key) = &self.key else { return };
+        let mut known = self.known.lock();
+        // What is not in it stays what it was.
+        let kept = known.get(key).filter(|_thread| self.goes_on).and_then(|thread| thread.foreign);
         let served = Served {
             host: Host { account: &on.account, workspace: &on.workspace },
             turn: self.turn.as_ref(),
-            state: parts.headers.get(TURN_STATE),
-            foreign: edited.and_then(|edited| edited.foreign),
+            state,
+            foreign: edited.and_then(|edited| edited.foreign).or(kept),
             lost: edited.and_then(|edited| edited.lost),
             reason: on.reason,
             dropped: dropped.to_string(),
         };
-        self.known.lock().served(key, served, clock::wall());
+        known.served(key, served, clock::wall());
     }
 
     /// Whether an account was ruled out because it can't read the thread's compaction.
@@ -331,7 +400,7 @@ impl Ride {
 
     /// The body without some parts; `None` when it can't be edited: then it goes as it is, and
     /// upstream says what it thinks.
-    async fn edit(&self, source: &Source, without: Without) -> Option<Edited> {
+    async fn edit(&self, source: &impl Original, without: Without) -> Option<Edited> {
         if without.is_nothing() || self.packing == Packing::Other {
             return None;
         }

@@ -1,5 +1,7 @@
 //! A good head is only the beginning: what comes of it is held and judged before anything is shown.
 
+pub(super) use crate::proxy::held::is_compaction;
+
 use super::{Last, Step, Turn};
 use crate::{
     actor::Lease,
@@ -13,7 +15,6 @@ use cma_core::{
     event::Fault,
     verdict::{self, Act, Outcome, Verdict},
 };
-use http::{HeaderMap, HeaderValue};
 
 impl Turn {
     /// Holds a good answer's beginning back until it shows something, and judges it when it fails
@@ -55,12 +56,4 @@ impl Turn {
         let (bytes, stops) = (ready.bytes(), fault.stops_the_cli());
         self.last = Some(Last { parts: ready.parts, bytes, stops });
     }
-}
-
-/// Whether the request compacts its thread, as the CLI says (0.169.0, observed).
-pub(super) fn is_compaction(headers: &HeaderMap) -> bool {
-    let metadata = headers.get("x-codex-turn-metadata").map(HeaderValue::as_bytes);
-    let says =
-        memchr::memmem::find(metadata.unwrap_or_default(), b"\"request_kind\":\"compaction\"");
-    says.is_some()
 }

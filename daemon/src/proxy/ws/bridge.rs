@@ -19,7 +19,6 @@ use crate::{
 };
 use bytes::{Bytes, BytesMut};
 use cma_core::{
-    identity::AccountId,
     quota,
     verdict::{self, Outcome},
 };
@@ -47,12 +46,12 @@ impl Session {
         if turn.prewarm() {
             return self.warmed(local, turn).await;
         }
-        let Some((body, inside)) = frame::to_http(&turn.frame) else {
+        let Some((body, inside)) = frame::to_http(&self.signed(turn, &lease.account)) else {
             let body = b"the frame is no JSON object";
             return Step::Say(frame::wrap(400, &HeaderMap::new(), body));
         };
-        turn.trace.tried += 1;
-        let head = self.http_head(turn, &lease.account, &inside);
+        turn.sent();
+        let head = self.http_head(&inside);
         let request = || {
             let mut request = Request::new(UpBody::Whole(body.clone()));
             *request.method_mut() = Method::POST;
@@ -73,11 +72,11 @@ impl Session {
                     Failure::Cut | Failure::ClientBody => Outcome::Cut,
                 };
                 let verdict = verdict::classify(&outcome, clock::wall());
-                return self.judged(turn, lease, &verdict).await;
+                return self.judged(turn, lease, verdict, false).await;
             },
             Err(_elapsed) => {
                 let verdict = verdict::classify(&Outcome::HeadTimeout, clock::wall());
-                return self.judged(turn, lease, &verdict).await;
+                return self.judged(turn, lease, verdict, false).await;
             },
         };
         let (status, fields) = (response.status(), response.headers());
@@ -108,18 +107,18 @@ impl Session {
         {
             stream.begin_with(event);
         }
-        let limit = proxy.config.head_timeout;
-        let mut flow = Flow::new(&proxy.sockets, &account, &mut turn.trace, limit, turn.chances);
+        let patience = turn.patience(&proxy.config);
+        let mut flow = Flow::new(&proxy.sockets, &account, &mut turn.trace, patience);
         let ended = flow.run(local, Source::Http(&mut stream), &mut self.next).await;
-        let sniffer = flow.sniffer;
+        let heard = flow.heard;
         if matches!(ended, Ended::Final(_)) {
             stream.finish(&proxy.upstream);
         }
-        self.settle(turn, lease, ended, sniffer).await
+        self.settle(turn, lease, ended, heard).await
     }
 
     /// Answers a prewarm that would only cost a request over HTTP: its turn brings its input along.
-    async fn warmed(&mut self, local: &mut Socket, turn: &Turn) -> Step {
+    pub(super) async fn warmed(&mut self, local: &mut Socket, turn: &Turn) -> Step {
         let number = self.proxy.sockets.serial.fetch_add(1, Ordering::Relaxed);
         let id = format!("resp_cma_{number}");
         let Some(input) = frame::input(&turn.frame) else {
@@ -135,16 +134,12 @@ impl Session {
     }
 
     /// The head of the HTTP request that stands for a frame.
-    fn http_head(&self, turn: &Turn, account: &AccountId, inside: &HeaderMap) -> HeaderMap {
+    fn http_head(&self, inside: &HeaderMap) -> HeaderMap {
         let mut head = self.head.clone();
         // Only the handshake has it (observed, 0.169.0).
         head.remove("openai-beta");
         for (name, value) in inside {
             head.insert(name, value.clone());
-        }
-        let state = turn.create.turn_state();
-        if state.is_some_and(|state| !self.proxy.sockets.gave_state(state, account)) {
-            head.remove(frame::TURN_STATE);
         }
         head.insert(header::ACCEPT, HeaderValue::from_static("text/event-stream"));
         head.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     clock,
     proxy::{
+        held::Bounds,
         sniff::Sniffer,
         trace::{Trace, millis},
     },
@@ -24,6 +25,7 @@ use cma_core::{
     verdict::{self, Act, Outcome, Verdict},
 };
 use futures_util::{Sink as _, SinkExt as _, Stream as _};
+use http::HeaderValue;
 use std::{
     pin::Pin,
     task::{Context, Poll},
@@ -32,25 +34,26 @@ use std::{
 use tokio::time::{Instant, Sleep};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
-/// How long a beginning is held back from its first event on. The CLI shows nothing for what is held,
-/// and its own idle time is 300 s (0.169.0, observed).
-const HOLD: Duration = Duration::from_secs(20);
-/// Silence within the hold after which another attempt begins, once in a turn.
-const HOLD_SILENCE: Duration = Duration::from_secs(15);
-/// How much of it: a preamble is a few kilobytes.
-const HOLD_BYTES: usize = 64 * 1024;
-/// Silence after the hold that breaks the stream: the CLI's own idle limit.
-const STALL: Duration = Duration::from_secs(300);
 /// A client that takes nothing for this long has gone.
 const BLOCKED: Duration = Duration::from_secs(300);
 
-/// What may still be tried in place of an attempt that shows nothing.
+/// How long an attempt is waited for.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Chances {
-    /// To send the request without what another workspace sealed.
-    pub(super) unsealed: bool,
-    /// Not to wait for one that began and fell silent.
-    pub(super) silence: bool,
+pub(super) struct Patience {
+    /// For its first event.
+    pub(super) first: Duration,
+    /// For the first part of its answer, while its beginning is held back.
+    pub(super) hold: Bounds,
+    /// For more, once something was shown.
+    pub(super) stall: Duration,
+}
+
+/// What an attempt said.
+#[derive(Debug)]
+pub(super) struct Heard {
+    pub(super) sniffer: Sniffer,
+    /// The turn state that it gave.
+    pub(super) state: Option<HeaderValue>,
 }
 
 /// Where an attempt's events come from.
@@ -78,8 +81,8 @@ pub(super) enum Ended {
     Hidden(Verdict, Option<(Utf8Bytes, Fault)>),
     /// Nothing was shown, and nothing more came.
     Silent,
-    /// Nothing was shown, and upstream can't read what another workspace sealed.
-    Foreign,
+    /// Nothing was shown, and upstream can't read something sealed. With the frame that said so.
+    Foreign(Utf8Bytes, Fault),
     /// It broke off after something was shown.
     Broken(&'static str),
     /// Nobody listens any more.
@@ -92,7 +95,7 @@ pub(super) struct Flow<'a> {
     pub(super) sockets: &'a Sockets,
     pub(super) account: &'a AccountId,
     pub(super) trace: &'a mut Trace,
-    pub(super) sniffer: Sniffer,
+    pub(super) heard: Heard,
     held: Vec<Utf8Bytes>,
     held_bytes: usize,
     shown: bool,
@@ -102,26 +105,25 @@ pub(super) struct Flow<'a> {
     /// When the first event came.
     begun: Option<Instant>,
     last: Instant,
-    first_event: Duration,
-    chances: Chances,
+    patience: Patience,
     wake: Pin<Box<Sleep>>,
 }
 
 impl<'a> Flow<'a> {
-    /// `first_event` is the time for the first event.
     pub(super) fn new(
         sockets: &'a Sockets,
         account: &'a AccountId,
         trace: &'a mut Trace,
-        first_event: Duration,
-        chances: Chances,
+        patience: Patience,
     ) -> Self {
         let now = Instant::now();
+        let hold = patience.hold.silence.unwrap_or(patience.hold.time).min(patience.hold.time);
+        let soonest = patience.first.min(hold);
         Self {
             sockets,
             account,
             trace,
-            sniffer: Sniffer::new(clock::wall()),
+            heard: Heard { sniffer: Sniffer::new(clock::wall()), state: None },
             held: Vec::new(),
             held_bytes: 0,
             shown: false,
@@ -129,9 +131,8 @@ impl<'a> Flow<'a> {
             sent: now,
             begun: None,
             last: now,
-            first_event,
-            chances,
-            wake: Box::pin(tokio::time::sleep_until(now + first_event.min(HOLD_SILENCE))),
+            patience,
+            wake: Box::pin(tokio::time::sleep_until(now + soonest)),
         }
     }
 
@@ -217,13 +218,16 @@ impl<'a> Flow<'a> {
             },
             Kind::Metadata => {
                 let headers = event::metadata(text.as_bytes());
-                if let Some(state) = headers.get(frame::TURN_STATE).and_then(|v| v.to_str().ok()) {
-                    self.sockets.note_state(state, self.account);
+                if let Some(state) = headers.get(frame::TURN_STATE) {
+                    if let Ok(state) = state.to_str() {
+                        self.sockets.note_state(state, self.account);
+                    }
+                    self.heard.state = Some(state.clone());
                 }
             },
             _ if kind == Kind::Limits || kind.is_final() => {
                 for part in [b"data:".as_slice(), text.as_bytes(), b"\n"] {
-                    self.sniffer.feed(part);
+                    self.heard.sniffer.feed(part);
                 }
             },
             _ => {},
@@ -231,15 +235,17 @@ impl<'a> Flow<'a> {
         let fault = kind.is_fault().then(|| Fault::read(text.as_bytes()));
         if !self.shown {
             self.begun.get_or_insert(self.last);
-            if kind.is_before_the_answer() && self.held_bytes + text.len() <= HOLD_BYTES {
+            if kind.is_before_the_answer()
+                && self.held_bytes + text.len() <= self.patience.hold.bytes
+            {
                 self.held_bytes += text.len();
                 self.held.push(text);
                 return None;
             }
             if let Some(fault) = &fault {
                 let verdict = fault.verdict(clock::wall());
-                if self.chances.unsealed && frame::is_foreign(text.as_bytes()) {
-                    return Some(Ended::Foreign);
+                if frame::is_foreign(text.as_bytes()) {
+                    return Some(Ended::Foreign(text, fault.clone()));
                 }
                 if verdict.act != Act::Deliver {
                     return Some(Ended::Hidden(verdict, Some((text, fault.clone()))));
@@ -274,11 +280,12 @@ impl<'a> Flow<'a> {
     fn clocked(&mut self, local: &mut Socket, context: &mut Context<'_>) -> Poll<Ended> {
         while self.wake.as_mut().poll(context).is_ready() {
             let now = Instant::now();
-            let due = match self.begun {
-                _ if self.shown => self.last + if self.dirty { BLOCKED } else { STALL },
-                Some(begun) if self.chances.silence => (begun + HOLD).min(self.last + HOLD_SILENCE),
-                Some(begun) => begun + HOLD,
-                None => self.sent + self.first_event,
+            let Patience { first, hold, stall } = self.patience;
+            let due = match (self.begun, hold.silence) {
+                _ if self.shown => self.last + if self.dirty { BLOCKED } else { stall },
+                (Some(begun), Some(silence)) => (begun + hold.time).min(self.last + silence),
+                (Some(begun), None) => begun + hold.time,
+                (None, _) => self.sent + first,
             };
             if now < due {
                 self.wake.as_mut().reset(due);
@@ -293,7 +300,7 @@ impl<'a> Flow<'a> {
                 let silent = verdict::classify(&Outcome::HeadTimeout, clock::wall());
                 return Poll::Ready(Ended::Hidden(silent, None));
             }
-            if self.chances.silence && self.last.elapsed() >= HOLD_SILENCE {
+            if hold.silence.is_some_and(|silence| self.last.elapsed() >= silence) {
                 return Poll::Ready(Ended::Silent);
             }
             if self.show(local) {

@@ -5,7 +5,7 @@
 //! every other field as it stands, and its place.
 
 use bytes::Bytes;
-use cma_core::bound::{self, Leave, Without};
+use cma_core::bound;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body_util::BodyExt as _;
 use serde::{
@@ -44,6 +44,10 @@ pub(super) struct Create {
 struct Metadata {
     #[serde(rename = "x-codex-turn-state")]
     turn_state: Option<String>,
+    #[serde(rename = "x-codex-turn-metadata")]
+    turn: Option<String>,
+    session_id: Option<String>,
+    thread_id: Option<String>,
 }
 
 impl Create {
@@ -65,6 +69,29 @@ impl Create {
     /// The sticky token it carries.
     pub(super) fn turn_state(&self) -> Option<&str> {
         self.client_metadata.as_ref()?.turn_state.as_deref()
+    }
+
+    /// What says of which thread and turn it is, as a request's headers would: the handshake's, and
+    /// what the frame itself says since then.
+    pub(super) fn names(&self, handshake: &HeaderMap) -> HeaderMap {
+        let said = self.client_metadata.as_ref();
+        let [session, thread, turn] = match said {
+            Some(said) => [&said.session_id, &said.thread_id, &said.turn],
+            None => [&None; 3],
+        };
+        let mut names = HeaderMap::with_capacity(4);
+        for (name, value) in
+            [("session-id", session), ("thread-id", thread), ("x-codex-turn-metadata", turn)]
+        {
+            let value = value.as_deref().and_then(|value| HeaderValue::from_str(value).ok());
+            if let Some(value) = value.or_else(|| handshake.get(name).cloned()) {
+                names.insert(HeaderName::from_static(name), value);
+            }
+        }
+        if let Some(state) = self.turn_state().and_then(|state| HeaderValue::from_str(state).ok()) {
+            names.insert(HeaderName::from_static(TURN_STATE), state);
+        }
+        names
     }
 }
 
@@ -126,22 +153,20 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The frame without its turn state. `None` when it can't be read, which the caller has ruled out.
-pub(super) fn without_turn_state(text: &str) -> Option<Utf8Bytes> {
+/// The frame with another turn state, or without its own. `None` when it can't be read, which the
+/// caller has ruled out.
+pub(super) fn with_turn_state(text: &str, state: Option<&str>) -> Option<Utf8Bytes> {
     let fields = Fields::read(text)?;
     let metadata = Fields::read(fields.get("client_metadata")?)?;
-    let metadata = metadata.write(|name| name == TURN_STATE, |_| None);
+    let metadata = metadata.write(
+        |name| name == TURN_STATE && state.is_none(),
+        |name| {
+            state.filter(|_state| name == TURN_STATE).map(|state| Value::from(state).to_string())
+        },
+    );
     let edited =
         fields.write(|_| false, |name| (name == "client_metadata").then(|| metadata.clone()));
     Some(edited.into())
-}
-
-/// The frame without the reasoning that another workspace sealed; `None` when there is none in it.
-pub(super) fn without_reasoning(text: &str) -> Option<Utf8Bytes> {
-    let without = Without { reasoning: Leave::All, ..Without::default() };
-    let stripped = bound::strip(text.as_bytes(), &without).ok()?;
-    let some = stripped.dropped.reasoning > 0;
-    some.then(|| String::from_utf8(stripped.json).ok()).flatten().map(Utf8Bytes::from)
 }
 
 /// Whether an error, as a frame or a body, says that upstream can't read something sealed.

@@ -7,7 +7,6 @@ use super::{
 use crate::{
     app::Phase,
     clock,
-    project::Bounds,
     proxy::{Proxy, keys::Launch},
 };
 use cma_core::{
@@ -46,7 +45,8 @@ pub(super) struct Session {
     pub(super) proxy: Arc<Proxy>,
     /// The handshake's headers, ready to be signed.
     pub(super) head: HeaderMap,
-    pub(super) bounds: Bounds,
+    /// What opened it.
+    pub(super) launch: Launch,
     pub(super) name: Option<Arc<str>>,
     pub(super) link: Option<Link>,
     pub(super) warm: Option<Warm>,
@@ -72,15 +72,7 @@ impl Session {
     pub(super) fn new(proxy: Arc<Proxy>, launch: &Launch, head: HeaderMap) -> Self {
         let name = head.get("session-id").and_then(|value| value.to_str().ok());
         let name = name.filter(|name| !name.is_empty() && name.len() <= MAX_NAME).map(Arc::from);
-        Self {
-            proxy,
-            head,
-            bounds: launch.bounds.clone(),
-            name,
-            link: None,
-            warm: None,
-            next: None,
-        }
+        Self { proxy, head, launch: launch.clone(), name, link: None, warm: None, next: None }
     }
 
     /// Serves turns until either side has had enough.

@@ -5,7 +5,7 @@
 //! client is told so and sends everything again; the account is chosen anew then, with what was learned.
 
 use super::{
-    flow::{Chances, Ended, Flow, Source},
+    flow::{Ended, Flow, Heard, Patience, Source},
     frame::{self, Create},
     link::{Link, NoLink, Socket},
     session::{BROKEN, Leave, Session, say},
@@ -13,21 +13,29 @@ use super::{
 use crate::{
     actor::Lease,
     clock,
+    config::Config,
     proxy::{
+        Proxy, blame, books,
+        held::{self, Bounds},
+        moved::{Foreign, Ride},
         relay::Answer,
-        respond,
+        respond, shown,
         sniff::{End, Sniffer},
-        trace::Trace,
+        trace::{Trace, Traces},
     },
     trouble::Place,
     upstream::Failure,
     vault::Pass,
 };
+use bytes::Bytes;
 use cma_core::{
+    budget::Blocked,
+    cooldown::Cause,
     identity::AccountId,
     pool::{Refused, Release},
     quota,
     select::Need,
+    thread::TurnState,
     verdict::{self, Act, Mark, Outcome, Verdict},
 };
 use cma_proto::error::ErrorCode;
@@ -50,6 +58,12 @@ const BUDGET: Duration = Duration::from_secs(120);
 /// As for a turn over HTTP.
 const MAX_WAIT: Duration = Duration::from_secs(8);
 /// As for a turn over HTTP.
+const STATED_WAIT: Duration = Duration::from_secs(30);
+/// As for a turn over HTTP.
+const MAX_REFUSED: usize = 2;
+/// As for a turn over HTTP.
+const REFUSED_ROUNDS: u32 = 3;
+/// As for a turn over HTTP.
 const FIRST_PAUSE: Duration = Duration::from_millis(150);
 /// A handshake that takes longer is not worth waiting for while there is HTTP. The CLI gives up after
 /// 15 s (`websocket_connect_timeout_ms`, 0.169.0).
@@ -63,13 +77,25 @@ pub(super) struct Turn {
     pub(super) create: Create,
     need: Need,
     pub(super) trace: Trace,
+    ride: Ride,
+    /// Whether it compacts its thread.
+    compacts: bool,
+    /// How often an attempt's beginning was silent.
+    silences: u32,
     /// The account to renew and try once more after a 401.
     renewed: Option<AccountId>,
+    /// Accounts whose token was refused.
+    refused_by: Vec<AccountId>,
+    /// How often the host was found to refuse everybody's.
+    refused_rounds: u32,
+    /// Whether upstream stated how long to wait.
+    stated: bool,
+    /// The budget of an account that would have served.
+    over: Option<Blocked>,
     pauses: u32,
     /// Upstream's last error as a frame, and whether the CLI stops on it.
     last: Option<(Utf8Bytes, bool)>,
     last_reason: String,
-    pub(super) chances: Chances,
 }
 
 /// What an attempt leads to.
@@ -115,10 +141,35 @@ impl Turn {
         self.create.is_prewarm()
     }
 
-    /// Gives the account back with what was learned, and prepares the next attempt.
-    fn apply(&mut self, session: &Session, lease: Lease, verdict: &Verdict) -> Option<u32> {
+    /// Another attempt is on its way.
+    pub(super) fn sent(&mut self) {
+        self.trace.tried += 1;
+        if !self.prewarm() {
+            self.ride.count(&self.need, &self.trace);
+        }
+    }
+
+    /// How long an attempt is waited for.
+    pub(super) fn patience(&self, config: &Config) -> Patience {
+        Patience {
+            first: config.head_timeout,
+            hold: Bounds::of(&config.streams, self.compacts, self.silences),
+            stall: config.streams.stall,
+        }
+    }
+
+    /// Gives the account back with what was learned, and prepares the next attempt. Returns whether
+    /// that is to wait.
+    fn apply(&mut self, session: &Session, lease: Lease, verdict: Verdict, hosts: bool) -> bool {
         let account = lease.account.clone();
-        session.proxy.traces.retry(&mut self.trace, &account, &verdict.reason);
+        let proxy = &session.proxy;
+        let refused = (&mut self.refused_by, &mut self.refused_rounds);
+        let renewed = self.renewed.as_ref();
+        // What a prewarm meets, its turn meets again: it is counted once.
+        let hosts = hosts && !self.create.is_prewarm();
+        let verdict = blame::weighed(proxy, refused, renewed, &account, verdict, hosts);
+        self.stated |= matches!(verdict.mark, Mark::Cool(Cause::Throttled(Some(_))));
+        proxy.traces.retry(&mut self.trace, &account, &verdict.reason);
         self.last_reason.clone_from(&verdict.reason);
         let model = self.need.model.clone();
         lease.finish(Release { mark: verdict.mark.clone(), served: false, model });
@@ -134,9 +185,16 @@ impl Turn {
                 self.need.only = None;
                 self.need.exclude.push(account);
             },
-            Act::Wait => return Some(self.pauses),
+            Act::Wait => {
+                if self.refused_by.len() >= MAX_REFUSED {
+                    // None of the others is shown to a host that refuses tokens.
+                    self.need.exclude.clear();
+                    self.need.only = self.refused_by.first().cloned();
+                }
+                return true;
+            },
         }
-        None
+        false
     }
 
     async fn pause(&mut self) {
@@ -145,14 +203,30 @@ impl Turn {
     }
 
     /// Whether it is worth waiting for an account, after having waited.
-    async fn waited(&mut self, refused: &Refused) -> bool {
+    async fn waited(&mut self, proxy: &Proxy, refused: &Refused) -> bool {
+        let elapsed = self.trace.started.elapsed();
+        let left = if self.stated {
+            STATED_WAIT.min(BUDGET.saturating_sub(elapsed))
+        } else {
+            MAX_WAIT.saturating_sub(elapsed)
+        };
         let tried_only = !self.need.exclude.is_empty() || self.need.only.is_some();
-        let left = MAX_WAIT.saturating_sub(self.trace.started.elapsed());
         let soon = refused
             .retry_at
             .map(|at| Duration::from_millis(at.since(clock::wall()).millis()))
             .filter(|wait| *wait <= left);
-        if tried_only && refused.tried && !self.stops_here() {
+        if blame::blamed(proxy, &self.refused_by) {
+            return true;
+        }
+        if let Some(renewed) =
+            self.renewed.as_ref().filter(|id| self.need.only.as_ref() == Some(id))
+        {
+            proxy.health.settled(renewed);
+        }
+        if self.refused_by.len() >= MAX_REFUSED {
+            return false;
+        }
+        if tried_only && refused.tried && !self.stops_here() && !self.ride.is_stuck() {
             self.need.exclude.clear();
             self.need.only = None;
             self.pause().await;
@@ -165,16 +239,27 @@ impl Turn {
         true
     }
 
-    /// Leaves out what upstream can't read, for one more attempt with the same account.
-    fn unseal(&mut self, account: &AccountId) -> bool {
-        let fits = self.chances.unsealed && self.create.previous_response_id.is_none();
-        self.chances.unsealed = false;
-        let Some(frame) = fits.then(|| frame::without_reasoning(&self.frame)).flatten() else {
-            return false;
-        };
-        self.trace.attempts.push(format!("{account}: reasoning of another workspace left out"));
-        self.frame = frame;
-        self.need.only = Some(account.clone());
+    /// The frame with its bytes as they can be edited.
+    fn original(&self) -> Bytes {
+        Bytes::from(self.frame.clone())
+    }
+
+    /// Something sealed was refused: whether there is another attempt in that.
+    async fn unseals(&mut self, traces: &Traces, account: &AccountId) -> bool {
+        let original = self.original();
+        let next = self.ride.refused(&original).await;
+        match next {
+            Foreign::Theirs => return false,
+            Foreign::Again(reason) => {
+                traces.retry(&mut self.trace, account, &reason);
+                self.need.only = Some(account.clone());
+            },
+            Foreign::Elsewhere(reason) => {
+                traces.retry(&mut self.trace, account, &reason);
+                self.need.only = None;
+                self.need.exclude.push(account.clone());
+            },
+        }
         true
     }
 
@@ -194,30 +279,77 @@ impl Session {
     ) -> Result<(), Leave> {
         let proxy = Arc::clone(&self.proxy);
         let _active = Active::new(&proxy.traces.counters.active);
-        let mut turn = self.begin(frame, create);
+        let (mut turn, blocked) = self.begin(frame, create);
+        if let Some(blocked) = blocked {
+            return self.blocked(local, &mut turn, &blocked).await;
+        }
         loop {
-            if turn.trace.tried >= MAX_ATTEMPTS || turn.trace.started.elapsed() > BUDGET {
+            if turn.trace.tried >= MAX_ATTEMPTS
+                || turn.refused_rounds > REFUSED_ROUNDS
+                || turn.trace.started.elapsed() > BUDGET
+            {
                 return self.give_up(local, turn, None).await;
             }
-            let lease = match proxy.actor.select(turn.need.clone()).await {
-                Err(_gone) => return Err(Leave::Close(CloseCode::Restart, "the daemon stops")),
+            if let Some(pause) = proxy.health.waits() {
+                if turn.prewarm() {
+                    // Nobody waits for it: its turn brings its input along.
+                    return match self.warmed(local, &turn).await {
+                        Step::Say(frame) => say(local, frame).await,
+                        Step::Over(over) => over,
+                        Step::Again => Ok(()),
+                    };
+                }
+                if turn.last_reason.is_empty() {
+                    "the host fails for several accounts".clone_into(&mut turn.last_reason);
+                }
+                tokio::time::sleep(pause).await;
+                continue;
+            }
+            let mut lease = match proxy.actor.select(turn.need.clone()).await {
+                Err(_gone) => {
+                    books::again(&proxy, &mut turn.trace);
+                    return Err(Leave::Close(CloseCode::Restart, "the daemon stops"));
+                },
                 Ok(Ok(lease)) => lease,
-                Ok(Err(refused)) => {
-                    if Box::pin(turn.waited(&refused)).await {
-                        continue;
-                    }
-                    return self.give_up(local, turn, Some(&refused)).await;
+                Ok(Err(refused)) => match turn.over.take() {
+                    Some(blocked) if turn.trace.tried == 0 => {
+                        return self.blocked(local, &mut turn, &blocked).await;
+                    },
+                    Some(_over) => return self.give_up(local, turn, Some(&refused)).await,
+                    None if Box::pin(turn.waited(&proxy, &refused)).await => continue,
+                    None => return self.give_up(local, turn, Some(&refused)).await,
                 },
             };
+            if let Err(blocked) = books::with(&turn.trace, &lease.account) {
+                turn.need.exclude.push(lease.account.clone());
+                turn.over = Some(blocked);
+                continue;
+            }
+            turn.trace.choice = lease.choice.take();
             match self.attempt(local, &mut turn, lease).await {
                 Step::Again => {},
-                Step::Say(frame) => return say(local, frame).await,
+                Step::Say(frame) => {
+                    books::again(&proxy, &mut turn.trace);
+                    return say(local, frame).await;
+                },
                 Step::Over(over) => return over,
             }
         }
     }
 
-    fn begin(&mut self, frame: Utf8Bytes, create: Create) -> Turn {
+    /// Says which budget keeps a turn out.
+    async fn blocked(
+        &mut self,
+        local: &mut Socket,
+        turn: &mut Turn,
+        blocked: &Blocked,
+    ) -> Result<(), Leave> {
+        let line = books::refused(&self.proxy, &mut turn.trace, blocked);
+        say(local, frame::stop(&line)).await
+    }
+
+    /// Takes a turn in, with the budget that keeps it out if there is one.
+    fn begin(&mut self, frame: Utf8Bytes, create: Create) -> (Turn, Option<Blocked>) {
         let (mut frame, mut create) = (frame, create);
         // A prewarm that was answered here is sent with its turn.
         if let Some(warm) = self.warm.take()
@@ -228,20 +360,36 @@ impl Session {
             create.previous_response_id = None;
         }
         let model = create.model.as_deref().map(Arc::from);
-        let need =
-            Need { session: self.bounds.session(self.name.as_ref()), model, ..self.bounds.need() };
-        let trace = self.proxy.traces.begin(self.name.clone(), need.model.clone());
-        Turn {
+        let bounds = &self.launch.bounds;
+        let mut need = Need { session: bounds.session(self.name.as_ref()), model, ..bounds.need() };
+        let mut trace = self.proxy.traces.begin(self.name.clone(), need.model.clone());
+        // A prewarm is no turn.
+        let mut open = || books::open(&self.proxy, &mut trace, &self.launch).err();
+        let blocked = if create.is_prewarm() { None } else { open() };
+        let names = create.names(&self.head);
+        let known = &self.proxy.traces.threads;
+        let mut ride = Ride::read(known, bounds, &names, &mut need, &mut trace);
+        if create.previous_response_id.is_some() {
+            ride.goes_on();
+        }
+        let turn = Turn {
             frame,
             create,
             need,
             trace,
+            ride,
+            compacts: held::is_compaction(&names),
+            silences: 0,
             renewed: None,
+            refused_by: Vec::new(),
+            refused_rounds: 0,
+            stated: false,
+            over: None,
             pauses: 0,
             last: None,
             last_reason: String::new(),
-            chances: Chances { unsealed: true, silence: true },
-        }
+        };
+        (turn, blocked)
     }
 
     async fn attempt(&mut self, local: &mut Socket, turn: &mut Turn, lease: Lease) -> Step {
@@ -260,6 +408,11 @@ impl Session {
         {
             tracing::debug!(request = %turn.trace.id, account = %account, "asks for the whole input");
             return Step::Say(frame::previous_not_found(previous));
+        }
+        let original = turn.original();
+        if !turn.ride.board(&self.proxy, &account, &pass, &original, &turn.need).await {
+            turn.need.exclude.push(account);
+            return Step::Again;
         }
         match self.way(turn, lease, pass).await {
             Way::Link(lease) => self.over_link(local, turn, lease).await,
@@ -309,8 +462,9 @@ impl Session {
                 let verdict = verdict::classify(&Outcome::ConnectFailed, now);
                 let reason = format!("{}: {why}", verdict.reason);
                 self.proxy.roster.troubles().met(Place::Backend, &reason);
-                turn.trace.tried += 1;
-                return Way::Step(self.judged(turn, lease, &Verdict { reason, ..verdict }).await);
+                turn.sent();
+                let verdict = Verdict { reason, ..verdict };
+                return Way::Step(self.judged(turn, lease, verdict, false).await);
             },
             NoLink::Failed(why) => {
                 tracing::debug!(request = %turn.trace.id, ?why, "websocket handshake failed");
@@ -332,7 +486,7 @@ impl Session {
             403 if json.is_none() => fail(false),
             500..=599 => fail(false),
             _ => {
-                turn.trace.tried += 1;
+                turn.sent();
                 return Way::Step(self.refused(turn, lease, &parts, &bytes).await);
             },
         }
@@ -358,7 +512,7 @@ impl Session {
         let verdict = verdict::classify(&outcome, clock::wall());
         if page {
             self.proxy.roster.troubles().met(Place::Backend, &verdict.reason);
-            return self.judged(turn, lease, &verdict).await;
+            return self.judged(turn, lease, verdict, false).await;
         }
         let stops = verdict::stops_the_cli(parts.status, json.as_ref());
         let frame = match parts.status {
@@ -366,25 +520,50 @@ impl Session {
             StatusCode::BAD_REQUEST => frame::stop(String::from_utf8_lossy(bytes).trim()),
             status => frame::wrap(status.as_u16(), &parts.headers, bytes),
         };
-        if frame::is_foreign(bytes) && turn.unseal(&lease.account) {
-            return Step::Again;
+        if frame::is_foreign(bytes) {
+            return self.foreign(turn, lease, frame, &verdict).await;
         }
         if verdict.act == Act::Deliver {
             self.ended(turn, lease, parts.status.as_u16(), &verdict, Sniffer::new(clock::wall()));
             return Step::Say(frame);
         }
         turn.last = Some((frame, stops));
-        self.judged(turn, lease, &verdict).await
+        self.judged(turn, lease, verdict, parts.status.is_server_error()).await
     }
 
-    /// Applies a verdict on an attempt that showed nothing.
+    /// Upstream can't read something sealed, and said so by that frame.
+    async fn foreign(
+        &mut self,
+        turn: &mut Turn,
+        lease: Lease,
+        said: Utf8Bytes,
+        verdict: &Verdict,
+    ) -> Step {
+        let proxy = Arc::clone(&self.proxy);
+        let again = turn.unseals(&proxy.traces, &lease.account).await;
+        match &turn.create.previous_response_id {
+            // It can't be sent again as it is; what comes with everything meets what was learned.
+            Some(previous) => Step::Say(frame::previous_not_found(previous)),
+            None if again => Step::Again,
+            None => {
+                let verdict = Verdict { mark: Mark::Fine, ..verdict.clone() };
+                let status = StatusCode::BAD_REQUEST.as_u16();
+                self.ended(turn, lease, status, &verdict, Sniffer::new(clock::wall()));
+                Step::Say(said)
+            },
+        }
+    }
+
+    /// Applies a verdict on an attempt that showed nothing. `hosts` says that the failure is one of
+    /// the host's.
     pub(super) async fn judged(
         &mut self,
         turn: &mut Turn,
         lease: Lease,
-        verdict: &Verdict,
+        verdict: Verdict,
+        hosts: bool,
     ) -> Step {
-        if turn.apply(self, lease, verdict).is_some() {
+        if turn.apply(self, lease, verdict, hosts) {
             turn.pause().await;
         }
         match &turn.create.previous_response_id {
@@ -397,12 +576,13 @@ impl Session {
     async fn over_link(&mut self, local: &mut Socket, turn: &mut Turn, lease: Lease) -> Step {
         let frame = self.signed(turn, &lease.account);
         let Some(link) = &mut self.link else { return Step::Again };
-        turn.trace.tried += 1;
+        turn.sent();
         let proxy = Arc::clone(&self.proxy);
         let limit = proxy.config.head_timeout;
         let sent = tokio::time::timeout(patience(limit, frame.len()), link.send(frame)).await;
         let account = lease.account.clone();
-        let mut flow = Flow::new(&proxy.sockets, &account, &mut turn.trace, limit, turn.chances);
+        let patience = turn.patience(&proxy.config);
+        let mut flow = Flow::new(&proxy.sockets, &account, &mut turn.trace, patience);
         let ended = match sent {
             Ok(Ok(())) => flow.run(local, Source::Link(link), &mut self.next).await,
             Ok(Err(_)) | Err(_) => {
@@ -410,14 +590,14 @@ impl Session {
                 Ended::Hidden(cut, None)
             },
         };
-        let sniffer = flow.sniffer;
+        let heard = flow.heard;
         if matches!(ended, Ended::Final(None)) {
             link.has_history = true;
         } else if let Some(link) = self.link.take() {
             // What runs on it is nobody's any more.
             link.close().await;
         }
-        self.settle(turn, lease, ended, sniffer).await
+        self.settle(turn, lease, ended, heard).await
     }
 
     /// Draws the consequences of an attempt's end.
@@ -426,15 +606,23 @@ impl Session {
         turn: &mut Turn,
         lease: Lease,
         ended: Ended,
-        sniffer: Sniffer,
+        heard: Heard,
     ) -> Step {
+        let Heard { sniffer, state } = heard;
         turn.trace.account = Some(lease.account.clone());
+        if turn.trace.first_byte_ms.is_some() && !turn.prewarm() {
+            turn.ride.shown(&self.proxy, state.as_ref(), &mut turn.trace);
+        }
         let fine =
             |mark, reason: &str| Verdict { act: Act::Deliver, mark, reason: reason.to_owned() };
         match ended {
             Ended::Final(fault) => {
                 let verdict = match &fault {
-                    None => fine(Mark::Fine, ""),
+                    None => {
+                        self.proxy.roster.troubles().gone(Place::Backend);
+                        blame::served(&self.proxy, &lease.account);
+                        fine(Mark::Fine, "")
+                    },
                     Some(fault) => {
                         lease.quota_seen(fault.windows(clock::wall()));
                         fault.verdict(clock::wall())
@@ -444,30 +632,23 @@ impl Session {
                 Step::Over(Ok(()))
             },
             Ended::Hidden(verdict, said) => {
+                let hosts = said.as_ref().is_some_and(|(_frame, fault)| fault.is_hosts());
                 if let Some((frame, fault)) = said {
                     lease.quota_seen(fault.windows(clock::wall()));
                     turn.last = Some((frame, fault.stops_the_cli()));
                 }
                 lease.quota_seen(sniffer.said().windows);
-                self.judged(turn, lease, &verdict).await
+                self.judged(turn, lease, verdict, hosts).await
             },
             Ended::Silent => {
-                turn.chances.silence = false;
+                turn.silences += 1;
                 let silent = verdict::classify(&Outcome::HeadTimeout, clock::wall());
                 let reason = "it began and fell silent".to_owned();
-                self.judged(turn, lease, &Verdict { reason, ..silent }).await
+                self.judged(turn, lease, Verdict { reason, ..silent }, false).await
             },
-            Ended::Foreign => {
-                let account = lease.account.clone();
-                drop(lease);
-                if !turn.unseal(&account) {
-                    // The next attempt shows what upstream says.
-                    turn.need.only = Some(account);
-                }
-                match &turn.create.previous_response_id {
-                    Some(previous) => Step::Say(frame::previous_not_found(previous)),
-                    None => Step::Again,
-                }
+            Ended::Foreign(said, fault) => {
+                let verdict = fault.verdict(clock::wall());
+                self.foreign(turn, lease, said, &verdict).await
             },
             Ended::Broken(why) => {
                 turn.trace.attempts.push(format!("{}: {why}", lease.account));
@@ -501,6 +682,10 @@ impl Session {
         turn.trace.account = Some(lease.account.clone());
         turn.trace.status = status;
         turn.trace.usage = said.usage;
+        turn.trace.model = turn.trace.model.take().or(said.model);
+        if !turn.prewarm() {
+            shown::warmed(&lease, &turn.trace);
+        }
         if !verdict.reason.is_empty() && outcome != "cut" {
             turn.trace.attempts.push(format!("{}: {}", lease.account, verdict.reason));
         }
@@ -527,6 +712,7 @@ impl Session {
         refused: Option<&Refused>,
     ) -> Result<(), Leave> {
         let ours: Answer = match refused {
+            Some(refused) if turn.ride.is_stuck() => turn.ride.stuck(&self.proxy, refused),
             Some(refused) if refused.retry_at.is_some() && refused.quota => {
                 respond::refused(refused)
             },
@@ -553,13 +739,21 @@ impl Session {
         say(local, frame::wrapped(ours).await).await
     }
 
-    /// The turn's frame for an account: without a turn state that another one gave.
-    fn signed(&self, turn: &Turn, account: &AccountId) -> Utf8Bytes {
-        let foreign = turn
-            .create
-            .turn_state()
-            .is_some_and(|state| !self.proxy.sockets.gave_state(state, account));
-        let edited = foreign.then(|| frame::without_turn_state(&turn.frame)).flatten();
-        edited.unwrap_or_else(|| turn.frame.clone())
+    /// The turn's frame for an account: without what only another one can read, and with a turn state
+    /// of its own if any.
+    pub(super) fn signed(&self, turn: &Turn, account: &AccountId) -> Utf8Bytes {
+        let edited = turn.ride.frame().and_then(|bytes| Utf8Bytes::try_from(bytes.clone()).ok());
+        let frame = edited.unwrap_or_else(|| turn.frame.clone());
+        let Some(shown) = turn.create.turn_state() else { return frame };
+        let edited = match turn.ride.turn_state() {
+            Some(TurnState::Own(state)) => {
+                let own = state.to_str().ok();
+                (own != Some(shown)).then(|| frame::with_turn_state(&frame, own)).flatten()
+            },
+            Some(TurnState::Shown) => None,
+            None if self.proxy.sockets.gave_state(shown, account) => None,
+            Some(TurnState::Drop) | None => frame::with_turn_state(&frame, None),
+        };
+        edited.unwrap_or(frame)
     }
 }

@@ -31,9 +31,31 @@ fn a_frame_is_read_for_what_a_turn_needs() {
 
 #[test]
 fn a_turn_state_leaves_and_nothing_else() {
-    let edited = without_turn_state(FRAME).unwrap();
+    let edited = with_turn_state(FRAME, None).unwrap();
     let wanted = FRAME.replace(r#""x-codex-turn-state":"state","#, "");
     assert_eq!(edited.as_str(), wanted, "every other byte and its place");
+    let edited = with_turn_state(FRAME, Some("another")).unwrap();
+    assert_eq!(edited.as_str(), FRAME.replace(r#":"state""#, r#":"another""#));
+}
+
+#[test]
+fn a_frame_says_its_thread_and_turn_where_the_handshake_is_older() {
+    let mut handshake = HeaderMap::new();
+    for name in ["session-id", "thread-id", "x-codex-turn-metadata", "version"] {
+        handshake.insert(name, HeaderValue::from_static("handshake"));
+    }
+    let text = FRAME.replace(r#""turn_id":"t""#, r#""thread_id":"t-2""#);
+    let names = Create::read(&text).unwrap().names(&handshake);
+    let wanted = [
+        ("session-id", "handshake"),
+        ("thread-id", "t-2"),
+        ("x-codex-turn-metadata", "{\"a\": 1}"),
+        (TURN_STATE, "state"),
+    ];
+    assert_eq!(names.len(), wanted.len());
+    for (name, value) in wanted {
+        assert_eq!(names[name], value, "{name}");
+    }
 }
 
 #[test]
@@ -98,7 +120,7 @@ fn answers_become_frames() {
 proptest! {
     #[test]
     fn any_text_does_no_harm(text in "\\PC{0,200}") {
-        drop((Create::read(&text), without_turn_state(&text), to_http(&text), input(&text)));
+        drop((Create::read(&text), with_turn_state(&text, None), to_http(&text), input(&text)));
         drop((whole(&text, &text), wrap(400, &HeaderMap::new(), text.as_bytes())));
     }
 
@@ -106,7 +128,7 @@ proptest! {
     fn any_damage_to_a_frame_does_no_harm(at in 0..FRAME.len(), with in "[\\x20-\\x7e]{0,4}", cut in 0..40_usize) {
         let end = (at + cut).min(FRAME.len());
         let text = format!("{}{with}{}", &FRAME[..at], &FRAME[end..]);
-        if let Some(edited) = without_turn_state(&text) {
+        if let Some(edited) = with_turn_state(&text, None) {
             prop_assert!(value(&edited)["client_metadata"].get(TURN_STATE).is_none());
         }
         if let Some((body, _headers)) = to_http(&text) {
