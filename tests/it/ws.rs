@@ -611,7 +611,7 @@ fn what_another_workspace_sealed_is_left_out() {
         let route = if over_http { Route::Responses } else { Route::Frame };
         world.sim().fault(None, route, refusal, None);
         let told = socket.ask(&frame);
-        assert_eq!(told.last()["error"]["code"], "invalid_encrypted_content");
+        assert!(told.last().to_string().contains("invalid_encrypted_content"), "{:?}", told.0);
         world.assert_clean();
     }
 }

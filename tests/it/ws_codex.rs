@@ -145,12 +145,6 @@ fn a_limit_within_the_answer_costs_one_repetition_on_another_account() {
         Fault::CutMidStream { after: 6, by: Cut::CleanEnd },
     ] {
         let Some(world) = machine(&["a", "b"]) else { return };
-        world.sim().fault(
-            Some("a"),
-            Route::Frame,
-            Fault::StallMidStream { after: 99, pause: Duration::ZERO },
-            Some(1),
-        );
         world.sim().fault(Some("a"), Route::Frame, fault.clone(), Some(1));
         let ran = turn(&world).ok();
         assert!(ran.stdout.trim().starts_with("served by"), "{fault:?}: {}", ran.stderr);
