@@ -326,7 +326,7 @@ pub struct Choice {
     pub second: Option<(AccountId, Key)>,
     /// Accounts that could have served.
     pub able: u32,
-    /// Those that could not, the first [`REMEMBERED`] of them.
+    /// Those that could not, the first `REMEMBERED` of them.
     pub out: Box<[(AccountId, Excluded)]>,
     /// Tokens that the thread had cached, and with whom.
     pub warm: Option<(AccountId, u32)>,

@@ -1,8 +1,8 @@
 //! A week of threads over accounts with windows, in moments: which rule would have served how much.
 //!
 //! The pool that chooses here is the pool that chooses in the daemon, driven by a virtual clock; the
-//! rules of other programs are beside it as what they are known to do. What upstream does ([`upstream`])
-//! and what people do ([`traffic`]) is the same for all, and all of it follows from the seed.
+//! rules of other programs are beside it as what they are known to do. What upstream does (`upstream`)
+//! and what people do (`traffic`) is the same for all, and all of it follows from the seed.
 
 mod peers;
 mod rule;
