@@ -125,7 +125,10 @@ async fn connection(mut stream: TcpStream, answer: &[u8]) -> std::io::Result<()>
                     let mut out = String::new();
                     chunk(
                         &mut out,
-                        &format!("data: {{\"type\":\"response.output_text.delta\",\"sent\":\"{:020}\"}}\n\n", nanos()),
+                        &format!(
+                            "data: {{\"type\":\"response.output_text.delta\",\"sent\":\"{:020}\"}}\n\n",
+                            nanos()
+                        ),
                     );
                     stream.write_all(out.as_bytes()).await?;
                 }
