@@ -6,10 +6,14 @@
 
 use crate::vault::Pass;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use std::sync::Arc;
 
 const ACCOUNT: HeaderName = HeaderName::from_static("chatgpt-account-id");
 const FEDRAMP: HeaderName = HeaderName::from_static("x-openai-fedramp");
 const ROUTING: HeaderName = HeaderName::from_static("x-openai-account-routing-override");
+/// Header values taken as names are bounded.
+pub(crate) const MAX_NAME: usize = 256;
+
 /// Headers of one connection, not of the message; named by the protocol.
 fn hop_by_hop(name: &str) -> bool {
     matches!(
@@ -41,6 +45,19 @@ fn stays_here(name: &str) -> bool {
             | "x-openai-account-routing-override"
             | "x-openai-fedramp"
     ) || name.starts_with("x-cma-")
+}
+
+/// A header's value as a name; none when it is empty or too long for one.
+pub(crate) fn name(headers: &HeaderMap, header: &str) -> Option<Arc<str>> {
+    let value = headers.get(header)?.to_str().ok()?;
+    (!value.is_empty() && value.len() <= MAX_NAME).then(|| value.into())
+}
+
+/// The model that a request's routing hint names (Codex CLI 0.169.0, observed), without its body.
+pub(crate) fn model_hint(headers: &HeaderMap) -> Option<Arc<str>> {
+    let hint = headers.get("x-codex-routing-hint")?.to_str().ok()?;
+    let model = hint.split(';').find_map(|part| part.trim().strip_prefix("model="))?;
+    (model.len() <= MAX_NAME).then(|| model.into())
 }
 
 /// A client's headers made ready to be sent; [`sign`] adds whose they are.

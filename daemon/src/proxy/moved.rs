@@ -12,6 +12,7 @@
 use super::{
     Proxy,
     body::{REPLAY_LIMIT, Source, UpBody},
+    headers,
     relay::Answer,
     respond,
     trace::Trace,
@@ -36,8 +37,6 @@ use std::{borrow::Cow, io::Read as _, sync::Arc};
 const TURN_STATE: HeaderName = HeaderName::from_static("x-codex-turn-state");
 /// What a request says of itself, as JSON.
 const METADATA: &str = "x-codex-turn-metadata";
-/// Header values taken as names are bounded.
-const MAX_NAME: usize = 256;
 /// A body that unpacks to more than this is not edited: four times what is kept of one as it came.
 const MAX_UNPACKED: usize = 4 * REPLAY_LIMIT;
 /// The official CLI packs with zstd's own default.
@@ -165,7 +164,7 @@ impl Ride {
         need: &mut Need,
         trace: &mut Trace,
     ) -> Self {
-        let id = named(headers, "thread-id").or_else(|| trace.session.clone());
+        let id = headers::name(headers, "thread-id").or_else(|| trace.session.clone());
         let key = bounds.session(id.as_ref());
         let turn = turn(headers);
         need.thread.clone_from(&key);
@@ -492,12 +491,7 @@ fn unpacked(body: &[u8], packing: Packing) -> Option<Cow<'_, [u8]>> {
 fn turn(headers: &HeaderMap) -> Option<Arc<str>> {
     let metadata: Metadata<'_> = serde_json::from_slice(headers.get(METADATA)?.as_bytes()).ok()?;
     let turn = metadata.turn_id?;
-    (!turn.is_empty() && turn.len() <= MAX_NAME).then(|| Arc::from(&*turn))
-}
-
-fn named(headers: &HeaderMap, header: &str) -> Option<Arc<str>> {
-    let value = headers.get(header)?.to_str().ok()?;
-    (!value.is_empty() && value.len() <= MAX_NAME).then(|| value.into())
+    (!turn.is_empty() && turn.len() <= headers::MAX_NAME).then(|| Arc::from(&*turn))
 }
 
 fn name_of(proxy: &Proxy, id: &AccountId) -> String {
