@@ -330,7 +330,8 @@ fn an_errand_shows_a_host_that_refuses_tokens_two_accounts_at_most() {
     let shown: BTreeSet<_> =
         seen(&world, "/codex/alpha/search").into_iter().filter_map(|seen| seen.account).collect();
     assert!((1..=2).contains(&shown.len()), "{shown:?}");
-    let renewed = world.sim().stats().accounts.values().map(|one| one.refresh_requests).sum::<u64>();
+    let renewed =
+        world.sim().stats().accounts.values().map(|one| one.refresh_requests).sum::<u64>();
     assert!(renewed <= 2, "{renewed} renewals");
     world.sim().clear_faults();
     for name in ["a", "b", "c", "d"] {

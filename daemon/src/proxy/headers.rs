@@ -11,6 +11,15 @@ use std::sync::Arc;
 const ACCOUNT: HeaderName = HeaderName::from_static("chatgpt-account-id");
 const FEDRAMP: HeaderName = HeaderName::from_static("x-openai-fedramp");
 const ROUTING: HeaderName = HeaderName::from_static("x-openai-account-routing-override");
+/// A session of the CLI (0.169.0, observed, as are the next three). Made once: a name that is looked
+/// up as text is parsed each time.
+pub(crate) const SESSION: HeaderName = HeaderName::from_static("session-id");
+/// A thread within it.
+pub(crate) const THREAD: HeaderName = HeaderName::from_static("thread-id");
+/// What a turn says of itself, as JSON.
+pub(crate) const METADATA: HeaderName = HeaderName::from_static("x-codex-turn-metadata");
+const HINT: HeaderName = HeaderName::from_static("x-codex-routing-hint");
+
 /// Header values taken as names are bounded.
 pub(crate) const MAX_NAME: usize = 256;
 
@@ -48,14 +57,14 @@ fn stays_here(name: &str) -> bool {
 }
 
 /// A header's value as a name; none when it is empty or too long for one.
-pub(crate) fn name(headers: &HeaderMap, header: &str) -> Option<Arc<str>> {
+pub(crate) fn name(headers: &HeaderMap, header: &HeaderName) -> Option<Arc<str>> {
     let value = headers.get(header)?.to_str().ok()?;
     (!value.is_empty() && value.len() <= MAX_NAME).then(|| value.into())
 }
 
-/// The model that a request's routing hint names (Codex CLI 0.169.0, observed), without its body.
+/// The model that a request's routing hint names, so that its body needn't be read.
 pub(crate) fn model_hint(headers: &HeaderMap) -> Option<Arc<str>> {
-    let hint = headers.get("x-codex-routing-hint")?.to_str().ok()?;
+    let hint = headers.get(&HINT)?.to_str().ok()?;
     let model = hint.split(';').find_map(|part| part.trim().strip_prefix("model="))?;
     (model.len() <= MAX_NAME).then(|| model.into())
 }

@@ -35,8 +35,6 @@ use std::{borrow::Cow, io::Read as _, sync::Arc};
 
 /// Sticky within a turn, and to the account that gave it.
 const TURN_STATE: HeaderName = HeaderName::from_static("x-codex-turn-state");
-/// What a request says of itself, as JSON.
-const METADATA: &str = "x-codex-turn-metadata";
 /// A body that unpacks to more than this is not edited: four times what is kept of one as it came.
 const MAX_UNPACKED: usize = 4 * REPLAY_LIMIT;
 /// The official CLI packs with zstd's own default.
@@ -164,7 +162,7 @@ impl Ride {
         need: &mut Need,
         trace: &mut Trace,
     ) -> Self {
-        let id = headers::name(headers, "thread-id").or_else(|| trace.session.clone());
+        let id = headers::name(headers, &headers::THREAD).or_else(|| trace.session.clone());
         let key = bounds.session(id.as_ref());
         let turn = turn(headers);
         need.thread.clone_from(&key);
@@ -489,7 +487,8 @@ fn unpacked(body: &[u8], packing: Packing) -> Option<Cow<'_, [u8]>> {
 }
 
 fn turn(headers: &HeaderMap) -> Option<Arc<str>> {
-    let metadata: Metadata<'_> = serde_json::from_slice(headers.get(METADATA)?.as_bytes()).ok()?;
+    let metadata: Metadata<'_> =
+        serde_json::from_slice(headers.get(&headers::METADATA)?.as_bytes()).ok()?;
     let turn = metadata.turn_id?;
     (!turn.is_empty() && turn.len() <= headers::MAX_NAME).then(|| Arc::from(&*turn))
 }

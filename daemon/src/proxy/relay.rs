@@ -55,6 +55,8 @@ pub(crate) enum Out {
 pub(crate) struct Relay {
     /// What was held back, in its order; goes first.
     held: std::vec::IntoIter<Bytes>,
+    /// Upstream's connection broke behind what was held.
+    broken: Option<hyper::Error>,
     /// `None` once it was read to its end.
     body: Option<Driven>,
     ending: Option<Box<Ending>>,
@@ -129,11 +131,27 @@ pub(crate) async fn settle(mut ended: mpsc::UnboundedReceiver<Box<Ending>>, phas
 }
 
 impl Relay {
-    /// Passes an answer on; what goes down first is what was held of it.
-    pub(crate) fn new(body: Driven, held: Vec<Bytes>, ending: Ending) -> Self {
+    /// Passes an answer on of which nothing was read.
+    pub(crate) fn new(body: Driven, ending: Ending) -> Self {
+        Self::begun(body, (Vec::new(), None), ending)
+    }
+
+    /// Passes an answer on; what goes down first is what was held of it, and then, if the connection
+    /// broke behind that, the break.
+    pub(crate) fn begun(
+        body: Driven,
+        (held, broken): (Vec<Bytes>, Option<hyper::Error>),
+        ending: Ending,
+    ) -> Self {
         let stall = ending.accounts.proxy.config.streams.stall;
         let silence = ending.sniffer.is_some().then(|| Silence::new(stall));
-        Self { held: held.into_iter(), body: Some(body), ending: Some(Box::new(ending)), silence }
+        Self {
+            held: held.into_iter(),
+            broken,
+            body: Some(body),
+            ending: Some(Box::new(ending)),
+            silence,
+        }
     }
 
     fn whole(&mut self) {
@@ -228,6 +246,10 @@ impl Body for Relay {
             }
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
+        if let Some(broken) = this.broken.take() {
+            this.cut();
+            return Poll::Ready(Some(Err(broken.into())));
+        }
         let Some(body) = this.body.as_mut() else { return Poll::Ready(None) };
         match Pin::new(&mut *body).poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
@@ -261,7 +283,9 @@ impl Body for Relay {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.held.as_slice().is_empty() && self.body.as_ref().is_none_or(Body::is_end_stream)
+        self.held.as_slice().is_empty()
+            && self.broken.is_none()
+            && self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -279,7 +303,7 @@ impl Body for Relay {
 impl Drop for Relay {
     fn drop(&mut self) {
         // A body that is empty from the start is never polled.
-        if self.held.as_slice().is_empty() && self.body.as_ref().is_some_and(Body::is_end_stream) {
+        if self.body.is_some() && self.is_end_stream() {
             self.whole();
         } else if let Some(ending) = self.ending.take() {
             ending.accounts.abandon();

@@ -93,7 +93,7 @@ pub(crate) fn serve(
     if incoming.size_hint().lower() > BODY_LIMIT {
         return Box::pin(std::future::ready(respond::too_large()));
     }
-    let session = headers::name(&parts.headers, "session-id");
+    let session = headers::name(&parts.headers, &headers::SESSION);
     let model = headers::model_hint(&parts.headers);
     let compacts = begin::is_compaction(&parts.headers);
     let overhead = shown::Overhead::asked(&proxy, &parts.headers);
@@ -131,7 +131,8 @@ impl Turn {
                 self.course.wait_for_host(pause).await;
                 continue;
             }
-            let mut lease = match self.proxy.actor.select(self.course.need.clone()).await {
+            let select = self.proxy.actor.select(self.course.need.clone());
+            let mut lease = match self.source.stirred(select).await {
                 Err(_gone) => return respond::draining(),
                 Ok(Ok(lease)) => lease,
                 Ok(Err(refused)) => match self.course.over() {
@@ -183,6 +184,10 @@ impl Turn {
             return Step::Again;
         }
         let Some(body) = self.ride.body(&self.source) else {
+            if self.source.client_failed() {
+                drop(lease);
+                return Step::Again;
+            }
             return Step::Say(self.give_up_on(lease));
         };
         self.course.trace.tried += 1;
@@ -291,7 +296,7 @@ impl Turn {
     fn deliver(mut self, lease: Lease, ready: Ready, reason: &str) -> Answer {
         self.ride.delivered(&self.proxy, &ready.parts, &mut self.course.trace);
         let Self { proxy, course: Course { mut trace, .. }, overhead, .. } = self;
-        let Ready { mut parts, body, held, sniffer } = ready;
+        let Ready { mut parts, body, held, broken, sniffer } = ready;
         headers::downwards(&mut parts.headers);
         overhead.tell(&mut parts.headers, &trace, &lease.account);
         if parts.status.is_success() {
@@ -306,7 +311,10 @@ impl Turn {
         }
         proxy.traces.counters.active.fetch_add(1, Ordering::Relaxed);
         let ending = Ending { sniffer, accounts: Accounts { proxy, lease, trace } };
-        Response::from_parts(parts, Out::Relay(Box::new(Relay::new(body, held, ending))))
+        Response::from_parts(
+            parts,
+            Out::Relay(Box::new(Relay::begun(body, (held, broken), ending))),
+        )
     }
 
     fn request(&self, pass: &crate::vault::Pass, body: UpBody) -> Request<UpBody> {

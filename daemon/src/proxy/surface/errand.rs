@@ -68,8 +68,8 @@ pub(super) async fn serve(
         return respond::too_large();
     }
     let bounds = &launch.bounds;
-    let named = ["session-id", "thread-id"]
-        .into_iter()
+    let named = [headers::SESSION, headers::THREAD]
+        .iter()
         .find_map(|name| headers::name(&parts.headers, name));
     // Without a session: what upstream keeps stays where the launch's first one of that kind went.
     let own = || Some(format!("{}/{}", launch.name(), errand.family()?).into());
@@ -236,7 +236,7 @@ impl Run {
         proxy.traces.counters.active.fetch_add(1, Ordering::Relaxed);
         let accounts = Accounts { proxy, lease, trace: self.course.trace.clone() };
         let ending = Ending { sniffer: None, accounts };
-        Response::from_parts(parts, Out::Relay(Box::new(Relay::new(body, Vec::new(), ending))))
+        Response::from_parts(parts, Out::Relay(Box::new(Relay::new(body, ending))))
     }
 
     fn request(&self, pass: &Pass, body: UpBody) -> Request<UpBody> {

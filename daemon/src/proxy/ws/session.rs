@@ -68,7 +68,7 @@ const RESTART: Leave = Leave::Close(CloseCode::Restart, "the daemon restarts");
 
 impl Session {
     pub(super) fn new(proxy: Arc<Proxy>, launch: &Launch, head: HeaderMap) -> Self {
-        let name = headers::name(&head, "session-id");
+        let name = headers::name(&head, &headers::SESSION);
         Self { proxy, head, launch: launch.clone(), name, link: None, warm: None, next: None }
     }
 
