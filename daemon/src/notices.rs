@@ -110,7 +110,7 @@ async fn look(app: &App) -> Option<Vec<Seen>> {
                     known: !account.quota.windows().is_empty(),
                     out_until: match &state {
                         State::Cooling(_, until) => Some(*until),
-                        State::Ready => account.quota.full_until(now),
+                        State::Ready => account.quota.full_until(None, now),
                         _ => None,
                     },
                     state,

@@ -57,6 +57,8 @@ pub enum UsageRequest {
         accounts: Vec<String>,
         /// Those whose windows were seen within so many seconds are left out.
         stale_s: u64,
+        /// Send each a real request to this model, which spends quota, instead.
+        model: Option<String>,
     },
     /// How far that is. Answer: [`UsageReply::Probes`].
     ProbeShow,

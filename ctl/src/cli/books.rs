@@ -20,7 +20,7 @@ pub(crate) enum BooksCommand {
         #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3600))]
         every: u64,
     },
-    /// Ask upstream how far accounts are used; only its usage endpoint, which spends nothing
+    /// Ask upstream how far accounts are used; its usage endpoint, which spends nothing
     Probe {
         /// Index, e-mail, label, id or a unique prefix; all that are enabled when left out
         accounts: Vec<String>,
@@ -30,11 +30,14 @@ pub(crate) enum BooksCommand {
         /// Ask for all, however new what is known
         #[arg(long, conflicts_with = "stale")]
         force: bool,
+        /// Send each a real request to this model instead: it spends quota and begins windows
+        #[arg(long, value_name = "MODEL")]
+        probe_model: Option<String>,
         /// Only show the last probes, and those before
-        #[arg(long, conflicts_with_all = ["accounts", "force"])]
+        #[arg(long, conflicts_with_all = ["accounts", "force", "probe_model"])]
         show: bool,
         /// Ask no more accounts
-        #[arg(long, conflicts_with_all = ["accounts", "force", "show"])]
+        #[arg(long, conflicts_with_all = ["accounts", "force", "probe_model", "show"])]
         stop: bool,
     },
     /// Let a scraper read `/metrics` of the proxy

@@ -158,6 +158,9 @@ pub(crate) struct ForecastArgs {
     /// Ask upstream for every account's windows first; nothing is spent by that
     #[arg(long, short)]
     pub(crate) live: bool,
+    /// Send every account a real request to this model first: it spends quota and begins windows
+    #[arg(long, value_name = "MODEL", conflicts_with = "live")]
+    pub(crate) probe_model: Option<String>,
     /// For requests to this model
     #[arg(long, short, value_name = "MODEL")]
     pub(crate) model: Option<String>,

@@ -15,12 +15,14 @@ pub(super) fn books(
         BooksCommand::Usage(args) => usage::usage(context, &args, screen),
         BooksCommand::Budget(command) => budget::budget(context, command, screen),
         BooksCommand::Monitor { watch, every } => monitor::monitor(context, watch, every, screen),
-        BooksCommand::Probe { accounts, stale, force, show, stop } => {
+        BooksCommand::Probe { accounts, stale, force, probe_model, show, stop } => {
             let stale_s = if force { 0 } else { stale.saturating_mul(60) };
             let request = match (show, stop) {
                 (true, _) => UsageRequest::ProbeShow,
                 (_, true) => UsageRequest::ProbeStop,
-                (false, false) => UsageRequest::ProbeStart { accounts, stale_s },
+                (false, false) => {
+                    UsageRequest::ProbeStart { accounts, stale_s, model: probe_model }
+                },
             };
             probe::probe(context, request, screen)
         },

@@ -97,8 +97,8 @@ pub(super) async fn handle(app: &Arc<App>, request: UsageRequest) -> Result<Repl
             UsageReply::Token(MetricsToken { url, token: Secret(token), expires_at })
         },
         UsageRequest::NotifyTest => UsageReply::Notified(notices::test(app).await?),
-        UsageRequest::ProbeStart { accounts, stale_s } => {
-            super::probes::start(app, &accounts, stale_s).await?;
+        UsageRequest::ProbeStart { accounts, stale_s, model } => {
+            super::probes::start(app, &accounts, stale_s, model).await?;
             UsageReply::Probes(super::probes::shown(app).await?)
         },
         UsageRequest::ProbeShow => UsageReply::Probes(super::probes::shown(app).await?),

@@ -38,6 +38,7 @@ fn account(n: u32) -> Account {
         stuck: None,
         shaky: None,
         without: BTreeMap::new(),
+        limited: BTreeMap::new(),
         lists: None,
         unlisted: Vec::new(),
         refused_fresh: false,
@@ -51,6 +52,7 @@ fn account(n: u32) -> Account {
 fn used(percent: u32, place: Place, resets_in: Span) -> Window {
     Window {
         limit: MAIN_LIMIT.into(),
+        model: None,
         place,
         used_percent: f64::from(percent),
         minutes: Some(if place == Place::Primary { 300 } else { 10_080 }),

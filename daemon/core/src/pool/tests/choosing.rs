@@ -211,7 +211,7 @@ impl Desk {
         let one = self.pool.accounts().iter().find(|one| one.id == *account).expect("in the pool");
         prop_assert!(one.enabled && !one.terms.paused, "off or paused");
         prop_assert!(one.rest(self.now).is_none(), "resting");
-        prop_assert!(one.quota.full_until(self.now).is_none(), "full");
+        prop_assert!(one.quota.full_until(None, self.now).is_none(), "full");
         prop_assert!(one.terms.cap.is_none_or(|cap| one.in_flight <= cap), "over its cap");
         if let Some(forced) = self.pool.forced(self.now) {
             prop_assert!(forced.accounts.contains(account), "another one is forced");
@@ -323,6 +323,7 @@ impl Desk {
 pub(super) fn window(now: Now, used: u32, resets: u64) -> Window {
     Window {
         limit: MAIN_LIMIT.into(),
+        model: None,
         place: Place::Primary,
         used_percent: f64::from(used),
         minutes: Some(300),

@@ -211,6 +211,45 @@ fn a_quota_limit_holds_for_all_models_and_a_missing_model_for_that_one_alone() {
 }
 
 #[test]
+fn a_limit_of_one_model_moves_that_model_alone() {
+    let need = |model: &str| Need { model: Some(model.into()), ..Need::default() };
+    let served = |desk: &mut Desk, model: &str| -> BTreeSet<_> {
+        (0..8)
+            .map(|n| desk.pick(Need { session: Some(format!("{model}{n}").into()), ..need(model) }))
+            .collect()
+    };
+    let mut desk = Desk::new(2);
+    desk.rules(Strategy::RoundRobin);
+    desk.input(Input::Select(Ticket(700), need("spark"))).unwrap();
+    let (lease, account) = desk.leases.pop().unwrap();
+    let reset = desk.now.wall.plus(Span::from_secs(600));
+    let limit: std::sync::Arc<str> = "codex_bengalfox".into();
+    let mark = Mark::ModelLimit { limit: limit.clone(), reset: Some(reset) };
+    desk.input(Input::Release(lease, Release { mark, served: false, model: Some("spark".into()) }))
+        .unwrap();
+    let other = if account == id(0) { id(1) } else { id(0) };
+    assert_eq!(served(&mut desk, "spark"), BTreeSet::from([Some(other.clone())]));
+    assert_eq!(served(&mut desk, "large").len(), 2, "other models go on everywhere");
+    // The other's is full by its windows: who asks is told the first reset, as for any limit.
+    let mut full = window(desk.now, 100, 900);
+    (full.limit, full.model) = (limit.clone(), Some("spark".into()));
+    desk.input(Input::QuotaSeen(other.clone(), vec![full.clone()])).unwrap();
+    let effects = desk.input(Input::Select(Ticket(900), need("spark"))).unwrap();
+    let Some(Effect::Reply(_, Grant::Refused(refused))) = effects.last() else {
+        panic!("{effects:?}")
+    };
+    assert_eq!((refused.retry_at, refused.quota), (Some(reset), true));
+    assert_eq!(served(&mut desk, "large").len(), 2);
+    // Room in a newer snapshot ends it before its time, on both.
+    desk.wait(Span::from_secs(1)).unwrap();
+    let room = crate::quota::Window { used_percent: 10.0, seen: desk.now.wall, ..full };
+    for one in [account, other] {
+        desk.input(Input::QuotaSeen(one, vec![room.clone()])).unwrap();
+    }
+    assert_eq!(served(&mut desk, "spark").len(), 2);
+}
+
+#[test]
 fn a_pin_stays_on_its_account_when_the_list_changes() {
     let mut desk = Desk::new(4);
     desk.input(Input::Pin(Some(id(2)))).unwrap();
