@@ -244,6 +244,7 @@ fn made_up(number: u64, at_ms: u64) -> Row {
         attempts: 1,
         ended: row::Ended::Complete,
         client: row::Client::Cli,
+        token: None,
         account: Some(AccountId::from_written(&format!("{:012x}", number % 8))),
         project: name("project", 40),
         model: name("gpt-5.5", 1),

@@ -86,6 +86,8 @@ mod threads;
 #[cfg(test)]
 mod tidy;
 #[cfg(test)]
+mod tokens;
+#[cfg(test)]
 mod usage;
 #[cfg(test)]
 mod usage_told;

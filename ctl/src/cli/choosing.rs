@@ -243,7 +243,7 @@ pub(crate) struct SimulateArgs {
 }
 
 /// A time like `90m`, in seconds.
-fn seconds(text: &str) -> Result<u64, String> {
+pub(super) fn seconds(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let bad = || format!("`{text}` is no time; say for example `90m`, `24h` or `7d`");
     let number: u64 = digits.parse().map_err(|_no_number| bad())?;

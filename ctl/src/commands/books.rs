@@ -1,6 +1,6 @@
 //! Usage, budgets, probes, and who is told what: which command does it.
 
-use super::{Context, budget, monitor, probe, usage};
+use super::{Context, budget, monitor, probe, token, usage};
 use crate::{cli::BooksCommand, error::Failure, render::Screen};
 use cma_proto::usage::UsageRequest;
 use std::process::ExitCode;
@@ -26,6 +26,7 @@ pub(super) fn books(
             };
             probe::probe(context, request, screen)
         },
+        BooksCommand::Token(command) => token::token(context, command, screen),
         BooksCommand::Metrics(command) => monitor::metrics(context, &command, screen),
         BooksCommand::Notify(command) => monitor::notify(context, &command, screen),
     }

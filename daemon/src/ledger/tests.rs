@@ -26,6 +26,7 @@ fn row(number: u64) -> Row {
         attempts: 1,
         ended: if number.is_multiple_of(10) { Ended::Cut } else { Ended::Complete },
         client: Client::Cli,
+        token: if number.is_multiple_of(6) { name("token-", 3) } else { None },
         account: Some(AccountId::from_written(&format!("a{}", number % 4))),
         project: if number.is_multiple_of(5) { None } else { name("p", 9) },
         model: name("gpt-5.", 3),
