@@ -176,7 +176,10 @@ fn sums_are_those_of_the_rows_by_every_group() {
             By::Model => word(row.model.as_deref()),
             By::Thread => word(row.thread.as_deref()),
             By::Outcome => row.ended.word().to_owned(),
-            By::Client => row.client.word().to_owned(),
+            By::Client => row
+                .token
+                .as_ref()
+                .map_or_else(|| row.client.word().to_owned(), |name| format!("token:{name}")),
             By::Day => String::new(),
         };
         let mut requests = 0;
