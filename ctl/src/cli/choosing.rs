@@ -232,11 +232,14 @@ pub(crate) struct SimulateArgs {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=500))]
     pub(crate) accounts: u16,
     /// `steady`, `bursty` or `two-timezone`
-    #[arg(long, value_name = "NAME", default_value = "steady", conflicts_with = "trace")]
+    #[arg(long, value_name = "NAME", default_value = "steady", conflicts_with_all = ["trace", "from_ledger"])]
     pub(crate) workload: String,
     /// Replay recorded requests, a JSON object a line: `at` (seconds), `thread`, `input`, `output`
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
+    /// Replay your own last seven days, as the ledger has them
+    #[arg(long, conflicts_with = "trace")]
+    pub(crate) from_ledger: bool,
     /// Everything random follows from it
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) seed: u64,

@@ -39,7 +39,7 @@ pub(super) fn command(
         Choosing::Best(of) => best(context, of, screen),
         Choosing::Why(args) => super::why::why(context, args, screen),
         Choosing::Profile { command } => profile(context, command, screen),
-        Choosing::Simulate(args) => simulate(&args, screen),
+        Choosing::Simulate(args) => simulate(context, &args, screen),
     }
 }
 
@@ -464,7 +464,7 @@ fn profile_text(profile: &ProfileInfo) -> String {
 }
 
 /// Becomes the simulator, which lives where the pool does.
-fn simulate(args: &SimulateArgs, screen: &Screen) -> Result<ExitCode, Failure> {
+fn simulate(context: &Context, args: &SimulateArgs, screen: &Screen) -> Result<ExitCode, Failure> {
     let program = cma_proto::client::daemon_program()?;
     let mut command = std::process::Command::new(&program);
     command.arg("simulate");
@@ -474,6 +474,7 @@ fn simulate(args: &SimulateArgs, screen: &Screen) -> Result<ExitCode, Failure> {
     command.args(["--accounts", &args.accounts.to_string(), "--seed", &args.seed.to_string()]);
     match &args.trace {
         Some(trace) => command.arg("--trace").arg(trace),
+        None if args.from_ledger => command.arg("--from-ledger").arg(context.root.path()),
         None => command.args(["--workload", &args.workload]),
     };
     if screen.json() {
