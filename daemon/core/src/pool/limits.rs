@@ -23,10 +23,16 @@ impl Pool {
             return;
         }
         // Knowledge newer than the limit that cooled it ends the rest: windows were reset early.
+        // What was seen before the limit is no news, unless the clock was set back since.
+        let room = |since: Wall| {
+            let new = |window: &&Window| window.seen >= since || since > now.wall;
+            windows.iter().filter(new).any(|window| window.used_percent < ROOM)
+        };
         let freed = account.cooldown.as_ref().is_some_and(|rest| {
-            matches!(rest.cause, Cause::UsageLimit(_)) && account.quota.headroom(None, now) > 1.0
-        }) && windows.iter().any(|window| window.used_percent < ROOM)
-            && account.quota.full_until(None, now).is_none();
+            matches!(rest.cause, Cause::UsageLimit(_))
+                && room(rest.since)
+                && account.quota.headroom(None, now) > 1.0
+        }) && account.quota.full_until(None, now).is_none();
         if freed {
             account.cooldown = None;
             account.streak = 0;

@@ -68,7 +68,11 @@ fn quota(windows: &[Window]) -> Quota {
 }
 
 fn cooling(secs: u64) -> Cooldown {
-    Cooldown { cause: Cause::Forbidden, due: Due::after(NOW, Span::from_secs(secs)) }
+    Cooldown {
+        cause: Cause::Forbidden,
+        since: NOW.wall,
+        due: Due::after(NOW, Span::from_secs(secs)),
+    }
 }
 
 /// The account chosen, and why not the next best.

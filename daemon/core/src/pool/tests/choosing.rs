@@ -56,6 +56,9 @@ pub(super) fn seed(n: u32, enabled: bool, terms: Terms) -> Seed {
     }
 }
 
+/// The limit that the first model has for itself.
+const OWN: &str = "own";
+
 /// What happens.
 #[derive(Debug, Clone, Copy)]
 enum Event {
@@ -67,11 +70,14 @@ enum Event {
         lease: usize,
         limit: Option<u64>,
         served: bool,
+        /// Of the model's own.
+        own: bool,
     },
     Quota {
         account: u32,
         used: u32,
         resets: u64,
+        own: bool,
     },
     Upsert {
         account: u32,
@@ -108,10 +114,10 @@ fn event() -> impl Shape<Value = Event> {
     let one = 0..ACCOUNTS;
     prop_oneof![
         10 => (option::of(0..THREADS), 0..MODELS.len()).prop_map(|(thread, model)| Event::Ask { thread, model }),
-        7 => (0_usize..8, option::weighted(0.2, 1_u64..7200), any::<bool>())
-            .prop_map(|(lease, limit, served)| Event::End { lease, limit, served }),
-        2 => (one.clone(), prop_oneof![0_u32..100, Just(100)], 1_u64..7200)
-            .prop_map(|(account, used, resets)| Event::Quota { account, used, resets }),
+        7 => (0_usize..8, option::weighted(0.2, 1_u64..7200), any::<bool>(), any::<bool>())
+            .prop_map(|(lease, limit, served, own)| Event::End { lease, limit, served, own }),
+        2 => (one.clone(), prop_oneof![0_u32..100, Just(100)], 1_u64..7200, any::<bool>())
+            .prop_map(|(account, used, resets, own)| Event::Quota { account, used, resets, own }),
         2 => (one.clone(), prop::bool::weighted(0.8), prop::bool::weighted(0.2), prop::bool::weighted(0.2), 0_u32..4, option::of(1_u32..3))
             .prop_map(|(account, enabled, paused, drained, weight, cap)| Event::Upsert { account, enabled, paused, drained, weight: weight * 500, cap }),
         1 => (0..Strategy::ALL.len(), 0..Preset::ALL.len(), 0_usize..3)
@@ -211,7 +217,9 @@ impl Desk {
         let one = self.pool.accounts().iter().find(|one| one.id == *account).expect("in the pool");
         prop_assert!(one.enabled && !one.terms.paused, "off or paused");
         prop_assert!(one.rest(self.now).is_none(), "resting");
-        prop_assert!(one.quota.full_until(None, self.now).is_none(), "full");
+        let model = need.model.as_deref();
+        prop_assert!(one.quota.full_until(model, self.now).is_none(), "full");
+        prop_assert!(one.limited(model, self.now).is_none(), "the model's own limit");
         prop_assert!(one.terms.cap.is_none_or(|cap| one.in_flight <= cap), "over its cap");
         if let Some(forced) = self.pool.forced(self.now) {
             prop_assert!(forced.accounts.contains(account), "another one is forced");
@@ -238,15 +246,25 @@ impl Desk {
                 Input::Select(Ticket(self.asked.len() as u64), need)
             },
             Event::End { .. } if self.leases.is_empty() => Input::Tick,
-            Event::End { lease, limit, served } => {
+            Event::End { lease, limit, served, own } => {
                 let (lease, _id) = self.leases.remove(lease % self.leases.len());
                 let at = |secs| self.now.wall.plus(Span::from_secs(secs));
-                let mark =
-                    limit.map_or(Mark::Fine, |secs| Mark::Cool(Cause::UsageLimit(Some(at(secs)))));
-                Input::Release(lease, Release { mark, served, model: None })
+                let mark = match limit.map(at) {
+                    Some(reset) if own => {
+                        Mark::ModelLimit { limit: OWN.into(), reset: Some(reset) }
+                    },
+                    Some(reset) => Mark::Cool(Cause::UsageLimit(Some(reset))),
+                    None => Mark::Fine,
+                };
+                let model = own.then(|| MODELS[0].into());
+                Input::Release(lease, Release { mark, served, model })
             },
-            Event::Quota { account, used, resets } => {
-                Input::QuotaSeen(id(account), vec![window(self.now, used, resets)])
+            Event::Quota { account, used, resets, own } => {
+                let mut window = window(self.now, used, resets);
+                if own {
+                    (window.limit, window.model) = (OWN.into(), Some(MODELS[0].into()));
+                }
+                Input::QuotaSeen(id(account), vec![window])
             },
             Event::Upsert { account, enabled, paused, drained, weight, cap } => {
                 let tags: Arc<[Arc<str>]> =
