@@ -23,7 +23,7 @@ use world::{ACCOUNTS, Act, SESSIONS, World, account, acts, calm_acts};
 const HOUR: Span = Span::from_secs(3600);
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
+    #![proptest_config(choosing::config(1))]
 
     #[test]
     fn p1_a_lease_is_granted_only_on_an_account_that_can_serve_at_that_instant(acts in acts()) {
