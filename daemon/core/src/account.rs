@@ -243,6 +243,10 @@ impl Account {
             }
             return State::Refreshing;
         }
+        // Nobody was refused yet; whoever asked next would be.
+        if let Some(full) = self.quota.full_until(None, now) {
+            return State::Cooling(Cause::UsageLimit(Some(full)), full);
+        }
         if self.terms.drained {
             return State::Draining;
         }

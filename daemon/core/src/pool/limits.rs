@@ -19,9 +19,11 @@ const ROOM: f64 = 99.0;
 impl Pool {
     pub(super) fn quota_seen(&mut self, now: Now, id: &AccountId, windows: &[Window]) {
         let Some(account) = self.find_mut(id) else { return };
+        let was_full = account.quota.full_until(None, now).is_some();
         if !account.quota.merge(windows) {
             return;
         }
+        let is_full = account.quota.full_until(None, now).is_some();
         // Knowledge newer than the limit that cooled it ends the rest: windows were reset early.
         // What was seen before the limit is no news, unless the clock was set back since.
         let room = |since: Wall| {
@@ -32,7 +34,7 @@ impl Pool {
             matches!(rest.cause, Cause::UsageLimit(_))
                 && room(rest.since)
                 && account.quota.headroom(None, now) > 1.0
-        }) && account.quota.full_until(None, now).is_none();
+        }) && !is_full;
         if freed {
             account.cooldown = None;
             account.streak = 0;
@@ -44,7 +46,7 @@ impl Pool {
                 told.peek().is_none() || told.any(|one| one.used_percent >= ROOM)
             });
         }
-        if freed || account.limited.len() < before {
+        if freed || account.limited.len() < before || is_full != was_full {
             self.changed(Topic::State(id.clone()));
         }
         self.changed(Topic::Quota(id.clone()));
