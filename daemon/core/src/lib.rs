@@ -37,6 +37,7 @@ pub mod stream;
 pub mod thread;
 pub mod time;
 pub mod token;
+pub mod trail;
 pub mod usage;
 pub mod verdict;
 pub mod warmth;
