@@ -59,6 +59,16 @@ pub(crate) struct Relay {
     body: Option<Driven>,
     ending: Option<Box<Ending>>,
     silence: Option<Silence>,
+    early: Early,
+}
+
+/// Whether a stream ended too early, so that this is left to tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Early {
+    No,
+    Found,
+    /// What came before is on its way: an error at once would take it along.
+    Flushed,
 }
 
 /// Why a stream that was shown in part is broken off.
@@ -70,6 +80,9 @@ pub(crate) enum Broken {
     /// Nothing came for too long.
     #[error("upstream fell silent")]
     Silent,
+    /// It ended as HTTP wants it, without the event that ends a response.
+    #[error("upstream's stream ended early")]
+    Early,
 }
 
 /// Looks for silence in ticks, so that an event costs one flag and no move of a timer.
@@ -133,7 +146,8 @@ impl Relay {
     pub(crate) fn new(body: Driven, held: Vec<Bytes>, ending: Ending) -> Self {
         let stall = ending.accounts.proxy.config.streams.stall;
         let silence = ending.sniffer.is_some().then(|| Silence::new(stall));
-        Self { held: held.into_iter(), body: Some(body), ending: Some(Box::new(ending)), silence }
+        let (held, ending) = (held.into_iter(), Some(Box::new(ending)));
+        Self { held, body: Some(body), ending, silence, early: Early::No }
     }
 
     fn whole(&mut self) {
@@ -148,6 +162,18 @@ impl Relay {
             // The daemon flushes: nobody else settles it.
             ending.settle(true);
         }
+    }
+
+    /// Whether a stream of events has been read to its end without the one that ends a response: it
+    /// was cut, however clean its end is.
+    fn is_early(&mut self) -> bool {
+        let Some(ending) = &mut self.ending else { return false };
+        let good = (200..300).contains(&ending.accounts.trace.status);
+        let early = good && ending.sniffer.as_mut().is_some_and(|sniffer| !sniffer.has_ended());
+        if early && self.early == Early::No {
+            self.early = Early::Found;
+        }
+        early
     }
 
     fn cut(&mut self) {
@@ -224,7 +250,9 @@ impl Body for Relay {
         if let Some(data) = this.held.next() {
             // hyper doesn't poll again once the body has said that it is at its end.
             if this.is_end_stream() {
-                this.whole();
+                if !this.is_early() {
+                    this.whole();
+                }
             }
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
@@ -239,7 +267,7 @@ impl Body for Relay {
                 if let Some(silence) = &mut this.silence {
                     silence.heard = true;
                 }
-                if last {
+                if last && !this.is_early() {
                     this.whole();
                 }
                 Poll::Ready(Some(Ok(frame)))
@@ -247,6 +275,15 @@ impl Body for Relay {
             Poll::Ready(Some(Err(error))) => {
                 this.cut();
                 Poll::Ready(Some(Err(error.into())))
+            },
+            Poll::Ready(None) if this.is_early() => {
+                if this.early != Early::Flushed {
+                    this.early = Early::Flushed;
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                this.cut();
+                Poll::Ready(Some(Err(Broken::Early)))
             },
             Poll::Ready(None) => {
                 this.whole();
@@ -261,7 +298,8 @@ impl Body for Relay {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.held.as_slice().is_empty() && self.body.as_ref().is_none_or(Body::is_end_stream)
+        let ended = self.body.as_ref().is_none_or(Body::is_end_stream);
+        ended && self.early == Early::No && self.held.as_slice().is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {

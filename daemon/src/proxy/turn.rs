@@ -18,6 +18,7 @@ use super::{
     moved::{Foreign, Ride},
     relay::{Accounts, Answer, Ending, Out, Relay},
     respond, shown,
+    stated::Stated,
     trace::{Trace, millis},
 };
 use crate::{
@@ -75,6 +76,8 @@ const ERROR_TIMEOUT: Duration = Duration::from_secs(5);
 const SAME_TIME: Span = Span::from_secs(60);
 /// Header values taken as names are bounded.
 const MAX_NAME: usize = 256;
+/// What older CLIs call their session (0.98.0 and 0.128.0, observed).
+pub(super) const OLD_SESSION: &str = "session_id";
 
 /// A turn in progress.
 struct Turn {
@@ -97,6 +100,8 @@ struct Turn {
     /// How often a stream's beginning was silent.
     silences: u32,
     pauses: u32,
+    /// Waits that upstream stated with its own failures.
+    rests: Stated,
     last: Option<Last>,
     last_reason: String,
     /// The budget of an account that would have served.
@@ -133,7 +138,7 @@ pub(crate) fn serve(
     if incoming.size_hint().lower() > BODY_LIMIT {
         return Box::pin(std::future::ready(too_large()));
     }
-    let session = name(&parts.headers, "session-id");
+    let session = name(&parts.headers, "session-id").or_else(|| name(&parts.headers, OLD_SESSION));
     let model = parts
         .headers
         .get("x-codex-routing-hint")
@@ -167,6 +172,7 @@ pub(crate) fn serve(
         compacts,
         silences: 0,
         pauses: 0,
+        rests: Stated::default(),
         last: None,
         last_reason: String::new(),
         over: None,
@@ -220,6 +226,7 @@ impl Turn {
                     return self.give_up(Some(&refused));
                 },
             };
+            self.rests.over(&lease.account).await;
             match self.attempt(lease).await {
                 Step::Deliver(lease, ready, reason) => {
                     return self.deliver(lease, *ready, &reason);
@@ -372,6 +379,7 @@ impl Turn {
             && !parts.headers.contains_key(header::RETRY_AFTER);
         let stops = throttled || verdict::stops_the_cli(status, json.as_ref());
         let foreign = json.as_ref().is_some_and(bound::is_foreign);
+        self.rests.heard(&lease.account, status, &parts.headers);
         self.last = Some(Last { parts, bytes, stops });
         if verdict.act == Act::Deliver {
             return self.bad_request(lease, foreign, &verdict.reason).await;

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 /// In a sandbox of the machine's making the tool's own words would differ from machine to machine.
 const FREE: &str = "--dangerously-bypass-approvals-and-sandbox";
+/// Why there is nothing to hold against.
+const OFFICIAL: &str = "the CLI alone turns to the official host there, which no test may reach";
 /// With 1,000 tokens a turn, the second one compacts first.
 const COMPACTS: [&str; 2] = ["-c", "model_auto_compact_token_limit=900"];
 
@@ -64,7 +66,8 @@ fn kinds(wire: Wire) -> Vec<Case> {
             .since("0.149.0", "it has no `exec fork`"),
         kind("ephemeral", vec![turn(&["--ephemeral"])]).since("0.128.0", "it has no `--ephemeral`"),
         kind("review", vec![exec(&["review", "--uncommitted"])]),
-        kind("compaction", vec![turn(&[]), compacts(&["resume", "--last", "again"])]),
+        kind("compaction", vec![turn(&[]), compacts(&["resume", "--last", "again"])])
+            .not_with("0.149.0", OFFICIAL),
         kind(
             "app_server",
             vec![served(vec![hello.clone(), begin.clone(), ask.clone(), ended.clone()])],

@@ -264,6 +264,11 @@ impl Sim {
         self.shared.state.lock().script_tool_call(command);
     }
 
+    /// No session is asked to run a command any more.
+    pub fn clear_tool_call(&self) {
+        self.shared.state.lock().tool = None;
+    }
+
     /// Refuses connections and cuts the open ones; the port stays reserved.
     pub fn stop_listening(&self) -> io::Result<()> {
         self.shared.commands.ask(Command::Pause)

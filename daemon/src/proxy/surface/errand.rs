@@ -17,6 +17,7 @@ use super::{
         relay::{Accounts, Answer, Ending, Out, Relay},
         respond,
         trace::{Trace, millis},
+        turn::OLD_SESSION,
     },
     table::{Errand, Safety},
 };
@@ -92,8 +93,9 @@ pub(super) async fn serve(
         return too_large();
     }
     let bounds = &launch.bounds;
-    let named =
-        ["session-id", "thread-id"].into_iter().find_map(|name| value(&parts.headers, name));
+    let named = ["session-id", "thread-id", OLD_SESSION]
+        .into_iter()
+        .find_map(|name| value(&parts.headers, name));
     // Without a session: what upstream keeps stays where the launch's first one of that kind went.
     let own = || Some(format!("{}/{}", launch.name(), errand.family()?).into());
     let session = named.or_else(|| errand.stays().then(own).flatten());
