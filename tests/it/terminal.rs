@@ -21,6 +21,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Enough of them that one which is dry is no reason for the CLI to warn.
+const POOL: [&str; 5] = ["a", "b", "c", "d", "e"];
 const TURNS: u32 = 10;
 /// Turns that run a command.
 const WITH_TOOL: [u32; 2] = [2, 7];
@@ -94,6 +96,9 @@ fn plain(world: &World, text: &str) -> Vec<String> {
     let kept = text.lines().filter(|line| !line.trim().is_empty());
     // By chance: the tip, and the example in the empty line for the next words.
     let kept = kept.filter(|line| !line.contains("Tip:"));
+    // The pool's own; and the workspace, of which only the account it speaks for is known.
+    let own = ["5h limit:", "Weekly limit:", "ChatGPT workspace:"];
+    let kept = kept.filter(|line| !own.iter().any(|own| line.contains(own)));
     let kept =
         kept.filter(|line| !line.starts_with('›') || line.contains("words") || line.contains('/'));
     kept.map(line).collect()
@@ -120,14 +125,20 @@ fn word(word: &str) -> String {
 }
 
 /// The whole session; what was on the screen at each stage.
-fn session(world: &World, command: &str, limit: bool) -> BTreeMap<&'static str, Vec<String>> {
+///
+/// `/status` shows what the accounts have left (`left`, the short window): of the pool the mean.
+fn session(
+    world: &World,
+    command: &str,
+    (limit, left): (bool, [&str; 2]),
+) -> BTreeMap<&'static str, Vec<String>> {
     let mut stages = BTreeMap::new();
     let screen = Screen::start(world, command);
     screen.shows("gpt-5.5");
     for turn in 1..=TURNS {
         world.sim().set_reply_text(&format!("answer number {turn} is given"));
         if WITH_TOOL.contains(&turn) {
-            world.sim().script_tool_call(&format!("echo heron-{turn}"));
+            world.sim().script_another_tool_call(&format!("echo heron-{turn}"));
         }
         if limit && turn == DRY {
             let dry = Inside::within_the_answer(What::UsageLimit(3600));
@@ -141,7 +152,9 @@ fn session(world: &World, command: &str, limit: bool) -> BTreeMap<&'static str, 
     }
     stages.insert("1 ten turns", plain(world, &still(&screen)));
     screen.types("/status");
-    screen.shows("70% left");
+    screen.shows(left[0]);
+    let status = still(&screen);
+    assert!(status.contains(left[1]), "{status}");
     stages.insert("2 status", plain(world, &still(&screen)));
     screen.types("/compact");
     screen.shows("Context compacted");
@@ -166,12 +179,14 @@ fn a_long_session_with_a_limit_in_it_looks_as_without_the_pool() {
     if !tmux() {
         return;
     }
-    let (Some(without), Some(with)) = (machine(&["a"]), machine(&["a", "b"])) else { return };
+    let (Some(without), Some(with)) = (machine(&["a"]), machine(&POOL)) else { return };
+    // The CLI alone wants an https origin; with these base addresses it changes no route.
+    without.sim().set_workspace("a", Some("https://chatgpt.com"), None);
     let command = alone(&without);
     with.import_all();
     let (wanted, shown) = thread::scope(|scope| {
-        let wanted = scope.spawn(|| session(&without, &command, false));
-        let shown = session(&with, "codex", true);
+        let wanted = scope.spawn(|| session(&without, &command, (false, ["80% left", "70% left"])));
+        let shown = session(&with, "codex", (true, ["64% left", "56% left"]));
         (wanted.join().unwrap(), shown)
     });
     // The limit was met, and met once: the thread went on with the other account.

@@ -141,6 +141,9 @@ enum Packing {
 struct Metadata<'a> {
     #[serde(borrow)]
     turn_id: Option<Cow<'a, str>>,
+    /// The thread that a new one begins as a copy of (0.169.0, observed).
+    #[serde(borrow)]
+    forked_from_thread_id: Option<Cow<'a, str>>,
 }
 
 impl Ride {
@@ -168,6 +171,12 @@ impl Ride {
         let id = named(headers, "thread-id").or_else(|| trace.session.clone());
         let key = bounds.session(id.as_ref());
         let turn = turn(headers);
+        if let (Some(key), Some(from)) = (&key, forked(headers))
+            && known.lock().get(key).is_none()
+        {
+            // What it copies is sealed for the account of the one before, and cached there.
+            need.session = bounds.session(Some(&from));
+        }
         need.thread.clone_from(&key);
         need.turn.clone_from(&turn);
         trace.thread.clone_from(&key);
@@ -493,6 +502,15 @@ fn turn(headers: &HeaderMap) -> Option<Arc<str>> {
     let metadata: Metadata<'_> = serde_json::from_slice(headers.get(METADATA)?.as_bytes()).ok()?;
     let turn = metadata.turn_id?;
     (!turn.is_empty() && turn.len() <= MAX_NAME).then(|| Arc::from(&*turn))
+}
+
+fn forked(headers: &HeaderMap) -> Option<Arc<str>> {
+    let metadata = headers.get(METADATA)?.as_bytes();
+    // Few are: the others aren't read for it.
+    memchr::memmem::find(metadata, b"\"forked_from_thread_id\"")?;
+    let metadata: Metadata<'_> = serde_json::from_slice(metadata).ok()?;
+    let from = metadata.forked_from_thread_id?;
+    (!from.is_empty() && from.len() <= MAX_NAME).then(|| Arc::from(&*from))
 }
 
 fn named(headers: &HeaderMap, header: &str) -> Option<Arc<str>> {
