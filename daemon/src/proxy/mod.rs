@@ -4,10 +4,10 @@
 //! a database; everything that wants to be remembered is told after the first byte has left.
 
 pub(crate) mod aux;
-mod blame;
 pub(crate) mod body;
 pub(crate) mod books;
 mod busy;
+mod course;
 mod gate;
 mod headers;
 mod held;
@@ -17,6 +17,7 @@ mod metrics;
 pub(crate) mod moved;
 pub(crate) mod own;
 pub(crate) mod probe;
+mod refusal;
 pub(crate) mod relay;
 mod respond;
 mod shown;

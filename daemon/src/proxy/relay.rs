@@ -55,6 +55,8 @@ pub(crate) enum Out {
 pub(crate) struct Relay {
     /// What was held back, in its order; goes first.
     held: std::vec::IntoIter<Bytes>,
+    /// Upstream's connection broke behind what was held.
+    broken: Option<hyper::Error>,
     /// `None` once it was read to its end.
     body: Option<Driven>,
     ending: Option<Box<Ending>>,
@@ -142,12 +144,28 @@ pub(crate) async fn settle(mut ended: mpsc::UnboundedReceiver<Box<Ending>>, phas
 }
 
 impl Relay {
-    /// Passes an answer on; what goes down first is what was held of it.
-    pub(crate) fn new(body: Driven, held: Vec<Bytes>, ending: Ending) -> Self {
+    /// Passes an answer on of which nothing was read.
+    pub(crate) fn new(body: Driven, ending: Ending) -> Self {
+        Self::begun(body, (Vec::new(), None), ending)
+    }
+
+    /// Passes an answer on; what goes down first is what was held of it, and then, if the connection
+    /// broke behind that, the break.
+    pub(crate) fn begun(
+        body: Driven,
+        (held, broken): (Vec<Bytes>, Option<hyper::Error>),
+        ending: Ending,
+    ) -> Self {
         let stall = ending.accounts.proxy.config.streams.stall;
         let silence = ending.sniffer.is_some().then(|| Silence::new(stall));
-        let (held, ending) = (held.into_iter(), Some(Box::new(ending)));
-        Self { held, body: Some(body), ending, silence, early: Early::No }
+        Self {
+            held: held.into_iter(),
+            broken,
+            body: Some(body),
+            ending: Some(Box::new(ending)),
+            silence,
+            early: Early::No,
+        }
     }
 
     fn whole(&mut self) {
@@ -174,6 +192,16 @@ impl Relay {
             self.early = Early::Found;
         }
         early
+    }
+
+    /// Whether what came before a break is on its way; if not, it is sent first.
+    fn is_flushed(&mut self, context: &Context<'_>) -> bool {
+        let flushed = self.early == Early::Flushed;
+        if !flushed {
+            self.early = Early::Flushed;
+            context.waker().wake_by_ref();
+        }
+        flushed
     }
 
     fn cut(&mut self) {
@@ -249,12 +277,17 @@ impl Body for Relay {
         let this = self.get_mut();
         if let Some(data) = this.held.next() {
             // hyper doesn't poll again once the body has said that it is at its end.
-            if this.is_end_stream() {
-                if !this.is_early() {
-                    this.whole();
-                }
+            if this.is_end_stream() && !this.is_early() {
+                this.whole();
             }
             return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        if this.broken.is_some() && !this.is_flushed(context) {
+            return Poll::Pending;
+        }
+        if let Some(broken) = this.broken.take() {
+            this.cut();
+            return Poll::Ready(Some(Err(broken.into())));
         }
         let Some(body) = this.body.as_mut() else { return Poll::Ready(None) };
         match Pin::new(&mut *body).poll_frame(context) {
@@ -277,9 +310,7 @@ impl Body for Relay {
                 Poll::Ready(Some(Err(error.into())))
             },
             Poll::Ready(None) if this.is_early() => {
-                if this.early != Early::Flushed {
-                    this.early = Early::Flushed;
-                    context.waker().wake_by_ref();
+                if !this.is_flushed(context) {
                     return Poll::Pending;
                 }
                 this.cut();
@@ -298,8 +329,10 @@ impl Body for Relay {
     }
 
     fn is_end_stream(&self) -> bool {
-        let ended = self.body.as_ref().is_none_or(Body::is_end_stream);
-        ended && self.early == Early::No && self.held.as_slice().is_empty()
+        self.held.as_slice().is_empty()
+            && self.broken.is_none()
+            && self.early == Early::No
+            && self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -317,7 +350,7 @@ impl Body for Relay {
 impl Drop for Relay {
     fn drop(&mut self) {
         // A body that is empty from the start is never polled.
-        if self.held.as_slice().is_empty() && self.body.as_ref().is_some_and(Body::is_end_stream) {
+        if self.body.is_some() && self.is_end_stream() {
             self.whole();
         } else if let Some(ending) = self.ending.take() {
             ending.accounts.abandon();

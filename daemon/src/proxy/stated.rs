@@ -12,10 +12,15 @@ use tokio::time::Instant;
 const LONGEST: Duration = Duration::from_secs(30);
 
 /// See the module's documentation.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Stated(Vec<(AccountId, Instant)>);
 
 impl Stated {
+    /// None so far.
+    pub(super) const fn new() -> Self {
+        Self(Vec::new())
+    }
+
     /// Takes in what an account was answered.
     pub(super) fn heard(&mut self, account: &AccountId, status: StatusCode, headers: &HeaderMap) {
         if !status.is_server_error() {
@@ -42,7 +47,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn only_the_account_that_was_told_waits_and_within_bounds() {
-        let (mut stated, begun) = (Stated::default(), Instant::now());
+        let (mut stated, begun) = (Stated::new(), Instant::now());
         let [a, b, c] = ["a", "b", "c"].map(AccountId::from_written);
         let told = [
             (&a, 503, "9"),

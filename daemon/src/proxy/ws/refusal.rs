@@ -63,19 +63,19 @@ impl Session {
                 return Way::Step(self.judged(turn, lease, verdict, false).await);
             },
             NoLink::Failed(why) => {
-                tracing::debug!(request = %turn.trace.id, ?why, "websocket handshake failed");
+                tracing::debug!(request = %turn.course.trace.id, ?why, "websocket handshake failed");
                 fail(false);
                 return Way::Http(lease, pass);
             },
             NoLink::TimedOut => {
-                tracing::debug!(request = %turn.trace.id, "websocket handshake took too long");
+                tracing::debug!(request = %turn.course.trace.id, "websocket handshake took too long");
                 fail(false);
                 return Way::Http(lease, pass);
             },
             NoLink::Refused(parts, bytes) => (parts, bytes),
         };
         let status = parts.status.as_u16();
-        tracing::debug!(request = %turn.trace.id, status, "websocket handshake refused");
+        tracing::debug!(request = %turn.course.trace.id, status, "websocket handshake refused");
         let json: Option<Value> = serde_json::from_slice(&bytes).ok();
         let head =
             Outcome::Head { status: parts.status, headers: &parts.headers, body: json.as_ref() };
@@ -85,7 +85,7 @@ impl Session {
             404 | 405 | 426 | 501 => fail(true),
             403 if json.is_none() => fail(false),
             500..=599 => fail(false),
-            401 if turn.renewed.as_ref() != Some(&lease.account) => {
+            401 if !turn.course.has_renewed(&lease.account) => {
                 turn.sent();
                 return Way::Step(self.refused(turn, lease, &parts, &bytes).await);
             },
@@ -127,14 +127,14 @@ impl Session {
     /// Ends the turn in a way on which the client sends it again with its whole input; what was learned
     /// goes on with that.
     pub(super) fn ask_for_all(&self, turn: &mut Turn, previous: &str) -> Step {
-        books::again(&mut turn.trace);
+        books::again(&mut turn.course.trace);
         let carried = Carried {
-            tried: turn.trace.tried,
-            attempts: std::mem::take(&mut turn.trace.attempts),
-            reason: std::mem::take(&mut turn.last_reason),
+            tried: turn.course.trace.tried,
+            attempts: std::mem::take(&mut turn.course.trace.attempts),
+            reason: std::mem::take(&mut turn.course.reason),
             last: turn.last.take(),
         };
-        self.proxy.sockets.again.keep(turn.trace.thread.as_ref(), carried);
+        self.proxy.sockets.again.keep(turn.course.trace.thread.as_ref(), carried);
         if self.knows_previous() {
             Step::Say(frame::previous_not_found(previous))
         } else {

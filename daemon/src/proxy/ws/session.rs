@@ -7,7 +7,7 @@ use super::{
 use crate::{
     app::Phase,
     clock,
-    proxy::{Proxy, keys::Launch, turn::OLD_SESSION},
+    proxy::{Proxy, headers, keys::Launch},
 };
 use cma_core::{
     event::{self, Kind},
@@ -31,8 +31,6 @@ const IDLE: Duration = Duration::from_secs(12 * 3600);
 const SAY: Duration = Duration::from_secs(30);
 /// A client hangs up within this once it has read why the socket is closed.
 const GOODBYE: Duration = Duration::from_secs(1);
-/// Header values taken as names are bounded.
-const MAX_NAME: usize = 256;
 
 /// A prewarm that was answered here: its turn gets this input in front.
 #[derive(Debug)]
@@ -79,10 +77,7 @@ const RESTART: Leave = Leave::Close(CloseCode::Restart, "the daemon restarts");
 
 impl Session {
     pub(super) fn new(proxy: Arc<Proxy>, launch: &Launch, head: HeaderMap) -> Self {
-        let name = head.get("session-id").or_else(|| head.get(OLD_SESSION));
-        let name = name.and_then(|value| value.to_str().ok());
-        let name = name.filter(|name| !name.is_empty() && name.len() <= MAX_NAME).map(Arc::from);
-        let launch = launch.clone();
+        let (name, launch) = (headers::session(&head), launch.clone());
         Self { proxy, head, launch, name, link: None, warm: None, bridged: None, next: None }
     }
 

@@ -17,14 +17,14 @@ use crate::{
     clock,
     config::Config,
     proxy::{
-        Proxy, blame, books,
+        Proxy, books,
+        course::{self, Course},
         held::{self, Bounds},
-        moved::{Foreign, Ride},
+        moved::Ride,
         relay::Answer,
         respond, shown,
         sniff::{End, Sniffer},
-        stated::Stated,
-        trace::{Trace, Traces},
+        trace::Traces,
     },
     trouble::Place,
     vault::Pass,
@@ -32,7 +32,6 @@ use crate::{
 use bytes::Bytes;
 use cma_core::{
     budget::Blocked,
-    cooldown::Cause,
     identity::AccountId,
     pool::{Refused, Release},
     quota,
@@ -40,7 +39,6 @@ use cma_core::{
     thread::TurnState,
     verdict::{self, Act, Mark, Outcome, Verdict},
 };
-use cma_proto::error::ErrorCode;
 use http::{StatusCode, response};
 use serde_json::Value;
 use std::{
@@ -53,20 +51,6 @@ use std::{
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::{Utf8Bytes, protocol::frame::coding::CloseCode};
 
-/// As for a turn over HTTP.
-const MAX_ATTEMPTS: u32 = 8;
-/// As for a turn over HTTP.
-const BUDGET: Duration = Duration::from_secs(120);
-/// As for a turn over HTTP.
-const MAX_WAIT: Duration = Duration::from_secs(8);
-/// As for a turn over HTTP.
-const STATED_WAIT: Duration = Duration::from_secs(30);
-/// As for a turn over HTTP.
-const MAX_REFUSED: usize = 2;
-/// As for a turn over HTTP.
-const REFUSED_ROUNDS: u32 = 3;
-/// As for a turn over HTTP.
-const FIRST_PAUSE: Duration = Duration::from_millis(150);
 /// A handshake that takes longer is not worth waiting for while there is HTTP. The CLI gives up after
 /// 15 s (`websocket_connect_timeout_ms`, 0.169.0).
 const SHAKE: Duration = Duration::from_secs(10);
@@ -77,28 +61,13 @@ const SLOWEST: usize = 32 * 1024;
 pub(super) struct Turn {
     pub(super) frame: Utf8Bytes,
     pub(super) create: Create,
-    need: Need,
-    pub(super) trace: Trace,
+    pub(super) course: Course,
     ride: Ride,
     /// Whether it compacts its thread.
     compacts: bool,
     /// How often an attempt's beginning was silent.
     silences: u32,
-    /// The account to renew and try once more after a 401.
-    pub(super) renewed: Option<AccountId>,
-    /// Accounts whose token was refused.
-    refused_by: Vec<AccountId>,
-    /// How often the host was found to refuse everybody's.
-    refused_rounds: u32,
-    /// Whether upstream stated how long to wait.
-    stated: bool,
-    /// The budget of an account that would have served.
-    over: Option<Blocked>,
-    pauses: u32,
-    /// Waits that upstream stated with its own failures.
-    rests: Stated,
     pub(super) last: Option<Last>,
-    pub(super) last_reason: String,
 }
 
 /// What an attempt leads to.
@@ -146,9 +115,9 @@ impl Turn {
 
     /// Another attempt is on its way.
     pub(super) fn sent(&mut self) {
-        self.trace.tried += 1;
+        self.course.trace.tried += 1;
         if !self.prewarm() {
-            self.ride.count(&self.need, &self.trace);
+            self.ride.count(&self.course.need, &self.course.trace);
         }
     }
 
@@ -161,85 +130,10 @@ impl Turn {
         }
     }
 
-    /// Gives the account back with what was learned, and prepares the next attempt. Returns whether
-    /// that is to wait.
-    fn apply(&mut self, session: &Session, lease: Lease, verdict: Verdict, hosts: bool) -> bool {
-        let account = lease.account.clone();
-        let proxy = &session.proxy;
-        let refused = (&mut self.refused_by, &mut self.refused_rounds);
-        let renewed = self.renewed.as_ref();
-        // What a prewarm meets, its turn meets again: it is counted once.
-        let hosts = hosts && !self.create.is_prewarm();
-        let verdict = blame::weighed(proxy, refused, renewed, &account, verdict, hosts);
-        self.stated |= matches!(verdict.mark, Mark::Cool(Cause::Throttled(Some(_))));
-        proxy.traces.retry(&mut self.trace, &account, &verdict.reason);
-        self.last_reason.clone_from(&verdict.reason);
-        let model = self.need.model.clone();
-        lease.finish(Release { mark: verdict.mark.clone(), served: false, model });
-        match verdict.act {
-            // A connection that has lived its time: no fault of anybody's.
-            Act::RetrySame if verdict.mark == Mark::Fine => self.need.only = Some(account),
-            Act::RetrySame if self.renewed.as_ref() != Some(&account) => {
-                // The next select on this account waits for its renewal.
-                self.renewed = Some(account.clone());
-                self.need.only = Some(account);
-            },
-            Act::RetrySame | Act::RetryOther | Act::Deliver => {
-                self.need.only = None;
-                self.need.exclude.push(account);
-            },
-            Act::Wait => {
-                if self.refused_by.len() >= MAX_REFUSED {
-                    // None of the others is shown to a host that refuses tokens.
-                    self.need.exclude.clear();
-                    self.need.only = self.refused_by.first().cloned();
-                }
-                return true;
-            },
-        }
-        false
-    }
-
-    async fn pause(&mut self) {
-        tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(self.pauses.min(5))).await;
-        self.pauses += 1;
-    }
-
     /// Whether it is worth waiting for an account, after having waited.
     async fn waited(&mut self, proxy: &Proxy, refused: &Refused) -> bool {
-        let elapsed = self.trace.started.elapsed();
-        let left = if self.stated {
-            STATED_WAIT.min(BUDGET.saturating_sub(elapsed))
-        } else {
-            MAX_WAIT.saturating_sub(elapsed)
-        };
-        let tried_only = !self.need.exclude.is_empty() || self.need.only.is_some();
-        let soon = refused
-            .retry_at
-            .map(|at| Duration::from_millis(at.since(clock::wall()).millis()))
-            .filter(|wait| *wait <= left);
-        if blame::blamed(proxy, &self.refused_by) {
-            return true;
-        }
-        if let Some(renewed) =
-            self.renewed.as_ref().filter(|id| self.need.only.as_ref() == Some(id))
-        {
-            proxy.health.settled(renewed);
-        }
-        if self.refused_by.len() >= MAX_REFUSED {
-            return false;
-        }
-        if tried_only && refused.tried && !self.stops_here() && !self.ride.is_stuck() {
-            self.need.exclude.clear();
-            self.need.only = None;
-            self.pause().await;
-            return true;
-        }
-        let Some(wait) = soon else { return false };
-        self.need.exclude.clear();
-        self.need.only = None;
-        tokio::time::sleep(wait + Duration::from_millis(20)).await;
-        true
+        let rounds = !self.stops_here() && !self.ride.is_stuck();
+        self.course.waited(proxy, refused, rounds).await
     }
 
     /// The frame with its bytes as they can be edited.
@@ -251,19 +145,7 @@ impl Turn {
     pub(super) async fn unseals(&mut self, traces: &Traces, account: &AccountId) -> bool {
         let original = self.original();
         let next = self.ride.refused(&original).await;
-        match next {
-            Foreign::Theirs => return false,
-            Foreign::Again(reason) => {
-                traces.retry(&mut self.trace, account, &reason);
-                self.need.only = Some(account.clone());
-            },
-            Foreign::Elsewhere(reason) => {
-                traces.retry(&mut self.trace, account, &reason);
-                self.need.only = None;
-                self.need.exclude.push(account.clone());
-            },
-        }
-        true
+        self.course.unsealed(traces, account, next)
     }
 
     /// Whether upstream's last error is already one on which the CLI stops by itself.
@@ -287,10 +169,7 @@ impl Session {
             return self.blocked(local, &mut turn, &blocked).await;
         }
         loop {
-            if turn.trace.tried >= MAX_ATTEMPTS
-                || turn.refused_rounds > REFUSED_ROUNDS
-                || turn.trace.started.elapsed() > BUDGET
-            {
+            if turn.course.is_spent() {
                 return self.give_up(local, turn, None).await;
             }
             if let Some(pause) = proxy.health.waits() {
@@ -302,26 +181,24 @@ impl Session {
                         Step::Again => Ok(()),
                     };
                 }
-                if turn.last_reason.is_empty() {
-                    "the host fails for several accounts".clone_into(&mut turn.last_reason);
-                }
-                if self.left(local, tokio::time::sleep(pause)).await {
+                let wait = turn.course.wait_for_host(pause);
+                if listening(local, &mut self.next, wait).await.is_none() {
                     return self.abandoned(&mut turn);
                 }
                 continue;
             }
-            let select = proxy.actor.select(turn.need.clone());
+            let select = proxy.actor.select(turn.course.need.clone());
             let Some(selected) = listening(local, &mut self.next, select).await else {
                 return self.abandoned(&mut turn);
             };
             let mut lease = match selected {
                 Err(_gone) => {
-                    books::again(&mut turn.trace);
+                    books::again(&mut turn.course.trace);
                     return Err(Leave::Close(CloseCode::Restart, "the daemon stops"));
                 },
                 Ok(Ok(lease)) => lease,
-                Ok(Err(refused)) => match turn.over.take() {
-                    Some(blocked) if turn.trace.tried == 0 => {
+                Ok(Err(refused)) => match turn.course.over() {
+                    Some(blocked) if turn.course.trace.tried == 0 => {
                         return self.blocked(local, &mut turn, &blocked).await;
                     },
                     Some(_over) => return self.give_up(local, turn, Some(&refused)).await,
@@ -337,29 +214,22 @@ impl Session {
                     },
                 },
             };
-            if let Err(blocked) = books::with(&turn.trace, &lease.account) {
-                turn.need.exclude.push(lease.account.clone());
-                turn.over = Some(blocked);
+            if !turn.course.takes(&mut lease) {
                 continue;
             }
-            turn.trace.choice = lease.choice.take();
-            if self.left(local, turn.rests.over(&lease.account)).await {
+            let rests = turn.course.rests.over(&lease.account);
+            if listening(local, &mut self.next, rests).await.is_none() {
                 return self.abandoned(&mut turn);
             }
             match self.attempt(local, &mut turn, lease).await {
                 Step::Again => {},
                 Step::Say(frame) => {
-                    books::again(&mut turn.trace);
+                    books::again(&mut turn.course.trace);
                     return say(local, frame).await;
                 },
                 Step::Over(over) => return over,
             }
         }
-    }
-
-    /// Waits; whether the client has left meanwhile.
-    async fn left(&mut self, local: &mut Socket, wait: impl Future<Output = ()>) -> bool {
-        listening(local, &mut self.next, wait).await.is_none()
     }
 
     /// Nobody waits for the turn any more.
@@ -375,7 +245,7 @@ impl Session {
         turn: &mut Turn,
         blocked: &Blocked,
     ) -> Result<(), Leave> {
-        let line = books::refused(&self.proxy, &mut turn.trace, blocked);
+        let line = books::refused(&self.proxy, &mut turn.course.trace, blocked);
         say(local, frame::stop(&line)).await
     }
 
@@ -400,31 +270,26 @@ impl Session {
         let names = create.names(&self.head);
         let known = &self.proxy.traces.threads;
         let mut ride = Ride::read(known, bounds, &names, &mut need, &mut trace);
-        let mut before = Carried::default();
         if create.previous_response_id.is_some() {
             ride.goes_on();
-        } else if !create.is_prewarm() {
-            before = self.proxy.sockets.again.take(trace.thread.as_ref()).unwrap_or_default();
-            (trace.tried, trace.attempts) = (before.tried, before.attempts);
         }
-        let turn = Turn {
+        let whole = create.previous_response_id.is_none() && !create.is_prewarm();
+        let mut turn = Turn {
             frame,
             create,
-            need,
-            trace,
+            course: Course::new(need, trace),
             ride,
             compacts: held::is_compaction(&names),
             silences: 0,
-            renewed: None,
-            refused_by: Vec::new(),
-            refused_rounds: 0,
-            stated: false,
-            over: None,
-            pauses: 0,
-            rests: Stated::default(),
-            last: before.last,
-            last_reason: before.reason,
+            last: None,
         };
+        let thread = turn.course.trace.thread.as_ref().filter(|_thread| whole);
+        if let Some(before) = self.proxy.sockets.again.take(thread) {
+            turn.course.trace.tried = before.tried;
+            turn.course.trace.attempts = before.attempts;
+            turn.course.reason = before.reason;
+            turn.last = before.last;
+        }
         (turn, blocked)
     }
 
@@ -432,7 +297,7 @@ impl Session {
         let account = lease.account.clone();
         let Some(pass) = self.proxy.vault.pass(&account, lease.generation) else {
             // It left the pool between the choice and now.
-            turn.need.exclude.push(account);
+            turn.course.need.exclude.push(account);
             return Step::Again;
         };
         let keeps = |link: &Link| link.account == account && link.is_fresh();
@@ -442,13 +307,13 @@ impl Session {
         if let Some(previous) = &turn.create.previous_response_id
             && !self.link.as_ref().is_some_and(|link| link.has_history)
         {
-            tracing::debug!(request = %turn.trace.id, account = %account, "asks for the whole input");
+            tracing::debug!(request = %turn.course.trace.id, account = %account, "asks for the whole input");
             let previous = previous.clone();
             return self.ask_for_all(turn, &previous);
         }
         let original = turn.original();
-        if !turn.ride.board(&self.proxy, &account, &pass, &original, &turn.need).await {
-            turn.need.exclude.push(account);
+        if !turn.ride.board(&self.proxy, &account, &pass, &original, &turn.course.need).await {
+            turn.course.need.exclude.push(account);
             return Step::Again;
         }
         match self.way(local, turn, lease, pass).await {
@@ -526,7 +391,7 @@ impl Session {
             self.ended(turn, lease, parts.status.as_u16(), &verdict, Sniffer::new(clock::wall()));
             return Step::Say(frame);
         }
-        turn.rests.heard(&lease.account, parts.status, &parts.headers);
+        turn.course.rests.heard(&lease.account, parts.status, &parts.headers);
         let head = (Some(parts.status), &parts.headers);
         turn.last = Some(Last::new(frame, head, stops, json.unwrap_or_default()));
         self.judged(turn, lease, verdict, parts.status.is_server_error()).await
@@ -541,10 +406,12 @@ impl Session {
         verdict: Verdict,
         hosts: bool,
     ) -> Step {
+        // What a prewarm meets, its turn meets again: it is counted once.
+        let hosts = hosts && !turn.prewarm();
         // One that goes on from an earlier response can't be sent anywhere else as it is: when somebody
         // could serve it, its client is asked for all of it, and when nobody can, told so at once.
-        if turn.apply(self, lease, verdict, hosts) {
-            turn.pause().await;
+        if turn.course.failed(&self.proxy, lease, verdict, hosts) {
+            turn.course.pause().await;
         }
         Step::Again
     }
@@ -558,7 +425,8 @@ impl Session {
         let sent = tokio::time::timeout(patience(limit, frame.len()), link.send(frame)).await;
         let account = lease.account.clone();
         let patience = turn.patience(&proxy.config);
-        let mut flow = Flow::new((&proxy, &self.launch), &account, &mut turn.trace, patience);
+        let mut flow =
+            Flow::new((&proxy, &self.launch), &account, &mut turn.course.trace, patience);
         let ended = match sent {
             Ok(Ok(())) => flow.run(local, Source::Link(link), &mut self.next).await,
             Ok(Err(_)) | Err(_) => {
@@ -585,9 +453,9 @@ impl Session {
         heard: Heard,
     ) -> Step {
         let Heard { sniffer, state, held } = heard;
-        turn.trace.account = Some(lease.account.clone());
-        if turn.trace.first_byte_ms.is_some() && !turn.prewarm() {
-            turn.ride.shown(&self.proxy, state.as_ref(), &mut turn.trace);
+        turn.course.trace.account = Some(lease.account.clone());
+        if turn.course.trace.first_byte_ms.is_some() && !turn.prewarm() {
+            turn.ride.shown(&self.proxy, state.as_ref(), &mut turn.course.trace);
         }
         let fine =
             |mark, reason: &str| Verdict { act: Act::Deliver, mark, reason: reason.to_owned() };
@@ -596,7 +464,7 @@ impl Session {
                 let verdict = match &fault {
                     None => {
                         self.proxy.roster.troubles().gone(Place::Backend);
-                        blame::served(&self.proxy, &lease.account);
+                        course::served(&self.proxy, &lease.account);
                         fine(Mark::Fine, "")
                     },
                     Some(fault) => {
@@ -612,7 +480,7 @@ impl Session {
                 if let Some((frame, fault)) = said {
                     lease.quota_seen(fault.windows(clock::wall()));
                     if let Some(status) = fault.status {
-                        turn.rests.heard(&lease.account, status, &fault.headers);
+                        turn.course.rests.heard(&lease.account, status, &fault.headers);
                     }
                     let (stops, head) = (fault.stops_the_cli(), (fault.status, &fault.headers));
                     turn.last = Some(Last::new(frame, head, stops, fault.body).after(held));
@@ -638,12 +506,12 @@ impl Session {
                 },
             },
             Ended::Broken(why) => {
-                turn.trace.attempts.push(format!("{}: {why}", lease.account));
+                turn.course.trace.attempts.push(format!("{}: {why}", lease.account));
                 self.ended(turn, lease, 200, &fine(Mark::Shaky, "cut"), sniffer);
                 Step::Over(Err(BROKEN))
             },
             Ended::ClientGone => {
-                turn.trace.status = 200;
+                turn.course.trace.status = 200;
                 drop(lease);
                 self.traced(turn, "abandoned");
                 Step::Over(Err(Leave::Gone))
@@ -666,28 +534,28 @@ impl Session {
             (Some(End::Completed | End::Incomplete), _) if status == 200 => "complete",
             _ => "failed",
         };
-        turn.trace.account = Some(lease.account.clone());
-        turn.trace.status = status;
-        turn.trace.usage = said.usage;
-        turn.trace.model = turn.trace.model.take().or(said.model);
+        turn.course.trace.account = Some(lease.account.clone());
+        turn.course.trace.status = status;
+        turn.course.trace.usage = said.usage;
+        turn.course.trace.model = turn.course.trace.model.take().or(said.model);
         if !turn.prewarm() {
-            shown::warmed(&lease, &turn.trace);
+            shown::warmed(&lease, &turn.course.trace);
         }
         if !verdict.reason.is_empty() && outcome != "cut" {
-            turn.trace.attempts.push(format!("{}: {}", lease.account, verdict.reason));
+            turn.course.trace.attempts.push(format!("{}: {}", lease.account, verdict.reason));
         }
         lease.quota_seen(said.windows);
         let served = outcome == "complete" && !turn.prewarm();
-        let model = turn.need.model.clone();
+        let model = turn.course.need.model.clone();
         lease.finish(Release { mark: verdict.mark.clone(), served, model });
         self.traced(turn, outcome);
     }
 
     /// Keeps a turn's trace. A prewarm is no turn.
     fn traced(&self, turn: &mut Turn, outcome: &'static str) {
-        turn.trace.outcome = outcome;
+        turn.course.trace.outcome = outcome;
         if !turn.prewarm() {
-            self.proxy.traces.end(turn.trace.clone());
+            self.proxy.traces.end(turn.course.trace.clone());
         }
     }
 
@@ -711,33 +579,24 @@ impl Session {
                 respond::refused(refused)
             },
             _ if turn.stops_here() => {
-                turn.trace.status = StatusCode::BAD_REQUEST.as_u16();
+                turn.course.trace.status = StatusCode::BAD_REQUEST.as_u16();
                 self.traced(&mut turn, "failed");
                 let Some(last) = turn.last.take() else { return Ok(()) };
                 let (before, frame) = (last.before.clone(), last.frame.clone());
                 if turn.prewarm() {
                     // Its turn meets the same; the CLI says nothing of a prewarm that fails.
                     let carried = Carried { last: Some(last), ..Carried::default() };
-                    self.proxy.sockets.again.keep(turn.trace.thread.as_ref(), carried);
+                    self.proxy.sockets.again.keep(turn.course.trace.thread.as_ref(), carried);
                 }
                 for event in before {
                     say(local, event).await?;
                 }
                 return say(local, frame).await;
             },
-            Some(refused) if turn.trace.tried == 0 => respond::refused(refused),
-            _ => respond::stop(
-                ErrorCode::Upstream,
-                &format!(
-                    "cma: {} failed in {} attempts, the last one: {}. Run `cmactl why --request {}` for all of them.",
-                    self.proxy.upstream.endpoint.authority,
-                    turn.trace.tried,
-                    turn.last_reason,
-                    turn.trace.id
-                ),
-            ),
+            Some(refused) if turn.course.trace.tried == 0 => respond::refused(refused),
+            _ => turn.course.exhausted(&self.proxy),
         };
-        turn.trace.status = ours.status().as_u16();
+        turn.course.trace.status = ours.status().as_u16();
         self.traced(&mut turn, "failed");
         say(local, frame::wrapped(ours).await).await
     }
