@@ -13,6 +13,7 @@ use super::{
     moved::Foreign,
     relay::Answer,
     respond,
+    stated::Stated,
     trace::{Trace, Traces},
 };
 use crate::{
@@ -70,6 +71,8 @@ pub(super) struct Course {
     refused_rounds: u32,
     /// Whether upstream stated how long to wait.
     stated: bool,
+    /// Waits that it stated with its own failures.
+    pub(super) rests: Stated,
     pauses: u32,
 }
 
@@ -84,6 +87,7 @@ impl Course {
             refused_by: Vec::new(),
             refused_rounds: 0,
             stated: false,
+            rests: Stated::new(),
             pauses: 0,
         }
     }
@@ -122,6 +126,11 @@ impl Course {
     /// The budget that kept an account out, once.
     pub(super) const fn over(&mut self) -> Option<Blocked> {
         self.over.take()
+    }
+
+    /// Whether that account's token was renewed for this request.
+    pub(super) fn has_renewed(&self, account: &AccountId) -> bool {
+        self.renewed.as_ref() == Some(account)
     }
 
     /// Not that account, from here on.

@@ -14,6 +14,8 @@ const ROUTING: HeaderName = HeaderName::from_static("x-openai-account-routing-ov
 /// A session of the CLI (0.169.0, observed, as are the next three). Made once: a name that is looked
 /// up as text is parsed each time.
 pub(crate) const SESSION: HeaderName = HeaderName::from_static("session-id");
+/// What older CLIs call it (0.98.0 and 0.128.0, observed).
+const OLD_SESSION: HeaderName = HeaderName::from_static("session_id");
 /// A thread within it.
 pub(crate) const THREAD: HeaderName = HeaderName::from_static("thread-id");
 /// What a turn says of itself, as JSON.
@@ -60,6 +62,11 @@ fn stays_here(name: &str) -> bool {
 pub(crate) fn name(headers: &HeaderMap, header: &HeaderName) -> Option<Arc<str>> {
     let value = headers.get(header)?.to_str().ok()?;
     (!value.is_empty() && value.len() <= MAX_NAME).then(|| value.into())
+}
+
+/// A request's session, by whichever name its client has for it.
+pub(crate) fn session(headers: &HeaderMap) -> Option<Arc<str>> {
+    name(headers, &SESSION).or_else(|| name(headers, &OLD_SESSION))
 }
 
 /// The model that a request's routing hint names, so that its body needn't be read.

@@ -18,6 +18,7 @@ use cma_core::{
 };
 use http::{HeaderMap, HeaderValue, Response, header, response};
 use http_body::{Body as _, Frame};
+use http_body_util::BodyExt as _;
 use std::{
     future::poll_fn,
     pin::Pin,
@@ -28,6 +29,9 @@ use tokio::time::Instant;
 
 /// A compaction is held this many times as long: it says nothing while it works.
 const COMPACTION: u32 = 3;
+/// Read of an error in a stream's place, and how long it may take.
+const MAX_ERROR: usize = 64 * 1024;
+const ERROR_TIMEOUT: Duration = Duration::from_secs(5);
 /// Silent beginnings of one request that are given up. A model that thinks for that long thinks
 /// elsewhere as well, and each attempt costs quota.
 const MAX_SILENCES: u32 = 2;
@@ -103,13 +107,51 @@ impl Ready {
     /// An answer of which nothing was read yet.
     pub(crate) fn new(response: Response<Driven>) -> Self {
         let (parts, body) = response.into_parts();
-        let sniffer = is_stream(&parts.headers).then(|| Sniffer::new(clock::wall()));
+        let plain = !parts.headers.contains_key(header::CONTENT_ENCODING);
+        let sniffer = (plain && is_stream(&parts.headers)).then(|| Sniffer::new(clock::wall()));
         Self { parts, body, held: Vec::new(), broken: None, sniffer }
     }
 
     /// Whether it is a stream that can be read along.
     pub(crate) fn can_be_held(&self) -> bool {
-        self.sniffer.is_some() && !self.parts.headers.contains_key(header::CONTENT_ENCODING)
+        self.sniffer.is_some()
+    }
+
+    /// Whether it is JSON where a stream was asked for.
+    pub(crate) fn is_json(&self) -> bool {
+        let kind = self.parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+        kind.is_some_and(|kind| kind.starts_with(b"application/json"))
+            && !self.parts.headers.contains_key(header::CONTENT_ENCODING)
+    }
+
+    /// Reads an answer that is JSON in a stream's place: an error, a response after all, or nothing
+    /// that anybody asked for. What is larger than any error is passed on.
+    pub(crate) async fn hold_json(&mut self) -> End {
+        let read = async {
+            let mut bytes = 0;
+            while let Some(frame) = self.body.frame().await {
+                let Ok(frame) = frame else { return Some(End::Cut) };
+                let Ok(data) = frame.into_data() else { continue };
+                bytes += data.len();
+                self.held.push(data);
+                if bytes > MAX_ERROR {
+                    return Some(End::Shows);
+                }
+            }
+            None
+        };
+        match tokio::time::timeout(ERROR_TIMEOUT, read).await {
+            Ok(Some(end)) => return end,
+            Ok(None) => {},
+            Err(_elapsed) => return End::Silent,
+        }
+        let bytes = self.bytes();
+        let said: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        match (&said["error"], &said["id"]) {
+            (serde_json::Value::Null, id) if id.is_string() => End::Shows,
+            (serde_json::Value::Null, _) => End::Garbage,
+            _ => End::Fault(Fault::read(&bytes)),
+        }
     }
 
     /// Reads until the beginning shows something, fails, or reaches its bounds.

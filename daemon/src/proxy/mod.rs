@@ -23,6 +23,7 @@ pub(crate) mod relay;
 mod respond;
 mod shown;
 pub(crate) mod sniff;
+mod stated;
 pub(crate) mod surface;
 pub(crate) mod trace;
 mod turn;

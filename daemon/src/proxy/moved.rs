@@ -138,6 +138,9 @@ enum Packing {
 struct Metadata<'a> {
     #[serde(borrow)]
     turn_id: Option<Cow<'a, str>>,
+    /// The thread that a new one begins as a copy of (0.169.0, observed).
+    #[serde(borrow)]
+    forked_from_thread_id: Option<Cow<'a, str>>,
 }
 
 impl Ride {
@@ -165,6 +168,12 @@ impl Ride {
         let id = headers::name(headers, &headers::THREAD).or_else(|| trace.session.clone());
         let key = bounds.session(id.as_ref());
         let turn = turn(headers);
+        if let (Some(key), Some(from)) = (&key, forked(headers))
+            && known.lock().get(key).is_none()
+        {
+            // What it copies is sealed for the account of the one before, and cached there.
+            need.session = bounds.session(Some(&from));
+        }
         need.thread.clone_from(&key);
         need.turn.clone_from(&turn);
         trace.thread.clone_from(&key);
@@ -491,6 +500,15 @@ fn turn(headers: &HeaderMap) -> Option<Arc<str>> {
         serde_json::from_slice(headers.get(&headers::METADATA)?.as_bytes()).ok()?;
     let turn = metadata.turn_id?;
     (!turn.is_empty() && turn.len() <= headers::MAX_NAME).then(|| Arc::from(&*turn))
+}
+
+fn forked(headers: &HeaderMap) -> Option<Arc<str>> {
+    let metadata = headers.get(&headers::METADATA)?.as_bytes();
+    // Few are: the others aren't read for it.
+    memchr::memmem::find(metadata, b"\"forked_from_thread_id\"")?;
+    let metadata: Metadata<'_> = serde_json::from_slice(metadata).ok()?;
+    let from = metadata.forked_from_thread_id?;
+    (!from.is_empty() && from.len() <= headers::MAX_NAME).then(|| Arc::from(&*from))
 }
 
 fn name_of(proxy: &Proxy, id: &AccountId) -> String {

@@ -93,7 +93,7 @@ pub(crate) fn serve(
     if incoming.size_hint().lower() > BODY_LIMIT {
         return Box::pin(std::future::ready(respond::too_large()));
     }
-    let session = headers::name(&parts.headers, &headers::SESSION);
+    let session = headers::session(&parts.headers);
     let model = headers::model_hint(&parts.headers);
     let compacts = begin::is_compaction(&parts.headers);
     let overhead = shown::Overhead::asked(&proxy, &parts.headers);
@@ -144,6 +144,7 @@ impl Turn {
             if !self.course.takes(&mut lease) {
                 continue;
             }
+            self.course.rests.over(&lease.account).await;
             match self.attempt(lease).await {
                 Step::Deliver(lease, ready, reason) => {
                     return self.deliver(lease, *ready, &reason);
@@ -265,6 +266,7 @@ impl Turn {
             && !parts.headers.contains_key(header::RETRY_AFTER);
         let stops = throttled || verdict::stops_the_cli(status, json.as_ref());
         let foreign = json.as_ref().is_some_and(bound::is_foreign);
+        self.course.rests.heard(&lease.account, status, &parts.headers);
         self.last = Some(Last { parts, bytes, stops });
         if verdict.act == Act::Deliver {
             return self.bad_request(lease, foreign, &verdict.reason).await;

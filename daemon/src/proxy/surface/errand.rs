@@ -68,9 +68,8 @@ pub(super) async fn serve(
         return respond::too_large();
     }
     let bounds = &launch.bounds;
-    let named = [headers::SESSION, headers::THREAD]
-        .iter()
-        .find_map(|name| headers::name(&parts.headers, name));
+    let named = headers::session(&parts.headers)
+        .or_else(|| headers::name(&parts.headers, &headers::THREAD));
     // Without a session: what upstream keeps stays where the launch's first one of that kind went.
     let own = || Some(format!("{}/{}", launch.name(), errand.family()?).into());
     let session = named.or_else(|| errand.stays().then(own).flatten());

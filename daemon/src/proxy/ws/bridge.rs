@@ -5,6 +5,7 @@ use super::{
     flow::{Ended, Flow, Source},
     frame,
     link::Socket,
+    listen::listening,
     session::{Session, Warm, say},
     sse,
     turn::{Step, Turn, patience},
@@ -53,7 +54,11 @@ impl Session {
         let limit = self.proxy.config.head_timeout;
         let upstream = Arc::clone(&self.proxy.upstream);
         let send = upstream.send(&lease.account, request(), || Some(request()));
-        let response = match tokio::time::timeout(patience(limit, body.len()), send).await {
+        let sent = tokio::time::timeout(patience(limit, body.len()), send);
+        let Some(sent) = listening(local, &mut self.next, sent).await else {
+            return Step::Over(self.abandoned(turn));
+        };
+        let response = match sent {
             Ok(Ok(response)) => response,
             Ok(Err(failure)) => return self.missed(turn, lease, &Missed::Failed(failure)).await,
             Err(_elapsed) => return self.missed(turn, lease, &Missed::TimedOut).await,
@@ -97,7 +102,8 @@ impl Session {
             stream.begin_with(event);
         }
         let patience = turn.patience(&proxy.config);
-        let mut flow = Flow::new(&proxy.sockets, &account, &mut turn.course.trace, patience);
+        let mut flow =
+            Flow::new((&proxy, &self.launch), &account, &mut turn.course.trace, patience);
         let ended = flow.run(local, Source::Http(&mut stream), &mut self.next).await;
         let heard = flow.heard;
         if matches!(ended, Ended::Final(_)) {

@@ -5,9 +5,11 @@
 //! client is told so and sends everything again; the account is chosen anew then, with what was learned.
 
 use super::{
+    again::{Carried, Last},
     flow::{Ended, Flow, Heard, Patience, Source},
     frame::{self, Create},
-    link::{Link, NoLink, Socket},
+    link::{Link, Socket},
+    listen::listening,
     session::{BROKEN, Leave, Session, say},
 };
 use crate::{
@@ -25,7 +27,6 @@ use crate::{
         trace::Traces,
     },
     trouble::Place,
-    upstream::Failure,
     vault::Pass,
 };
 use bytes::Bytes;
@@ -66,8 +67,7 @@ pub(super) struct Turn {
     compacts: bool,
     /// How often an attempt's beginning was silent.
     silences: u32,
-    /// Upstream's last error as a frame, and whether the CLI stops on it.
-    last: Option<(Utf8Bytes, bool)>,
+    pub(super) last: Option<Last>,
 }
 
 /// What an attempt leads to.
@@ -80,7 +80,7 @@ pub(super) enum Step {
 }
 
 /// The way an attempt takes.
-enum Way {
+pub(super) enum Way {
     Link(Lease),
     Http(Lease, Pass),
     Step(Step),
@@ -142,7 +142,7 @@ impl Turn {
     }
 
     /// Something sealed was refused: whether there is another attempt in that.
-    async fn unseals(&mut self, traces: &Traces, account: &AccountId) -> bool {
+    pub(super) async fn unseals(&mut self, traces: &Traces, account: &AccountId) -> bool {
         let original = self.original();
         let next = self.ride.refused(&original).await;
         self.course.unsealed(traces, account, next)
@@ -150,7 +150,7 @@ impl Turn {
 
     /// Whether upstream's last error is already one on which the CLI stops by itself.
     fn stops_here(&self) -> bool {
-        self.last.as_ref().is_some_and(|(_frame, stops)| *stops)
+        self.last.as_ref().is_some_and(|last| last.stops)
     }
 }
 
@@ -181,12 +181,19 @@ impl Session {
                         Step::Again => Ok(()),
                     };
                 }
-                turn.course.wait_for_host(pause).await;
+                let wait = turn.course.wait_for_host(pause);
+                if listening(local, &mut self.next, wait).await.is_none() {
+                    return self.abandoned(&mut turn);
+                }
                 continue;
             }
-            let mut lease = match proxy.actor.select(turn.course.need.clone()).await {
+            let select = proxy.actor.select(turn.course.need.clone());
+            let Some(selected) = listening(local, &mut self.next, select).await else {
+                return self.abandoned(&mut turn);
+            };
+            let mut lease = match selected {
                 Err(_gone) => {
-                    books::again(&proxy, &mut turn.course.trace);
+                    books::again(&mut turn.course.trace);
                     return Err(Leave::Close(CloseCode::Restart, "the daemon stops"));
                 },
                 Ok(Ok(lease)) => lease,
@@ -195,22 +202,40 @@ impl Session {
                         return self.blocked(local, &mut turn, &blocked).await;
                     },
                     Some(_over) => return self.give_up(local, turn, Some(&refused)).await,
-                    None if Box::pin(turn.waited(&proxy, &refused)).await => continue,
-                    None => return self.give_up(local, turn, Some(&refused)).await,
+                    None => {
+                        let waits = Box::pin(turn.waited(&proxy, &refused));
+                        match listening(local, &mut self.next, waits).await {
+                            Some(true) => continue,
+                            Some(false) => {
+                                return self.give_up(local, turn, Some(&refused)).await;
+                            },
+                            None => return self.abandoned(&mut turn),
+                        }
+                    },
                 },
             };
             if !turn.course.takes(&mut lease) {
                 continue;
             }
+            let rests = turn.course.rests.over(&lease.account);
+            if listening(local, &mut self.next, rests).await.is_none() {
+                return self.abandoned(&mut turn);
+            }
             match self.attempt(local, &mut turn, lease).await {
                 Step::Again => {},
                 Step::Say(frame) => {
-                    books::again(&proxy, &mut turn.course.trace);
+                    books::again(&mut turn.course.trace);
                     return say(local, frame).await;
                 },
                 Step::Over(over) => return over,
             }
         }
+    }
+
+    /// Nobody waits for the turn any more.
+    pub(super) fn abandoned(&self, turn: &mut Turn) -> Result<(), Leave> {
+        self.traced(turn, "abandoned");
+        Err(Leave::Gone)
     }
 
     /// Says which budget keeps a turn out.
@@ -248,7 +273,8 @@ impl Session {
         if create.previous_response_id.is_some() {
             ride.goes_on();
         }
-        let turn = Turn {
+        let whole = create.previous_response_id.is_none() && !create.is_prewarm();
+        let mut turn = Turn {
             frame,
             create,
             course: Course::new(need, trace),
@@ -257,6 +283,13 @@ impl Session {
             silences: 0,
             last: None,
         };
+        let thread = turn.course.trace.thread.as_ref().filter(|_thread| whole);
+        if let Some(before) = self.proxy.sockets.again.take(thread) {
+            turn.course.trace.tried = before.tried;
+            turn.course.trace.attempts = before.attempts;
+            turn.course.reason = before.reason;
+            turn.last = before.last;
+        }
         (turn, blocked)
     }
 
@@ -275,14 +308,15 @@ impl Session {
             && !self.link.as_ref().is_some_and(|link| link.has_history)
         {
             tracing::debug!(request = %turn.course.trace.id, account = %account, "asks for the whole input");
-            return Step::Say(frame::previous_not_found(previous));
+            let previous = previous.clone();
+            return self.ask_for_all(turn, &previous);
         }
         let original = turn.original();
         if !turn.ride.board(&self.proxy, &account, &pass, &original, &turn.course.need).await {
             turn.course.need.exclude.push(account);
             return Step::Again;
         }
-        match self.way(turn, lease, pass).await {
+        match self.way(local, turn, lease, pass).await {
             Way::Link(lease) => self.over_link(local, turn, lease).await,
             Way::Http(lease, pass) => Box::pin(self.over_http(local, turn, lease, &pass)).await,
             Way::Step(step) => step,
@@ -290,11 +324,13 @@ impl Session {
     }
 
     /// The way for this attempt, with the connection there if it is one over a WebSocket.
-    async fn way(&mut self, turn: &mut Turn, lease: Lease, pass: Pass) -> Way {
+    async fn way(&mut self, local: &mut Socket, turn: &mut Turn, lease: Lease, pass: Pass) -> Way {
         if self.link.is_some() {
             return Way::Link(lease);
         }
-        if !self.proxy.sockets.breaker.lock().allows(Instant::now()) {
+        if self.is_bridged(&lease.account)
+            || !self.proxy.sockets.breaker.lock().allows(Instant::now())
+        {
             return Way::Http(lease, pass);
         }
         let proxy = Arc::clone(&self.proxy);
@@ -306,7 +342,10 @@ impl Session {
             &self.head,
             limit,
         );
-        let no_link = match Box::pin(open).await {
+        let Some(opened) = listening(local, &mut self.next, Box::pin(open)).await else {
+            return Way::Step(Step::Over(self.abandoned(turn)));
+        };
+        let no_link = match opened {
             Ok(link) => {
                 proxy.sockets.breaker.lock().worked();
                 proxy.roster.troubles().gone(Place::Backend);
@@ -316,49 +355,6 @@ impl Session {
             Err(no_link) => no_link,
         };
         Box::pin(self.no_link(turn, lease, pass, no_link)).await
-    }
-
-    /// Judges a handshake that failed. What is the host's goes over HTTP; what is the account's is
-    /// what it would be there.
-    async fn no_link(&mut self, turn: &mut Turn, lease: Lease, pass: Pass, no_link: NoLink) -> Way {
-        let now = clock::wall();
-        let fail = |none: bool| {
-            self.proxy.sockets.breaker.lock().failed(Instant::now(), none);
-        };
-        let (parts, bytes) = match no_link {
-            NoLink::Failed(Failure::Connect(why)) => {
-                let verdict = verdict::classify(&Outcome::ConnectFailed, now);
-                let reason = format!("{}: {why}", verdict.reason);
-                self.proxy.roster.troubles().met(Place::Backend, &reason);
-                turn.sent();
-                let verdict = Verdict { reason, ..verdict };
-                return Way::Step(self.judged(turn, lease, verdict, false).await);
-            },
-            NoLink::Failed(why) => {
-                tracing::debug!(request = %turn.course.trace.id, ?why, "websocket handshake failed");
-                fail(false);
-                return Way::Http(lease, pass);
-            },
-            NoLink::TimedOut => {
-                tracing::debug!(request = %turn.course.trace.id, "websocket handshake took too long");
-                fail(false);
-                return Way::Http(lease, pass);
-            },
-            NoLink::Refused(parts, bytes) => (parts, bytes),
-        };
-        let status = parts.status.as_u16();
-        tracing::debug!(request = %turn.course.trace.id, status, "websocket handshake refused");
-        let json: Option<Value> = serde_json::from_slice(&bytes).ok();
-        match status {
-            404 | 405 | 426 | 501 => fail(true),
-            403 if json.is_none() => fail(false),
-            500..=599 => fail(false),
-            _ => {
-                turn.sent();
-                return Way::Step(self.refused(turn, lease, &parts, &bytes).await);
-            },
-        }
-        Way::Http(lease, pass)
     }
 
     /// Judges an HTTP answer that is no success.
@@ -395,31 +391,10 @@ impl Session {
             self.ended(turn, lease, parts.status.as_u16(), &verdict, Sniffer::new(clock::wall()));
             return Step::Say(frame);
         }
-        turn.last = Some((frame, stops));
+        turn.course.rests.heard(&lease.account, parts.status, &parts.headers);
+        let head = (Some(parts.status), &parts.headers);
+        turn.last = Some(Last::new(frame, head, stops, json.unwrap_or_default()));
         self.judged(turn, lease, verdict, parts.status.is_server_error()).await
-    }
-
-    /// Upstream can't read something sealed, and said so by that frame.
-    async fn foreign(
-        &mut self,
-        turn: &mut Turn,
-        lease: Lease,
-        said: Utf8Bytes,
-        verdict: &Verdict,
-    ) -> Step {
-        let proxy = Arc::clone(&self.proxy);
-        let again = turn.unseals(&proxy.traces, &lease.account).await;
-        match &turn.create.previous_response_id {
-            // It can't be sent again as it is; what comes with everything meets what was learned.
-            Some(previous) => Step::Say(frame::previous_not_found(previous)),
-            None if again => Step::Again,
-            None => {
-                let verdict = Verdict { mark: Mark::Fine, ..verdict.clone() };
-                let status = StatusCode::BAD_REQUEST.as_u16();
-                self.ended(turn, lease, status, &verdict, Sniffer::new(clock::wall()));
-                Step::Say(said)
-            },
-        }
     }
 
     /// Applies a verdict on an attempt that showed nothing. `hosts` says that the failure is one of
@@ -433,14 +408,12 @@ impl Session {
     ) -> Step {
         // What a prewarm meets, its turn meets again: it is counted once.
         let hosts = hosts && !turn.prewarm();
+        // One that goes on from an earlier response can't be sent anywhere else as it is: when somebody
+        // could serve it, its client is asked for all of it, and when nobody can, told so at once.
         if turn.course.failed(&self.proxy, lease, verdict, hosts) {
             turn.course.pause().await;
         }
-        match &turn.create.previous_response_id {
-            // It can't be sent anywhere else as it is.
-            Some(previous) => Step::Say(frame::previous_not_found(previous)),
-            None => Step::Again,
-        }
+        Step::Again
     }
 
     async fn over_link(&mut self, local: &mut Socket, turn: &mut Turn, lease: Lease) -> Step {
@@ -452,7 +425,8 @@ impl Session {
         let sent = tokio::time::timeout(patience(limit, frame.len()), link.send(frame)).await;
         let account = lease.account.clone();
         let patience = turn.patience(&proxy.config);
-        let mut flow = Flow::new(&proxy.sockets, &account, &mut turn.course.trace, patience);
+        let mut flow =
+            Flow::new((&proxy, &self.launch), &account, &mut turn.course.trace, patience);
         let ended = match sent {
             Ok(Ok(())) => flow.run(local, Source::Link(link), &mut self.next).await,
             Ok(Err(_)) | Err(_) => {
@@ -478,7 +452,7 @@ impl Session {
         ended: Ended,
         heard: Heard,
     ) -> Step {
-        let Heard { sniffer, state } = heard;
+        let Heard { sniffer, state, held } = heard;
         turn.course.trace.account = Some(lease.account.clone());
         if turn.course.trace.first_byte_ms.is_some() && !turn.prewarm() {
             turn.ride.shown(&self.proxy, state.as_ref(), &mut turn.course.trace);
@@ -505,7 +479,11 @@ impl Session {
                 let hosts = said.as_ref().is_some_and(|(_frame, fault)| fault.is_hosts());
                 if let Some((frame, fault)) = said {
                     lease.quota_seen(fault.windows(clock::wall()));
-                    turn.last = Some((frame, fault.stops_the_cli()));
+                    if let Some(status) = fault.status {
+                        turn.course.rests.heard(&lease.account, status, &fault.headers);
+                    }
+                    let (stops, head) = (fault.stops_the_cli(), (fault.status, &fault.headers));
+                    turn.last = Some(Last::new(frame, head, stops, fault.body).after(held));
                 }
                 lease.quota_seen(sniffer.said().windows);
                 self.judged(turn, lease, verdict, hosts).await
@@ -519,6 +497,13 @@ impl Session {
             Ended::Foreign(said, fault) => {
                 let verdict = fault.verdict(clock::wall());
                 self.foreign(turn, lease, said, &verdict).await
+            },
+            Ended::Unknown(said) => match turn.create.previous_response_id.clone() {
+                Some(previous) => self.ask_for_all(turn, &previous),
+                None => {
+                    self.ended(turn, lease, 200, &fine(Mark::Fine, "nothing is known"), sniffer);
+                    Step::Say(said)
+                },
             },
             Ended::Broken(why) => {
                 turn.course.trace.attempts.push(format!("{}: {why}", lease.account));
@@ -535,7 +520,7 @@ impl Session {
     }
 
     /// A turn whose answer was delivered: gives the account back, and notes it.
-    fn ended(
+    pub(super) fn ended(
         &self,
         turn: &mut Turn,
         lease: Lease,
@@ -583,13 +568,29 @@ impl Session {
     ) -> Result<(), Leave> {
         let ours: Answer = match refused {
             Some(refused) if turn.ride.is_stuck() => turn.ride.stuck(&self.proxy, refused),
-            Some(refused) if refused.retry_at.is_some() && refused.quota => {
+            Some(refused)
+                if refused.retry_at.is_some()
+                    && refused.quota
+                    && !turn
+                        .last
+                        .as_ref()
+                        .is_some_and(|it| it.speaks_for(refused, clock::wall())) =>
+            {
                 respond::refused(refused)
             },
             _ if turn.stops_here() => {
                 turn.course.trace.status = StatusCode::BAD_REQUEST.as_u16();
                 self.traced(&mut turn, "failed");
-                let Some((frame, _stops)) = turn.last.take() else { return Ok(()) };
+                let Some(last) = turn.last.take() else { return Ok(()) };
+                let (before, frame) = (last.before.clone(), last.frame.clone());
+                if turn.prewarm() {
+                    // Its turn meets the same; the CLI says nothing of a prewarm that fails.
+                    let carried = Carried { last: Some(last), ..Carried::default() };
+                    self.proxy.sockets.again.keep(turn.course.trace.thread.as_ref(), carried);
+                }
+                for event in before {
+                    say(local, event).await?;
+                }
                 return say(local, frame).await;
             },
             Some(refused) if turn.course.trace.tried == 0 => respond::refused(refused),
