@@ -1,10 +1,13 @@
 //! The one owner of the pool.
 //!
-//! A single task holds [`Pool`] and takes inputs one after another, so production sees the same kind
-//! of sequence that the core's tests do. It awaits nothing but its two inboxes and one timer:
-//! control (people, config) goes before work (requests), so a burst of requests can't starve a
-//! switch. Effects leave at once: replies by one-shot channels, renewals as tracked tasks, changes
-//! to whoever listens.
+//! [`Pool`] takes inputs one after another, in the order in which they came into its two inboxes, so
+//! production sees the same kind of sequence that the core's tests do. Control (people, config) goes
+//! before work (requests), so a burst of requests can't starve a switch. Effects leave at once: replies
+//! by one-shot channels, renewals as tracked tasks, changes to whoever listens.
+//!
+//! A task empties the inboxes whenever something comes in, and waits for the one timer. Whoever asks
+//! for an account empties them at once, if nobody is at it, the own question last: a request would
+//! otherwise be put aside and taken up again twice, for nothing.
 //!
 //! The work inbox is unbounded on purpose: it holds at most one select and one release for each
 //! client connection, and those are bounded at the gate. That makes a release infallible and
@@ -25,10 +28,17 @@ use cma_core::{
     token::Generation,
     verdict::Mark,
 };
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use parking_lot::Mutex;
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 use tokio::{
     sync::{broadcast, mpsc, oneshot},
-    time::Instant,
+    time::{Instant, Sleep},
 };
 
 /// Commands waiting; each is a person's, so few.
@@ -59,6 +69,7 @@ enum Work {
 /// Talks to the actor. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Handle {
+    desk: SharedDesk,
     control: mpsc::Sender<Control>,
     work: mpsc::UnboundedSender<Work>,
     changes: broadcast::Sender<Change>,
@@ -134,6 +145,7 @@ impl Handle {
     pub(crate) async fn select(&self, need: Need) -> Result<Result<Lease, Refused>, Gone> {
         let (reply, grant) = oneshot::channel();
         self.work.send(Work::Select(need, reply)).map_err(|_closed| Gone)?;
+        self.desk.catch_up();
         let mut asking = Asking(Some(&self.work));
         let granted = grant.await;
         asking.0 = None;
@@ -200,11 +212,49 @@ impl Drop for Asking<'_> {
 
 /// The actor before it runs.
 pub(crate) struct Actor {
+    desk: Desk,
+    shared: SharedDesk,
+}
+
+/// Where the pool is while the actor runs.
+#[derive(Clone, Default)]
+struct SharedDesk(Arc<Mutex<Option<Desk>>>);
+
+impl std::fmt::Debug for SharedDesk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SharedDesk").finish_non_exhaustive()
+    }
+}
+
+impl SharedDesk {
+    /// Empties the inboxes, unless somebody is at it: who is, sees what came meanwhile.
+    fn catch_up(&self) {
+        if let Some(mut desk) = self.0.try_lock()
+            && let Some(desk) = desk.as_mut()
+        {
+            desk.catch_up();
+        }
+    }
+}
+
+/// Takes the pool away when the actor ends, however it does: nobody is answered from then on.
+struct Open(SharedDesk);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let desk = self.0.0.lock().take();
+        drop(desk);
+    }
+}
+
+/// The pool with its inboxes.
+struct Desk {
     pool: Pool,
     clock: Clock,
     control: mpsc::Receiver<Control>,
     work: mpsc::UnboundedReceiver<Work>,
-    handle: Handle,
+    work_in: mpsc::UnboundedSender<Work>,
+    changes: broadcast::Sender<Change>,
     renewer: Arc<Renewer>,
     tasks: Tasks,
     waiting: BTreeMap<Ticket, oneshot::Sender<(Grant, Duration)>>,
@@ -220,13 +270,13 @@ impl Actor {
         let (control_in, control) = mpsc::channel(CONTROL_INBOX);
         let (work_in, work) = mpsc::unbounded_channel();
         let (changes, _nobody_yet) = broadcast::channel(CHANGES);
-        let handle = Handle { control: control_in, work: work_in, changes };
-        let actor = Self {
+        let desk = Desk {
             pool: Pool::new(seed),
             clock: Clock::start(),
             control,
             work,
-            handle: handle.clone(),
+            work_in: work_in.clone(),
+            changes: changes.clone(),
             renewer,
             tasks,
             waiting: BTreeMap::new(),
@@ -234,19 +284,21 @@ impl Actor {
             next_ticket: 1,
             renewing: true,
         };
-        (actor, handle)
+        let shared = SharedDesk::default();
+        let handle = Handle { desk: shared.clone(), control: control_in, work: work_in, changes };
+        (Self { desk, shared }, handle)
     }
 
     /// Sets how fast credentials are renewed ahead of their expiry.
     pub(crate) fn set_pace(&mut self, pace: Pace) {
-        self.pool.set_pace(pace);
+        self.desk.pool.set_pace(pace);
     }
 
     /// Takes inputs in before the loop runs.
     pub(crate) fn prime(&mut self, inputs: impl IntoIterator<Item = Input>) {
-        let now = self.clock.now();
+        let now = self.desk.clock.now();
         for input in inputs {
-            self.pool.handle(now, input);
+            self.desk.pool.handle(now, input);
         }
     }
 
@@ -255,8 +307,34 @@ impl Actor {
         let mut stop = std::pin::pin!(stop);
         // A long timer is cut: the wall clock may jump while it runs (sleep, NTP).
         let mut timer = std::pin::pin!(tokio::time::sleep(LONGEST_SLEEP));
-        self.apply(self.clock.now());
+        self.desk.apply(self.desk.clock.now());
+        let open = Open(self.shared);
+        *open.0.0.lock() = Some(self.desk);
+        std::future::poll_fn(|context| {
+            if stop.as_mut().poll(context).is_ready() {
+                return Poll::Ready(());
+            }
+            let mut desk = open.0.0.lock();
+            let Some(desk) = desk.as_mut() else { return Poll::Ready(()) };
+            desk.poll(timer.as_mut(), context);
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+impl Desk {
+    /// Takes in what waits and what the time brings, until there is nothing more.
+    fn poll(&mut self, mut timer: Pin<&mut Sleep>, context: &mut Context<'_>) {
         loop {
+            if let Poll::Ready(Some(control)) = self.control.poll_recv(context) {
+                self.control(control);
+                continue;
+            }
+            if let Poll::Ready(Some(work)) = self.work.poll_recv(context) {
+                self.works(work);
+                continue;
+            }
             if let Some(wake) = self.pool.next_wake(self.clock.now()) {
                 let due = Instant::now() + Duration::from_millis(wake.millis());
                 // One that fires early costs a tick; moving it costs more, and at every request.
@@ -264,17 +342,25 @@ impl Actor {
                     timer.as_mut().reset(due);
                 }
             }
-            tokio::select! {
-                biased;
-                () = &mut stop => return,
-                Some(control) = self.control.recv() => self.control(control),
-                Some(work) = self.work.recv() => self.works(work),
-                () = &mut timer => {
-                    timer.as_mut().reset(Instant::now() + LONGEST_SLEEP);
-                    let now = self.clock.now();
-                    self.pool.handle(now, Input::Tick);
-                    self.apply(now);
-                },
+            if timer.as_mut().poll(context).is_pending() {
+                return;
+            }
+            timer.as_mut().reset(Instant::now() + LONGEST_SLEEP);
+            let now = self.clock.now();
+            self.pool.handle(now, Input::Tick);
+            self.apply(now);
+        }
+    }
+
+    /// Takes in what waits.
+    fn catch_up(&mut self) {
+        loop {
+            if let Ok(control) = self.control.try_recv() {
+                self.control(control);
+            } else if let Ok(work) = self.work.try_recv() {
+                self.works(work);
+            } else {
+                return;
             }
         }
     }
@@ -348,9 +434,9 @@ impl Actor {
                 Effect::Reply(ticket, grant) => self.reply(now, ticket, grant),
                 Effect::Renew(id, generation) => self.renew(id, generation),
                 Effect::Changed(topic) => {
-                    if self.handle.changes.receiver_count() > 0 {
+                    if self.changes.receiver_count() > 0 {
                         let change = Change { epoch: self.pool.epoch(), topic };
-                        let _nobody_listens = self.handle.changes.send(change);
+                        let _nobody_listens = self.changes.send(change);
                     }
                 },
                 Effect::Note(text) => tracing::warn!(text, "pool"),
@@ -369,7 +455,7 @@ impl Actor {
     }
 
     fn renew(&self, id: AccountId, generation: Generation) {
-        let work = self.handle.work.clone();
+        let work = self.work_in.clone();
         if !self.renewing {
             let stopping = RenewalFailure::Transient("the daemon is stopping".into());
             let _stopping = work.send(Work::Renewed(id, generation, Err(stopping)));

@@ -25,9 +25,10 @@ use cma_core::{
 use cma_proto::{endpoint::Root, error::ErrorCode};
 use serde::{Deserialize, Serialize};
 use std::{
+    fs::{File, TryLockError},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// How long changes are gathered before they are written.
@@ -36,6 +37,11 @@ const GATHER: Duration = Duration::from_secs(20);
 const MEMORY: u64 = 256 * 1024;
 /// Knowledge older than this is not worth reading.
 const STALE: u64 = 8 * 24 * 3600;
+
+/// Another process has it open for moments only.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks at its lock.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Windows told to the pool in one input; it takes no more of them.
 const AT_ONCE: usize = 32;
@@ -194,9 +200,28 @@ fn write(folder: &Path, entries: &[Entry]) -> Result<(), Fault> {
 
 /// The database while it is open, with a mark beside it that says so.
 struct Open {
-    // First: it is closed before the mark goes.
+    // First: it is closed before the mark goes, and that before the lock.
     db: sled::Db,
     _mark: Marked,
+    _alone: File,
+}
+
+/// Waits until no other process has it open: after a hand-over two of them live for a while, and the
+/// mark of one says nothing of the other.
+fn alone(folder: &Path) -> Result<File, Fault> {
+    let path = folder.with_extension("lock");
+    let lock = File::create(&path).map_err(|error| Fault::file(&path, "write", &error))?;
+    let begun = Instant::now();
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(TryLockError::WouldBlock) if begun.elapsed() < PATIENCE => {
+                std::thread::sleep(LOOK);
+            },
+            Err(TryLockError::WouldBlock) => return Err(fault(folder, "another daemon has it")),
+            Err(TryLockError::Error(error)) => return Err(Fault::file(&path, "lock", &error)),
+        }
+    }
 }
 
 /// A file that is there while the database is open. Found at an opening, it tells of a process that
@@ -233,6 +258,7 @@ fn open(folder: &Path) -> Result<Open, Fault> {
             .flush_every_ms(None)
             .print_profile_on_drop(false)
     };
+    let alone = alone(folder)?;
     let (mark, left_open) = Marked::make(folder)?;
     if left_open {
         tracing::info!("a daemon died while the cache was open; made anew");
@@ -249,7 +275,7 @@ fn open(folder: &Path) -> Result<Open, Fault> {
             config(folder).open().map_err(|error| fault(folder, &error.to_string()))?
         },
     };
-    Ok(Open { db, _mark: mark })
+    Ok(Open { db, _mark: mark, _alone: alone })
 }
 
 fn fault(folder: &Path, why: &str) -> Fault {

@@ -60,6 +60,9 @@ pub(crate) struct Source(Arc<Mutex<Inner>>);
 #[derive(Debug)]
 struct Inner {
     incoming: Option<Incoming>,
+    /// Read to its end. It is let go with the rest: that wakes its connection, which would be polled for
+    /// nothing while the answer is waited for.
+    ended: bool,
     hint: SizeHint,
     kept: Vec<Bytes>,
     kept_len: usize,
@@ -86,6 +89,7 @@ impl Source {
         let ended = incoming.is_end_stream();
         Self(Arc::new(Mutex::new(Inner {
             incoming: (!ended).then_some(incoming),
+            ended,
             hint,
             kept: Vec::new(),
             kept_len: 0,
@@ -156,11 +160,13 @@ impl Inner {
     /// Reads the next piece from the client, and keeps it as far as that goes.
     fn read(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
         loop {
-            let Some(incoming) = self.incoming.as_mut() else { return Poll::Ready(None) };
+            let Some(incoming) = self.incoming.as_mut().filter(|_| !self.ended) else {
+                return Poll::Ready(None);
+            };
             match Pin::new(incoming).poll_frame(context) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => {
-                    self.incoming = None;
+                    self.ended = true;
                     self.done_at = Some(Instant::now());
                     return Poll::Ready(None);
                 },
@@ -179,7 +185,7 @@ impl Inner {
                         return Poll::Ready(Some(Err(BodyError::TooLarge)));
                     }
                     if self.incoming.as_ref().is_some_and(Body::is_end_stream) {
-                        self.incoming = None;
+                        self.ended = true;
                         self.done_at = Some(Instant::now());
                     }
                     self.keep(&data);
@@ -258,7 +264,7 @@ impl Body for Replay {
 
     fn is_end_stream(&self) -> bool {
         let inner = self.source.lock();
-        inner.incoming.is_none()
+        (inner.ended || inner.incoming.is_none())
             && inner.failed.is_none()
             && inner.attempt == self.attempt
             && self.next >= inner.kept.len()
