@@ -282,7 +282,7 @@ fn a_start_of_the_cli_asks_upstream_for_a_list_once() {
 }
 
 /// tmux, where it is installed; a failure under `CI=true` without it.
-fn tmux() -> bool {
+pub(crate) fn tmux() -> bool {
     let found = Command::new("tmux").arg("-V").output().is_ok_and(|out| out.status.success());
     let ci = std::env::var("CI").as_deref() == Ok("true");
     assert!(found || !ci, "tmux is missing: `apt-get install tmux`");
@@ -293,33 +293,33 @@ fn tmux() -> bool {
 }
 
 /// The terminal interface in a terminal of its own.
-struct Screen<'w> {
+pub(crate) struct Screen<'w> {
     world: &'w World,
     socket: String,
 }
 
 impl<'w> Screen<'w> {
-    fn start(world: &'w World, command: &str) -> Self {
+    pub(crate) fn start(world: &'w World, command: &str) -> Self {
         let socket = world.path("tmp/tmux.sock").display().to_string();
         let screen = Self { world, socket };
         screen.tmux(&["new-session", "-d", "-x", "110", "-y", "44", command]).ok();
         screen
     }
 
-    fn tmux(&self, args: &[&str]) -> Ran {
+    pub(crate) fn tmux(&self, args: &[&str]) -> Ran {
         let mut command = self.world.command("tmux");
         command.args(["-f", "/dev/null", "-S", &self.socket]).args(args);
         command.env("TERM", "xterm-256color").env("SHELL", "/bin/sh");
         self.world.finish(command)
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let ran = self.tmux(&["capture-pane", "-p", "-S", "-200"]);
         ran.stdout + &ran.stderr
     }
 
     #[track_caller]
-    fn shows(&self, what: &str) -> String {
+    pub(crate) fn shows(&self, what: &str) -> String {
         let begun = Instant::now();
         loop {
             let text = self.text();
@@ -331,7 +331,7 @@ impl<'w> Screen<'w> {
         }
     }
 
-    fn types(&self, text: &str) {
+    pub(crate) fn types(&self, text: &str) {
         self.tmux(&["send-keys", "-l", text]);
         // The interface takes keys that come at once for a paste, in which Enter is a new line.
         thread::sleep(Duration::from_millis(400));

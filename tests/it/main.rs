@@ -82,6 +82,8 @@ mod survive;
 #[cfg(test)]
 mod takeover;
 #[cfg(test)]
+mod terminal;
+#[cfg(test)]
 mod threads;
 #[cfg(test)]
 mod tidy;

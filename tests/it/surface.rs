@@ -322,6 +322,41 @@ fn a_plan_without_pictures_still_has_turns() {
 }
 
 #[test]
+fn an_errand_shows_a_host_that_refuses_tokens_two_accounts_at_most() {
+    let (world, door) = world(specs(&["a", "b", "c", "d"]));
+    world.sim().fault(None, Route::Errand, Fault::token_invalidated(), None);
+    let answer = post(&door, "/codex/alpha/search", &json!({ "q": "x" }));
+    assert!(answer.status >= 400 && answer.status != 401, "{}: {}", answer.status, answer.text());
+    let shown: BTreeSet<_> =
+        seen(&world, "/codex/alpha/search").into_iter().filter_map(|seen| seen.account).collect();
+    assert!((1..=2).contains(&shown.len()), "{shown:?}");
+    let renewed =
+        world.sim().stats().accounts.values().map(|one| one.refresh_requests).sum::<u64>();
+    assert!(renewed <= 2, "{renewed} renewals");
+    world.sim().clear_faults();
+    for name in ["a", "b", "c", "d"] {
+        assert_ne!(world.account(name)["state"], "needs_login", "{name}");
+    }
+    world.assert_clean();
+}
+
+#[test]
+fn what_a_model_works_for_is_within_the_budgets() {
+    let (world, door) = world(specs(&["a"]));
+    world.ctl("budget limit two --window month --requests 2").ok();
+    assert_eq!(post(&door, "/codex/alpha/search", &json!({ "q": "x" })).status, 200);
+    assert!(turn(&door, "gpt-5.5").is_complete());
+    let before = world.sim().stats().requests;
+    let answer = post(&door, "/codex/images/generations", &json!({ "prompt": "a cat" }));
+    assert_eq!((answer.status, answer.header("x-cma-error")), (400, Some("exhausted")));
+    assert!(answer.text().contains("`two` (2 requests a month) is used up"), "{}", answer.text());
+    assert_eq!(world.sim().stats().requests, before, "nothing was sent");
+    // What only reads what is kept costs no model anything.
+    assert_eq!(door.get("/codex/alpha/notes/v2/list").unwrap().status, 200);
+    world.assert_clean();
+}
+
+#[test]
 fn the_older_compaction_moves_like_a_turn() {
     let (world, door) = world(specs(&["a", "b"]));
     let body = json!({ "model": "gpt-5.5", "input": [], "instructions": "" });

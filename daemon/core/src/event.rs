@@ -51,7 +51,7 @@ pub enum Kind {
     /// The request was refused (`error`), over a WebSocket with a status of its own; read it by
     /// [`Fault::read`].
     Error,
-    /// A type that is no part of a response: clients ignore it.
+    /// No part of a response: what upstream tells of itself between events; clients ignore it.
     Other,
     /// Not an event: no JSON object with a type.
     Garbage,
@@ -93,8 +93,10 @@ impl Kind {
             "response.incomplete" => Self::Incomplete,
             "response.failed" => Self::Failed,
             "error" => Self::Error,
-            _ if name.starts_with("response.") => Self::Visible,
-            _ => Self::Other,
+            "" => Self::Other,
+            _ if name.starts_with("codex.") || name.starts_with("responsesapi.") => Self::Other,
+            // A type that nobody knows yet may be a part of the answer: it isn't kept from the client.
+            _ => Self::Visible,
         }
     }
 

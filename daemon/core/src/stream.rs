@@ -35,7 +35,7 @@ pub struct Beginning {
 impl Beginning {
     /// Takes the next bytes in. After something was found the rest of them is not read.
     pub fn feed(&mut self, mut bytes: &[u8]) -> Option<Found> {
-        while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
+        while let Some(end) = memchr::memchr(b'\n', bytes) {
             let (line, rest) = bytes.split_at_checked(end)?;
             bytes = rest.get(1..).unwrap_or_default();
             let found = if self.line.is_empty() {

@@ -298,8 +298,11 @@ impl Threads {
         }
         let given = &mut thread.states.given;
         if let Some(state) = served.state.filter(|state| state.len() <= MAX_STATE) {
+            if served.turn.is_none() {
+                given.retain(|(whose, _state)| whose != account);
+            }
             let known = given.iter().any(|(whose, _state)| whose == account);
-            if !known && given.len() < STATES && served.turn.is_some() {
+            if !known && given.len() < STATES {
                 given.push((account.clone(), state.clone()));
             }
         }
@@ -397,7 +400,14 @@ impl Thread {
         shown: &HeaderValue,
     ) -> TurnState {
         let States { turn: known, given } = &self.states;
-        if known.as_ref() == turn {
+        if turn.is_none() && known.is_none() {
+            // A client that names no turn keeps a state as long as it likes.
+            match given.iter().find(|(_whose, state)| state == shown) {
+                Some((whose, _state)) if whose == account => return TurnState::Shown,
+                Some(_another) => return TurnState::Drop,
+                None => {},
+            }
+        } else if known.as_ref() == turn {
             if let Some((_whose, own)) = given.iter().find(|(whose, _own)| whose == account) {
                 return TurnState::Own(own.clone());
             }

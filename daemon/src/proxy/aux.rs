@@ -85,8 +85,17 @@ pub(crate) fn accounts_check(proxy: &Proxy, launch: &Launch) -> Answer {
     )
 }
 
-/// Waits for an account's renewal, after telling that this generation was refused.
+/// Waits for an account's renewal, after telling that this generation was refused. One that is fresh
+/// already isn't blamed for being refused here: the CLI alone goes on without what these calls bring
+/// (0.169.0, observed), and whether the login is over is for a turn to tell.
 pub(super) async fn renew(proxy: &Proxy, need: &Need, id: &AccountId, refused: Option<Generation>) {
+    let of = id.clone();
+    let fresh = proxy.actor.look(move |pool, _now| {
+        pool.accounts().iter().any(|account| account.id == of && account.refused_fresh)
+    });
+    if refused.is_some() && fresh.await == Ok(true) {
+        return;
+    }
     let need = Need { only: Some(id.clone()), ..need.clone() };
     if let Ok(Ok(lease)) = proxy.actor.select(need.clone()).await
         && refused == Some(lease.generation)

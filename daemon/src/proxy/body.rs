@@ -11,6 +11,7 @@ use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use std::{
+    future::poll_fn,
     pin::Pin,
     sync::{
         Arc,
@@ -62,7 +63,8 @@ struct Inner {
     hint: SizeHint,
     kept: Vec<Bytes>,
     kept_len: usize,
-    read: u64,
+    /// Bytes read.
+    came: u64,
     /// More came than may be kept.
     overflow: bool,
     failed: Option<bool>,
@@ -87,7 +89,7 @@ impl Source {
             hint,
             kept: Vec::new(),
             kept_len: 0,
-            read: 0,
+            came: 0,
             overflow: false,
             failed: None,
             done_at: ended.then(Instant::now),
@@ -104,6 +106,21 @@ impl Source {
         }
         inner.attempt += 1;
         Some(Replay { source: Arc::clone(&self.0), next: 0, attempt: inner.attempt })
+    }
+
+    /// Waits for something else, and has the client's body read meanwhile as far as it has come:
+    /// asked for only afterwards it would take the connection another round.
+    pub(crate) async fn stirred<T>(&self, other: impl Future<Output = T>) -> T {
+        let mut other = std::pin::pin!(other);
+        let mut stirred = false;
+        poll_fn(|context| {
+            let polled = other.as_mut().poll(context);
+            if polled.is_pending() && !std::mem::replace(&mut stirred, true) {
+                self.0.lock().stir(context);
+            }
+            polled
+        })
+        .await
     }
 
     /// Whether another attempt could be made.
@@ -136,6 +153,58 @@ impl Source {
 }
 
 impl Inner {
+    /// Reads the next piece from the client, and keeps it as far as that goes.
+    fn read(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+        loop {
+            let Some(incoming) = self.incoming.as_mut() else { return Poll::Ready(None) };
+            match Pin::new(incoming).poll_frame(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(None) => {
+                    self.incoming = None;
+                    self.done_at = Some(Instant::now());
+                    return Poll::Ready(None);
+                },
+                Poll::Ready(Some(Err(_broken))) => {
+                    self.incoming = None;
+                    self.failed = Some(false);
+                    return Poll::Ready(Some(Err(BodyError::Client)));
+                },
+                Poll::Ready(Some(Ok(frame))) => {
+                    // Trailers have no meaning here and are dropped.
+                    let Ok(data) = frame.into_data() else { continue };
+                    self.came += data.len() as u64;
+                    if self.came > BODY_LIMIT {
+                        self.incoming = None;
+                        self.failed = Some(true);
+                        return Poll::Ready(Some(Err(BodyError::TooLarge)));
+                    }
+                    if self.incoming.as_ref().is_some_and(Body::is_end_stream) {
+                        self.incoming = None;
+                        self.done_at = Some(Instant::now());
+                    }
+                    self.keep(&data);
+                    return Poll::Ready(Some(Ok(data)));
+                },
+            }
+        }
+    }
+
+    /// Asks for the first piece before an attempt does, which then finds it kept.
+    fn stir(&mut self, context: &mut Context<'_>) {
+        if self.attempt > 0 || self.came > 0 {
+            return;
+        }
+        if let Poll::Ready(Some(Ok(data))) = self.read(context)
+            && self.overflow
+        {
+            // More than all may keep, by one piece: no attempt would get it otherwise.
+            self.overflow = false;
+            KEPT.fetch_add(data.len(), Ordering::Relaxed);
+            self.kept_len = data.len();
+            self.kept.push(data);
+        }
+    }
+
     fn keep(&mut self, data: &Bytes) {
         if self.overflow {
             return;
@@ -180,39 +249,11 @@ impl Body for Replay {
             this.next += 1;
             return Poll::Ready(Some(Ok(Frame::data(data.clone()))));
         }
-        loop {
-            let Some(incoming) = inner.incoming.as_mut() else { return Poll::Ready(None) };
-            match Pin::new(incoming).poll_frame(context) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(None) => {
-                    inner.incoming = None;
-                    inner.done_at = Some(Instant::now());
-                    return Poll::Ready(None);
-                },
-                Poll::Ready(Some(Err(_broken))) => {
-                    inner.incoming = None;
-                    inner.failed = Some(false);
-                    return Poll::Ready(Some(Err(BodyError::Client)));
-                },
-                Poll::Ready(Some(Ok(frame))) => {
-                    // Trailers have no meaning here and are dropped.
-                    let Ok(data) = frame.into_data() else { continue };
-                    inner.read += data.len() as u64;
-                    if inner.read > BODY_LIMIT {
-                        inner.incoming = None;
-                        inner.failed = Some(true);
-                        return Poll::Ready(Some(Err(BodyError::TooLarge)));
-                    }
-                    if inner.incoming.as_ref().is_some_and(Body::is_end_stream) {
-                        inner.incoming = None;
-                        inner.done_at = Some(Instant::now());
-                    }
-                    inner.keep(&data);
-                    this.next += 1;
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
-                },
-            }
+        let read = inner.read(context);
+        if matches!(read, Poll::Ready(Some(Ok(_)))) {
+            this.next += 1;
         }
+        read.map(|read| read.map(|read| read.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -244,19 +244,15 @@ pub(crate) fn with(trace: &Trace, account: &AccountId) -> Result<(), Blocked> {
     trace.open.as_ref().map_or(Ok(()), |open| open.reservation.with(account))
 }
 
-/// Closes the books of a request that its client sends again in another shape: the next one is the
-/// request that counts. What was sent for this one stays written down.
-pub(crate) fn again(proxy: &Proxy, trace: &mut Trace) {
-    let Some(open) = trace.open.as_ref().filter(|open| !open.ended.load(Ordering::Relaxed)) else {
-        return;
+/// Closes the books of a request that its client sends again in another shape, without a row: the
+/// next one is the request that counts, and what was tried for this one goes on with it. Returns
+/// whether they were open.
+pub(crate) fn again(trace: &mut Trace) -> bool {
+    let Some(open) = trace.open.take_if(|open| !open.ended.load(Ordering::Relaxed)) else {
+        return false;
     };
-    if trace.tried > 0 {
-        trace.total_ms = millis(&trace.started);
-        proxy.traces.books.end(trace);
-    } else {
-        open.ended.store(true, Ordering::Relaxed);
-        trace.open = None;
-    }
+    open.ended.store(true, Ordering::Relaxed);
+    true
 }
 
 /// The answer to a request that a budget keeps out; ends its trace.

@@ -6,10 +6,25 @@
 
 use crate::vault::Pass;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use std::sync::Arc;
 
 const ACCOUNT: HeaderName = HeaderName::from_static("chatgpt-account-id");
 const FEDRAMP: HeaderName = HeaderName::from_static("x-openai-fedramp");
 const ROUTING: HeaderName = HeaderName::from_static("x-openai-account-routing-override");
+/// A session of the CLI (0.169.0, observed, as are the next three). Made once: a name that is looked
+/// up as text is parsed each time.
+pub(crate) const SESSION: HeaderName = HeaderName::from_static("session-id");
+/// What older CLIs call it (0.98.0 and 0.128.0, observed).
+const OLD_SESSION: HeaderName = HeaderName::from_static("session_id");
+/// A thread within it.
+pub(crate) const THREAD: HeaderName = HeaderName::from_static("thread-id");
+/// What a turn says of itself, as JSON.
+pub(crate) const METADATA: HeaderName = HeaderName::from_static("x-codex-turn-metadata");
+const HINT: HeaderName = HeaderName::from_static("x-codex-routing-hint");
+
+/// Header values taken as names are bounded.
+pub(crate) const MAX_NAME: usize = 256;
+
 /// Headers of one connection, not of the message; named by the protocol.
 fn hop_by_hop(name: &str) -> bool {
     matches!(
@@ -41,6 +56,24 @@ fn stays_here(name: &str) -> bool {
             | "x-openai-account-routing-override"
             | "x-openai-fedramp"
     ) || name.starts_with("x-cma-")
+}
+
+/// A header's value as a name; none when it is empty or too long for one.
+pub(crate) fn name(headers: &HeaderMap, header: &HeaderName) -> Option<Arc<str>> {
+    let value = headers.get(header)?.to_str().ok()?;
+    (!value.is_empty() && value.len() <= MAX_NAME).then(|| value.into())
+}
+
+/// A request's session, by whichever name its client has for it.
+pub(crate) fn session(headers: &HeaderMap) -> Option<Arc<str>> {
+    name(headers, &SESSION).or_else(|| name(headers, &OLD_SESSION))
+}
+
+/// The model that a request's routing hint names, so that its body needn't be read.
+pub(crate) fn model_hint(headers: &HeaderMap) -> Option<Arc<str>> {
+    let hint = headers.get(&HINT)?.to_str().ok()?;
+    let model = hint.split(';').find_map(|part| part.trim().strip_prefix("model="))?;
+    (model.len() <= MAX_NAME).then(|| model.into())
 }
 
 /// A client's headers made ready to be sent; [`sign`] adds whose they are.

@@ -3,13 +3,13 @@
 //! Upstream answers 200 and then says inside the stream that it can't serve. While nothing but the
 //! protocol's preamble came, such an answer may still be thrown away and the request served by another
 //! account: no client shows a preamble. So head and preamble wait for the first event of the answer,
-//! within bounds of time and bytes, and leave with it in one write. Nothing is copied: what is held are
-//! the pieces as they came.
+//! within bounds of time and bytes, and leave with it in one write, joined: for each piece of its own an
+//! answer's encoding costs more than the copy.
 //!
 //! It runs in the request's own task and decides nothing about accounts: it says how the beginning
 //! ended, `turn` does the rest.
 
-use super::sniff::Sniffer;
+use super::{headers, sniff::Sniffer};
 use crate::{clock, config::streams::Streams, upstream::Driven};
 use bytes::Bytes;
 use cma_core::{
@@ -17,15 +17,27 @@ use cma_core::{
     stream::{Beginning, Found},
 };
 use http::{HeaderMap, HeaderValue, Response, header, response};
-use http_body::Body as _;
-use std::{future::poll_fn, pin::Pin, task::Poll, time::Duration};
+use http_body::{Body as _, Frame};
+use http_body_util::BodyExt as _;
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 use tokio::time::Instant;
 
 /// A compaction is held this many times as long: it says nothing while it works.
 const COMPACTION: u32 = 3;
+/// Read of an error in a stream's place, and how long it may take.
+const MAX_ERROR: usize = 64 * 1024;
+const ERROR_TIMEOUT: Duration = Duration::from_secs(5);
 /// Silent beginnings of one request that are given up. A model that thinks for that long thinks
 /// elsewhere as well, and each attempt costs quota.
 const MAX_SILENCES: u32 = 2;
+
+/// What has come along with the first part of an answer leaves with it, up to this.
+const TOGETHER: usize = 16 * 1024;
 
 /// An answer that may be shown, with what came of it so far.
 #[derive(Debug)]
@@ -34,6 +46,8 @@ pub(crate) struct Ready {
     pub(crate) body: Driven,
     /// Read from the body already.
     pub(crate) held: Vec<Bytes>,
+    /// It broke behind what is held.
+    pub(crate) broken: Option<hyper::Error>,
     /// For a stream of events.
     pub(crate) sniffer: Option<Sniffer>,
 }
@@ -93,13 +107,51 @@ impl Ready {
     /// An answer of which nothing was read yet.
     pub(crate) fn new(response: Response<Driven>) -> Self {
         let (parts, body) = response.into_parts();
-        let sniffer = is_stream(&parts.headers).then(|| Sniffer::new(clock::wall()));
-        Self { parts, body, held: Vec::new(), sniffer }
+        let plain = !parts.headers.contains_key(header::CONTENT_ENCODING);
+        let sniffer = (plain && is_stream(&parts.headers)).then(|| Sniffer::new(clock::wall()));
+        Self { parts, body, held: Vec::new(), broken: None, sniffer }
     }
 
     /// Whether it is a stream that can be read along.
     pub(crate) fn can_be_held(&self) -> bool {
-        self.sniffer.is_some() && !self.parts.headers.contains_key(header::CONTENT_ENCODING)
+        self.sniffer.is_some()
+    }
+
+    /// Whether it is JSON where a stream was asked for.
+    pub(crate) fn is_json(&self) -> bool {
+        let kind = self.parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+        kind.is_some_and(|kind| kind.starts_with(b"application/json"))
+            && !self.parts.headers.contains_key(header::CONTENT_ENCODING)
+    }
+
+    /// Reads an answer that is JSON in a stream's place: an error, a response after all, or nothing
+    /// that anybody asked for. What is larger than any error is passed on.
+    pub(crate) async fn hold_json(&mut self) -> End {
+        let read = async {
+            let mut bytes = 0;
+            while let Some(frame) = self.body.frame().await {
+                let Ok(frame) = frame else { return Some(End::Cut) };
+                let Ok(data) = frame.into_data() else { continue };
+                bytes += data.len();
+                self.held.push(data);
+                if bytes > MAX_ERROR {
+                    return Some(End::Shows);
+                }
+            }
+            None
+        };
+        match tokio::time::timeout(ERROR_TIMEOUT, read).await {
+            Ok(Some(end)) => return end,
+            Ok(None) => {},
+            Err(_elapsed) => return End::Silent,
+        }
+        let bytes = self.bytes();
+        let said: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        match (&said["error"], &said["id"]) {
+            (serde_json::Value::Null, id) if id.is_string() => End::Shows,
+            (serde_json::Value::Null, _) => End::Garbage,
+            _ => End::Fault(Fault::read(&bytes)),
+        }
     }
 
     /// Reads until the beginning shows something, fails, or reaches its bounds.
@@ -141,13 +193,47 @@ impl Ready {
                     }
                     self.held.push(data);
                     match found {
-                        Some(Found::Answer) => return End::Shows,
+                        Some(Found::Answer) => {
+                            poll_fn(|context| {
+                                self.gather(bytes, context);
+                                Poll::Ready(())
+                            })
+                            .await;
+                            return End::Shows;
+                        },
                         Some(Found::Fault(fault)) => return End::Fault(fault),
                         None if bytes > bounds.bytes => return at_bound(&beginning, bytes),
                         None => {},
                     }
                 },
             }
+        }
+    }
+
+    /// Takes in what has come already behind `bytes` of them, without waiting for any of it, and joins
+    /// what is held.
+    fn gather(&mut self, mut bytes: usize, context: &mut Context<'_>) {
+        while bytes < TOGETHER && !self.body.is_end_stream() {
+            let Poll::Ready(next) = Pin::new(&mut self.body).poll_frame(context) else { break };
+            match next.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(data))) => {
+                    bytes += data.len();
+                    if let Some(sniffer) = &mut self.sniffer {
+                        sniffer.feed(&data);
+                    }
+                    self.held.push(data);
+                },
+                // Trailers have no meaning here.
+                Some(Ok(Err(_trailers))) => {},
+                Some(Err(broken)) => {
+                    self.broken = Some(broken);
+                    break;
+                },
+                None => break,
+            }
+        }
+        if self.held.len() > 1 && bytes <= 2 * TOGETHER {
+            self.held = vec![self.bytes()];
         }
     }
 
@@ -170,7 +256,7 @@ fn is_stream(headers: &HeaderMap) -> bool {
 
 /// Whether the request compacts its thread, as the CLI says (0.169.0, observed).
 pub(super) fn is_compaction(headers: &HeaderMap) -> bool {
-    let metadata = headers.get("x-codex-turn-metadata").map(HeaderValue::as_bytes);
+    let metadata = headers.get(&headers::METADATA).map(HeaderValue::as_bytes);
     let says =
         memchr::memmem::find(metadata.unwrap_or_default(), b"\"request_kind\":\"compaction\"");
     says.is_some()

@@ -129,6 +129,8 @@ impl Page {
         self.one("cma_requests_active", "gauge", "Answers that are streaming.", active);
         let open = counters.connections.load(Ordering::Relaxed);
         self.one("cma_connections", "gauge", "Open client connections.", open);
+        let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        self.one("cma_tasks", "gauge", "Tasks that live in the daemon.", tasks);
         let retried = counters.retried.load(Ordering::Relaxed);
         self.one("cma_retries_total", "counter", "Attempts that another replaced.", retried);
         let refused = counters.refused.load(Ordering::Relaxed);

@@ -5,10 +5,10 @@
 
 pub(crate) mod ask_model;
 pub(crate) mod aux;
-mod blame;
 pub(crate) mod body;
 pub(crate) mod books;
 mod busy;
+mod course;
 mod gate;
 mod headers;
 mod held;
@@ -18,10 +18,12 @@ mod metrics;
 pub(crate) mod moved;
 pub(crate) mod own;
 pub(crate) mod probe;
+mod refusal;
 pub(crate) mod relay;
 mod respond;
 mod shown;
 pub(crate) mod sniff;
+mod stated;
 pub(crate) mod surface;
 pub(crate) mod trace;
 mod turn;

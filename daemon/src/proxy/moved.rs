@@ -12,6 +12,7 @@
 use super::{
     Proxy,
     body::{REPLAY_LIMIT, Source, UpBody},
+    headers,
     relay::Answer,
     respond,
     trace::Trace,
@@ -34,10 +35,6 @@ use std::{borrow::Cow, io::Read as _, sync::Arc};
 
 /// Sticky within a turn, and to the account that gave it.
 const TURN_STATE: HeaderName = HeaderName::from_static("x-codex-turn-state");
-/// What a request says of itself, as JSON.
-const METADATA: &str = "x-codex-turn-metadata";
-/// Header values taken as names are bounded.
-const MAX_NAME: usize = 256;
 /// A body that unpacks to more than this is not edited: four times what is kept of one as it came.
 const MAX_UNPACKED: usize = 4 * REPLAY_LIMIT;
 /// The official CLI packs with zstd's own default.
@@ -141,6 +138,9 @@ enum Packing {
 struct Metadata<'a> {
     #[serde(borrow)]
     turn_id: Option<Cow<'a, str>>,
+    /// The thread that a new one begins as a copy of (0.169.0, observed).
+    #[serde(borrow)]
+    forked_from_thread_id: Option<Cow<'a, str>>,
 }
 
 impl Ride {
@@ -165,9 +165,15 @@ impl Ride {
         need: &mut Need,
         trace: &mut Trace,
     ) -> Self {
-        let id = named(headers, "thread-id").or_else(|| trace.session.clone());
+        let id = headers::name(headers, &headers::THREAD).or_else(|| trace.session.clone());
         let key = bounds.session(id.as_ref());
         let turn = turn(headers);
+        if let (Some(key), Some(from)) = (&key, forked(headers))
+            && known.lock().get(key).is_none()
+        {
+            // What it copies is sealed for the account of the one before, and cached there.
+            need.session = bounds.session(Some(&from));
+        }
         need.thread.clone_from(&key);
         need.turn.clone_from(&turn);
         trace.thread.clone_from(&key);
@@ -490,14 +496,19 @@ fn unpacked(body: &[u8], packing: Packing) -> Option<Cow<'_, [u8]>> {
 }
 
 fn turn(headers: &HeaderMap) -> Option<Arc<str>> {
-    let metadata: Metadata<'_> = serde_json::from_slice(headers.get(METADATA)?.as_bytes()).ok()?;
+    let metadata: Metadata<'_> =
+        serde_json::from_slice(headers.get(&headers::METADATA)?.as_bytes()).ok()?;
     let turn = metadata.turn_id?;
-    (!turn.is_empty() && turn.len() <= MAX_NAME).then(|| Arc::from(&*turn))
+    (!turn.is_empty() && turn.len() <= headers::MAX_NAME).then(|| Arc::from(&*turn))
 }
 
-fn named(headers: &HeaderMap, header: &str) -> Option<Arc<str>> {
-    let value = headers.get(header)?.to_str().ok()?;
-    (!value.is_empty() && value.len() <= MAX_NAME).then(|| value.into())
+fn forked(headers: &HeaderMap) -> Option<Arc<str>> {
+    let metadata = headers.get(&headers::METADATA)?.as_bytes();
+    // Few are: the others aren't read for it.
+    memchr::memmem::find(metadata, b"\"forked_from_thread_id\"")?;
+    let metadata: Metadata<'_> = serde_json::from_slice(metadata).ok()?;
+    let from = metadata.forked_from_thread_id?;
+    (!from.is_empty() && from.len() <= headers::MAX_NAME).then(|| Arc::from(&*from))
 }
 
 fn name_of(proxy: &Proxy, id: &AccountId) -> String {

@@ -55,10 +55,22 @@ pub(crate) enum Out {
 pub(crate) struct Relay {
     /// What was held back, in its order; goes first.
     held: std::vec::IntoIter<Bytes>,
+    /// Upstream's connection broke behind what was held.
+    broken: Option<hyper::Error>,
     /// `None` once it was read to its end.
     body: Option<Driven>,
     ending: Option<Box<Ending>>,
     silence: Option<Silence>,
+    early: Early,
+}
+
+/// Whether a stream ended too early, so that this is left to tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Early {
+    No,
+    Found,
+    /// What came before is on its way: an error at once would take it along.
+    Flushed,
 }
 
 /// Why a stream that was shown in part is broken off.
@@ -70,6 +82,9 @@ pub(crate) enum Broken {
     /// Nothing came for too long.
     #[error("upstream fell silent")]
     Silent,
+    /// It ended as HTTP wants it, without the event that ends a response.
+    #[error("upstream's stream ended early")]
+    Early,
 }
 
 /// Looks for silence in ticks, so that an event costs one flag and no move of a timer.
@@ -129,11 +144,28 @@ pub(crate) async fn settle(mut ended: mpsc::UnboundedReceiver<Box<Ending>>, phas
 }
 
 impl Relay {
-    /// Passes an answer on; what goes down first is what was held of it.
-    pub(crate) fn new(body: Driven, held: Vec<Bytes>, ending: Ending) -> Self {
+    /// Passes an answer on of which nothing was read.
+    pub(crate) fn new(body: Driven, ending: Ending) -> Self {
+        Self::begun(body, (Vec::new(), None), ending)
+    }
+
+    /// Passes an answer on; what goes down first is what was held of it, and then, if the connection
+    /// broke behind that, the break.
+    pub(crate) fn begun(
+        body: Driven,
+        (held, broken): (Vec<Bytes>, Option<hyper::Error>),
+        ending: Ending,
+    ) -> Self {
         let stall = ending.accounts.proxy.config.streams.stall;
         let silence = ending.sniffer.is_some().then(|| Silence::new(stall));
-        Self { held: held.into_iter(), body: Some(body), ending: Some(Box::new(ending)), silence }
+        Self {
+            held: held.into_iter(),
+            broken,
+            body: Some(body),
+            ending: Some(Box::new(ending)),
+            silence,
+            early: Early::No,
+        }
     }
 
     fn whole(&mut self) {
@@ -148,6 +180,28 @@ impl Relay {
             // The daemon flushes: nobody else settles it.
             ending.settle(true);
         }
+    }
+
+    /// Whether a stream of events has been read to its end without the one that ends a response: it
+    /// was cut, however clean its end is.
+    fn is_early(&mut self) -> bool {
+        let Some(ending) = &mut self.ending else { return false };
+        let good = (200..300).contains(&ending.accounts.trace.status);
+        let early = good && ending.sniffer.as_mut().is_some_and(|sniffer| !sniffer.has_ended());
+        if early && self.early == Early::No {
+            self.early = Early::Found;
+        }
+        early
+    }
+
+    /// Whether what came before a break is on its way; if not, it is sent first.
+    fn is_flushed(&mut self, context: &Context<'_>) -> bool {
+        let flushed = self.early == Early::Flushed;
+        if !flushed {
+            self.early = Early::Flushed;
+            context.waker().wake_by_ref();
+        }
+        flushed
     }
 
     fn cut(&mut self) {
@@ -223,10 +277,17 @@ impl Body for Relay {
         let this = self.get_mut();
         if let Some(data) = this.held.next() {
             // hyper doesn't poll again once the body has said that it is at its end.
-            if this.is_end_stream() {
+            if this.is_end_stream() && !this.is_early() {
                 this.whole();
             }
             return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        if this.broken.is_some() && !this.is_flushed(context) {
+            return Poll::Pending;
+        }
+        if let Some(broken) = this.broken.take() {
+            this.cut();
+            return Poll::Ready(Some(Err(broken.into())));
         }
         let Some(body) = this.body.as_mut() else { return Poll::Ready(None) };
         match Pin::new(&mut *body).poll_frame(context) {
@@ -239,7 +300,7 @@ impl Body for Relay {
                 if let Some(silence) = &mut this.silence {
                     silence.heard = true;
                 }
-                if last {
+                if last && !this.is_early() {
                     this.whole();
                 }
                 Poll::Ready(Some(Ok(frame)))
@@ -247,6 +308,13 @@ impl Body for Relay {
             Poll::Ready(Some(Err(error))) => {
                 this.cut();
                 Poll::Ready(Some(Err(error.into())))
+            },
+            Poll::Ready(None) if this.is_early() => {
+                if !this.is_flushed(context) {
+                    return Poll::Pending;
+                }
+                this.cut();
+                Poll::Ready(Some(Err(Broken::Early)))
             },
             Poll::Ready(None) => {
                 this.whole();
@@ -261,7 +329,10 @@ impl Body for Relay {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.held.as_slice().is_empty() && self.body.as_ref().is_none_or(Body::is_end_stream)
+        self.held.as_slice().is_empty()
+            && self.broken.is_none()
+            && self.early == Early::No
+            && self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -279,7 +350,7 @@ impl Body for Relay {
 impl Drop for Relay {
     fn drop(&mut self) {
         // A body that is empty from the start is never polled.
-        if self.held.as_slice().is_empty() && self.body.as_ref().is_some_and(Body::is_end_stream) {
+        if self.body.is_some() && self.is_end_stream() {
             self.whole();
         } else if let Some(ending) = self.ending.take() {
             ending.accounts.abandon();

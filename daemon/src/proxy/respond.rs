@@ -39,6 +39,15 @@ pub(crate) fn error(status: StatusCode, code: ErrorCode, message: &str) -> Answe
     marked(json(status, &body), code)
 }
 
+/// 413 for a body beyond every bound.
+pub(crate) fn too_large() -> Answer {
+    error(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        ErrorCode::TooLarge,
+        "the request is larger than any model takes",
+    )
+}
+
 /// 404 for what the CLI can do without.
 pub(crate) fn not_here() -> Answer {
     error(StatusCode::NOT_FOUND, ErrorCode::NotFound, "not available through cma")

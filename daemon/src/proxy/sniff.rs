@@ -103,6 +103,13 @@ impl Sniffer {
         }
     }
 
+    /// Whether the event that ends a response went by, or one that could have been it.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        let last = std::mem::take(&mut self.unread);
+        self.read(&last);
+        self.said.end.is_some() || self.said.unclear
+    }
+
     /// What the stream said.
     pub(crate) fn said(mut self) -> Said {
         let last = std::mem::take(&mut self.unread);

@@ -1,24 +1,26 @@
 //! One turn: select an account, send, judge, deliver or go on.
 //!
 //! Failover happens only before the first byte is delivered (a stream's preamble is held back for it,
-//! `held`), only while the body can be sent again, and within two budgets: attempts and time. When
-//! the host fails for several accounts, nobody walks on: all wait (`host`). What an outcome means is the core's verdict; this file
-//! applies it. When nothing is left, the client gets an answer on which it stops and speaks for
+//! `held`), only while the body can be sent again, and within the bounds of its course (`course`). When
+//! the host fails for several accounts, nobody walks on: all wait (`host`). What an outcome means is the
+//! core's verdict. When nothing is left, the client gets an answer on which it stops and speaks for
 //! itself (`respond`), never one on which it loops.
 
 mod begin;
-mod blame;
 
 use super::{
     Proxy,
     body::{BODY_LIMIT, Source, UpBody},
-    books, headers,
+    books,
+    course::{self, Course, Missed, head_in_time},
+    headers,
     held::Ready,
     keys::Launch,
     moved::{Foreign, Ride},
+    refusal,
     relay::{Accounts, Answer, Ending, Out, Relay},
     respond, shown,
-    trace::{Trace, millis},
+    trace::millis,
 };
 use crate::{
     actor::Lease,
@@ -26,81 +28,39 @@ use crate::{
     trouble::Place,
     upstream::{Driven, Failure},
 };
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use cma_core::{
     bound,
     budget::Blocked,
-    cooldown::Cause,
-    identity::AccountId,
-    pool::{Input, Refused, Release},
+    pool::{Refused, Release},
     quota,
     select::Need,
     time::Span,
     verdict::{self, Act, Mark, Outcome, Verdict},
 };
-use cma_proto::error::ErrorCode;
-use http::{HeaderMap, Request, Response, StatusCode, header, request, response};
+use http::{Request, Response, StatusCode, header, request, response};
 use http_body::Body as _;
-use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde_json::Value;
 use std::{
     pin::Pin,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
 };
-use tokio::time::Instant;
 
-/// Upstream attempts of one request, whatever happens. The CLI's own retries multiply nothing,
-/// since it stops on the final answer.
-const MAX_ATTEMPTS: u32 = 8;
-/// No new attempt begins after this time: a person has given up by then.
-const BUDGET: Duration = Duration::from_secs(120);
-/// Longest wait for an account that comes back by itself (a throttle of seconds).
-const MAX_WAIT: Duration = Duration::from_secs(8);
-/// The same when upstream stated the wait; the CLI waits that long itself (0.169.0, observed).
-const STATED_WAIT: Duration = Duration::from_secs(30);
-/// Accounts whose tokens one request lets upstream refuse. Walks through a pool have got whole pools
-/// revoked.
-const MAX_REFUSED: usize = 2;
-/// Rounds in which a host that refuses everybody's token is asked again: a few seconds.
-const REFUSED_ROUNDS: u32 = 3;
-/// First pause after a fault that all accounts share; doubles each time.
-const FIRST_PAUSE: Duration = Duration::from_millis(150);
-/// Read of an error's body: enough to judge it.
-const MAX_ERROR: usize = 64 * 1024;
-/// An error's body that doesn't come is judged without it.
-const ERROR_TIMEOUT: Duration = Duration::from_secs(5);
 /// Resets this close are one time to a person: the CLI tells minutes.
 const SAME_TIME: Span = Span::from_secs(60);
-/// Header values taken as names are bounded.
-const MAX_NAME: usize = 256;
-
 /// A turn in progress.
 struct Turn {
     proxy: Arc<Proxy>,
     parts: request::Parts,
     source: Source,
-    need: Need,
-    trace: Trace,
+    course: Course,
     ride: Ride,
-    /// The account to renew and try once more after a 401.
-    renewed: Option<AccountId>,
-    /// Accounts whose token was refused.
-    refused_by: Vec<AccountId>,
-    /// How often the host was found to refuse everybody's.
-    refused_rounds: u32,
-    /// Whether upstream stated how long to wait.
-    stated: bool,
     /// Whether the request compacts its thread.
     compacts: bool,
     /// How often a stream's beginning was silent.
     silences: u32,
-    pauses: u32,
     last: Option<Last>,
-    last_reason: String,
-    /// The budget of an account that would have served.
-    over: Option<Blocked>,
     overhead: shown::Overhead,
 }
 
@@ -131,16 +91,10 @@ pub(crate) fn serve(
 ) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
     let (mut parts, incoming) = request.into_parts();
     if incoming.size_hint().lower() > BODY_LIMIT {
-        return Box::pin(std::future::ready(too_large()));
+        return Box::pin(std::future::ready(respond::too_large()));
     }
-    let session = name(&parts.headers, "session-id");
-    let model = parts
-        .headers
-        .get("x-codex-routing-hint")
-        .and_then(|value| value.to_str().ok())
-        .and_then(|hint| hint.split(';').find_map(|part| part.trim().strip_prefix("model=")))
-        .filter(|model| model.len() <= MAX_NAME)
-        .map(Arc::from);
+    let session = headers::session(&parts.headers);
+    let model = headers::model_hint(&parts.headers);
     let compacts = begin::is_compaction(&parts.headers);
     let overhead = shown::Overhead::asked(&proxy, &parts.headers);
     let bounds = &launch.bounds;
@@ -157,148 +111,87 @@ pub(crate) fn serve(
         proxy,
         parts,
         source,
-        need,
-        trace,
+        course: Course::new(need, trace),
         ride,
-        renewed: None,
-        refused_by: Vec::new(),
-        refused_rounds: 0,
-        stated: false,
         compacts,
         silences: 0,
-        pauses: 0,
         last: None,
-        last_reason: String::new(),
-        over: None,
         overhead,
     };
     Box::pin(turn.run())
 }
 
-fn too_large() -> Answer {
-    respond::error(
-        StatusCode::PAYLOAD_TOO_LARGE,
-        ErrorCode::TooLarge,
-        "the request is larger than any model takes",
-    )
-}
-
 impl Turn {
     async fn run(mut self) -> Answer {
         loop {
-            if self.trace.tried >= MAX_ATTEMPTS
-                || self.refused_rounds > REFUSED_ROUNDS
-                || self.trace.started.elapsed() > BUDGET
-            {
+            if self.course.is_spent() {
                 return self.give_up(None);
             }
             if let Some(pause) = self.proxy.health.waits() {
-                if self.last_reason.is_empty() {
-                    "the host fails for several accounts".clone_into(&mut self.last_reason);
-                }
-                tokio::time::sleep(pause).await;
+                self.course.wait_for_host(pause).await;
                 continue;
             }
-            let lease = match self.proxy.actor.select(self.need.clone()).await {
+            let select = self.proxy.actor.select(self.course.need.clone());
+            let mut lease = match self.source.stirred(select).await {
                 Err(_gone) => return respond::draining(),
-                Ok(Ok(mut lease)) => match books::with(&self.trace, &lease.account) {
-                    Ok(()) => {
-                        self.trace.choice = lease.choice.take();
-                        lease
-                    },
-                    Err(blocked) => {
-                        self.need.exclude.push(lease.account.clone());
-                        self.over = Some(blocked);
-                        continue;
-                    },
-                },
-                Ok(Err(refused)) if self.over.is_some() => return self.over_budget(&refused),
-                Ok(Err(refused)) => {
-                    if Box::pin(self.waited(&refused)).await {
-                        continue;
-                    }
-                    return self.give_up(Some(&refused));
+                Ok(Ok(lease)) => lease,
+                Ok(Err(refused)) => match self.course.over() {
+                    Some(blocked) => return self.over_budget(&blocked, &refused),
+                    None if Box::pin(self.waited(&refused)).await => continue,
+                    None => return self.give_up(Some(&refused)),
                 },
             };
+            if !self.course.takes(&mut lease) {
+                continue;
+            }
+            self.course.rests.over(&lease.account).await;
             match self.attempt(lease).await {
                 Step::Deliver(lease, ready, reason) => {
                     return self.deliver(lease, *ready, &reason);
                 },
                 Step::Say(answer) => return answer,
-                Step::Again if self.source.client_failed() => return self.client_failed(),
+                Step::Again if self.source.client_failed() => {
+                    return self.course.client_failed(&self.proxy.traces, &self.source);
+                },
                 Step::Again => {},
             }
         }
     }
 
     /// No account is left but those whose budgets are used up.
-    fn over_budget(&mut self, refused: &Refused) -> Answer {
-        match self.over.take() {
-            Some(blocked) if self.trace.tried == 0 => {
-                books::blocked(&self.proxy, &mut self.trace, &blocked)
-            },
-            _ => self.give_up(Some(refused)),
+    fn over_budget(&mut self, blocked: &Blocked, refused: &Refused) -> Answer {
+        if self.course.trace.tried == 0 {
+            books::blocked(&self.proxy, &mut self.course.trace, blocked)
+        } else {
+            self.give_up(Some(refused))
         }
     }
 
-    /// Whether it is worth waiting for an account, after having waited: one that comes back in
-    /// moments or when upstream said, or the next round over accounts that only had the host's
-    /// faults.
+    /// Whether it is worth waiting for an account, after having waited.
     async fn waited(&mut self, refused: &Refused) -> bool {
-        let elapsed = self.trace.started.elapsed();
-        let patience = if self.stated {
-            STATED_WAIT.min(BUDGET.saturating_sub(elapsed))
-        } else {
-            MAX_WAIT.saturating_sub(elapsed)
-        };
-        let tried_only = !self.need.exclude.is_empty() || self.need.only.is_some();
-        let soon = refused
-            .retry_at
-            .map(|at| Duration::from_millis(at.since(clock::wall()).millis()))
-            .filter(|wait| *wait <= patience);
-        if self.blamed() {
-            return true;
-        }
-        if let Some(renewed) =
-            self.renewed.as_ref().filter(|id| self.need.only.as_ref() == Some(id))
-        {
-            self.proxy.health.settled(renewed);
-        }
-        if self.refused_by.len() >= MAX_REFUSED {
-            return false;
-        }
-        if tried_only && refused.tried && !self.stops_here() && !self.ride.is_stuck() {
-            self.need.exclude.clear();
-            self.need.only = None;
-            self.pause().await;
-            return true;
-        }
-        match soon {
-            Some(wait) => {
-                self.need.exclude.clear();
-                self.need.only = None;
-                tokio::time::sleep(wait + Duration::from_millis(20)).await;
-                true
-            },
-            None => false,
-        }
+        let rounds = !self.stops_here() && !self.ride.is_stuck();
+        self.course.waited(&self.proxy, refused, rounds).await
     }
 
     async fn attempt(&mut self, lease: Lease) -> Step {
         let account = lease.account.clone();
         let Some(pass) = self.proxy.vault.pass(&account, lease.generation) else {
             // It left the pool between the choice and now.
-            self.need.exclude.push(account);
+            self.course.need.exclude.push(account);
             return Step::Again;
         };
-        if !self.ride.board(&self.proxy, &account, &pass, &self.source, &self.need).await {
-            self.need.exclude.push(account);
+        if !self.ride.board(&self.proxy, &account, &pass, &self.source, &self.course.need).await {
+            self.course.need.exclude.push(account);
             return Step::Again;
         }
         let Some(body) = self.ride.body(&self.source) else {
+            if self.source.client_failed() {
+                drop(lease);
+                return Step::Again;
+            }
             return Step::Say(self.give_up_on(lease));
         };
-        self.trace.tried += 1;
+        self.course.trace.tried += 1;
         let request = self.request(&pass, body);
         let mut repeats = 0;
         let outcome = {
@@ -311,9 +204,10 @@ impl Turn {
             };
             // Pinned here: each future around it would be as large again.
             let send = std::pin::pin!(turn.proxy.upstream.send(&account, request, again));
-            turn.overhead.upstream(turn.head_in_time(send)).await
+            let limit = turn.proxy.config.head_timeout;
+            turn.overhead.upstream(head_in_time(source, limit, send)).await
         };
-        self.trace.tried += repeats;
+        self.course.trace.tried += repeats;
         match outcome {
             Ok(response)
                 if response.status().is_success()
@@ -359,9 +253,9 @@ impl Turn {
         if blind.act == Act::Deliver && status != StatusCode::BAD_REQUEST {
             return Step::Deliver(lease, Box::new(Ready::new(response)), blind.reason);
         }
-        let (parts, body) = response.into_parts();
-        let (bytes, whole) = read_error(body).await;
-        if let Some(body) = whole {
+        let (parts, mut body) = response.into_parts();
+        let (bytes, whole) = refusal::read(&mut body).await;
+        if whole {
             self.proxy.upstream.give_back(body.into_connection());
         }
         let json: Option<Value> = serde_json::from_slice(&bytes).ok();
@@ -372,6 +266,7 @@ impl Turn {
             && !parts.headers.contains_key(header::RETRY_AFTER);
         let stops = throttled || verdict::stops_the_cli(status, json.as_ref());
         let foreign = json.as_ref().is_some_and(bound::is_foreign);
+        self.course.rests.heard(&lease.account, status, &parts.headers);
         self.last = Some(Last { parts, bytes, stops });
         if verdict.act == Act::Deliver {
             return self.bad_request(lease, foreign, &verdict.reason).await;
@@ -384,71 +279,31 @@ impl Turn {
         let account = lease.account.clone();
         let next = if foreign { self.ride.refused(&self.source).await } else { Foreign::Theirs };
         lease.finish(Release { mark: Mark::Fine, served: false, model: None });
-        match next {
-            Foreign::Theirs => {
-                self.trace.attempts.push(format!("{account}: {reason}"));
-                self.trace.account = Some(account);
-                return Step::Say(self.give_up(None));
-            },
-            Foreign::Again(reason) => {
-                self.proxy.traces.retry(&mut self.trace, &account, &reason);
-                self.need.only = Some(account);
-            },
-            Foreign::Elsewhere(reason) => {
-                self.proxy.traces.retry(&mut self.trace, &account, &reason);
-                self.need.only = None;
-                self.need.exclude.push(account);
-            },
+        if self.course.unsealed(&self.proxy.traces, &account, next) {
+            return Step::Again;
         }
-        Step::Again
+        self.course.trace.attempts.push(format!("{account}: {reason}"));
+        self.course.trace.account = Some(account);
+        Step::Say(self.give_up(None))
     }
 
     /// Gives the account back with what was learned, and prepares the next attempt.
     async fn apply(&mut self, lease: Lease, verdict: Verdict, hosts: bool) -> Step {
-        let account = lease.account.clone();
-        let verdict = self.weighed(&account, verdict, hosts);
-        self.stated |= matches!(verdict.mark, Mark::Cool(Cause::Throttled(Some(_))));
-        self.proxy.traces.retry(&mut self.trace, &account, &verdict.reason);
-        self.last_reason.clone_from(&verdict.reason);
-        lease.finish(Release { mark: verdict.mark, served: false, model: self.need.model.clone() });
-        match verdict.act {
-            Act::RetrySame if self.renewed.as_ref() != Some(&account) => {
-                // The next select on this account waits for its renewal.
-                self.renewed = Some(account.clone());
-                self.need.only = Some(account);
-            },
-            Act::RetrySame | Act::RetryOther | Act::Deliver => {
-                self.need.only = None;
-                self.need.exclude.push(account);
-            },
-            Act::Wait => {
-                if self.refused_by.len() >= MAX_REFUSED {
-                    // None of the others is shown to a host that refuses tokens.
-                    self.need.exclude.clear();
-                    self.need.only = self.refused_by.first().cloned();
-                }
-                self.pause().await;
-            },
+        if self.course.failed(&self.proxy, lease, verdict, hosts) {
+            self.course.pause().await;
         }
         Step::Again
     }
 
-    async fn pause(&mut self) {
-        tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(self.pauses.min(5))).await;
-        self.pauses += 1;
-    }
-
     fn deliver(mut self, lease: Lease, ready: Ready, reason: &str) -> Answer {
-        self.ride.delivered(&self.proxy, &ready.parts, &mut self.trace);
-        let Self { proxy, mut trace, overhead, .. } = self;
-        let Ready { mut parts, body, held, sniffer } = ready;
+        self.ride.delivered(&self.proxy, &ready.parts, &mut self.course.trace);
+        let Self { proxy, course: Course { mut trace, .. }, overhead, .. } = self;
+        let Ready { mut parts, body, held, broken, sniffer } = ready;
         headers::downwards(&mut parts.headers);
         overhead.tell(&mut parts.headers, &trace, &lease.account);
         if parts.status.is_success() {
             proxy.roster.troubles().gone(Place::Backend);
-            for blamed in proxy.health.served(&lease.account) {
-                proxy.actor.tell(Input::Learn(blamed, Mark::Unauthorized));
-            }
+            course::served(&proxy, &lease.account);
         }
         trace.account = Some(lease.account.clone());
         trace.status = parts.status.as_u16();
@@ -458,32 +313,10 @@ impl Turn {
         }
         proxy.traces.counters.active.fetch_add(1, Ordering::Relaxed);
         let ending = Ending { sniffer, accounts: Accounts { proxy, lease, trace } };
-        Response::from_parts(parts, Out::Relay(Box::new(Relay::new(body, held, ending))))
-    }
-
-    /// Waits for a head; the time for it runs from when the client's body has been read, so that a
-    /// slow upload is not a silent host.
-    async fn head_in_time(
-        &self,
-        send: impl Future<Output = Result<Response<Driven>, Failure>>,
-    ) -> Result<Response<Driven>, Missed> {
-        let limit = self.proxy.config.head_timeout;
-        let begun = Instant::now();
-        let mut send = std::pin::pin!(send);
-        let mut wake = begun + limit;
-        loop {
-            match tokio::time::timeout_at(wake, &mut send).await {
-                Ok(sent) => return sent.map_err(Missed::Failed),
-                Err(_elapsed) => {
-                    let from = self.source.done_at().map(|done| done.max(begun));
-                    let due = from.map_or_else(|| Instant::now() + limit, |from| from + limit);
-                    if due <= Instant::now() {
-                        return Err(Missed::TimedOut);
-                    }
-                    wake = due;
-                },
-            }
-        }
+        Response::from_parts(
+            parts,
+            Out::Relay(Box::new(Relay::begun(body, (held, broken), ending))),
+        )
     }
 
     fn request(&self, pass: &crate::vault::Pass, body: UpBody) -> Request<UpBody> {
@@ -504,7 +337,7 @@ impl Turn {
     fn give_up_on(&mut self, lease: Lease) -> Answer {
         drop(lease);
         // Another account could serve it, but the body has gone by.
-        self.last_reason.push_str("; the request is too large to be sent again");
+        self.course.reason.push_str("; the request is too large to be sent again");
         self.give_up(None)
     }
 
@@ -520,19 +353,10 @@ impl Turn {
                 respond::refused(refused)
             },
             _ if self.stops_here() => self.last_answer(),
-            Some(refused) if self.trace.tried == 0 => respond::refused(refused),
-            _ => respond::stop(
-                ErrorCode::Upstream,
-                &format!(
-                    "cma: {} failed in {} attempts, the last one: {}. Run `cmactl why --request {}` for all of them.",
-                    self.proxy.upstream.endpoint.authority,
-                    self.trace.tried,
-                    self.last_reason,
-                    self.trace.id
-                ),
-            ),
+            Some(refused) if self.course.trace.tried == 0 => respond::refused(refused),
+            _ => self.course.exhausted(&self.proxy),
         };
-        self.closed(answer.status(), "failed");
+        self.course.closed(&self.proxy.traces, answer.status(), "failed");
         answer
     }
 
@@ -560,65 +384,8 @@ impl Turn {
         parts.headers.remove(header::CONTENT_LENGTH);
         Response::from_parts(parts, Out::Whole(bytes))
     }
-
-    fn client_failed(&mut self) -> Answer {
-        let answer = if self.source.too_large() {
-            too_large()
-        } else {
-            respond::error(StatusCode::BAD_REQUEST, ErrorCode::BadRequest, "the body ended early")
-        };
-        self.closed(answer.status(), "abandoned");
-        answer
-    }
-
-    fn closed(&mut self, status: StatusCode, outcome: &'static str) {
-        self.trace.status = status.as_u16();
-        self.trace.outcome = outcome;
-        self.proxy.traces.end(self.trace.clone());
-    }
 }
 
 fn quota_seen(lease: &Lease, response: &Response<Driven>) {
     lease.quota_seen(quota::from_headers(response.headers(), clock::wall()));
-}
-
-/// Why no head came.
-enum Missed {
-    Failed(Failure),
-    TimedOut,
-}
-
-impl Missed {
-    const fn outcome(&self) -> Outcome<'static> {
-        match self {
-            Self::Failed(Failure::Connect(_)) => Outcome::ConnectFailed,
-            Self::Failed(Failure::Garbage) => Outcome::Garbage,
-            Self::Failed(Failure::Cut | Failure::ClientBody) => Outcome::Cut,
-            Self::TimedOut => Outcome::HeadTimeout,
-        }
-    }
-}
-
-fn name(headers: &HeaderMap, header: &str) -> Option<Arc<str>> {
-    let value = headers.get(header)?.to_str().ok()?;
-    (!value.is_empty() && value.len() <= MAX_NAME).then(|| value.into())
-}
-
-/// Reads an error's body within bounds; gives the body back when that was all of it.
-async fn read_error(mut body: Driven) -> (Bytes, Option<Driven>) {
-    let mut bytes = BytesMut::new();
-    let read = async {
-        while let Some(frame) = body.frame().await {
-            let Ok(frame) = frame else { return false };
-            if let Some(data) = frame.data_ref() {
-                if bytes.len() + data.len() > MAX_ERROR {
-                    return false;
-                }
-                bytes.extend_from_slice(data);
-            }
-        }
-        true
-    };
-    let whole = tokio::time::timeout(ERROR_TIMEOUT, read).await.unwrap_or(false);
-    (bytes.freeze(), whole.then_some(body))
 }

@@ -27,7 +27,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 use tokio::{
@@ -235,17 +235,16 @@ impl Connection {
 
     /// Whether it can take a request right now. A kept one: it was read to its end, its own request
     /// was sent whole, and the host has not closed it.
-    pub(super) async fn ready(&mut self) -> bool {
-        std::future::poll_fn(|context| {
-            self.drive(context);
-            Poll::Ready(match &mut self.link {
-                Link::Own { sender, ended, .. } => {
-                    !*ended && matches!(sender.poll_ready(context), Poll::Ready(Ok(())))
-                },
-                Link::Seat(seat) => !seat.0.sender.is_closed(),
-            })
-        })
-        .await
+    pub(super) fn is_ready(&mut self) -> bool {
+        // Nobody is to be woken: the request that is sent next would wake its own task, for nothing.
+        let mut context = Context::from_waker(Waker::noop());
+        self.drive(&mut context);
+        match &mut self.link {
+            Link::Own { sender, ended, .. } => {
+                !*ended && matches!(sender.poll_ready(&mut context), Poll::Ready(Ok(())))
+            },
+            Link::Seat(seat) => !seat.0.sender.is_closed(),
+        }
     }
 
     /// Sends, and waits until the head is there.

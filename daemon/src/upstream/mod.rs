@@ -203,7 +203,7 @@ impl Upstream {
                 // Boxed: what a handshake needs would otherwise be moved with every request.
                 None => (Box::pin(self.open(account)).await?, false),
             };
-            if kept && !connection.ready().await {
+            if kept && !connection.is_ready() {
                 continue;
             }
             let mut waiting = Waiting::on(&connection);

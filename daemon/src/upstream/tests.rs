@@ -45,7 +45,7 @@ async fn requests_sit_on_one_connection_as_many_as_its_host_allows() {
     let connection = shared(&upstream, 2).await;
     keep(&upstream, &account, &connection);
     let mut first = upstream.kept(&account).unwrap();
-    assert!(first.is_shared() && first.ready().await);
+    assert!(first.is_shared() && first.is_ready());
     let request = Request::builder().uri("/x").header("host", "backend.test");
     let request = request.body(UpBody::Whole(Bytes::new())).unwrap();
     let answered = first.exchange(request, &upstream.endpoint).await;

@@ -43,9 +43,8 @@ pub(super) enum Expect {
     Same,
     /// The CLI alone without any.
     Hidden,
-    /// The CLI alone with the same faults as far as the exit status goes (where it is another, that one);
-    /// these words on stderr.
-    Ours { says: &'static str, why: &'static str, exit: Option<i32> },
+    /// The CLI alone with the same faults as far as the exit status goes; these words on stderr.
+    Ours { says: &'static str, why: &'static str },
 }
 
 /// One case.
@@ -65,6 +64,8 @@ pub(super) struct Case {
     pub(super) expect: Expect,
     /// The oldest version that has what the case needs, and what that is.
     pub(super) since: Option<(&'static str, &'static str)>,
+    /// A single version that can't do it, and why.
+    pub(super) not_with: Option<(&'static str, &'static str)>,
 }
 
 /// One turn.
@@ -93,6 +94,7 @@ impl Case {
             tune: |_| (),
             expect: Expect::Same,
             since: (wire == Wire::Ws).then_some(("0.128.0", "it has no WebSocket transport")),
+            not_with: None,
         }
     }
 
@@ -121,6 +123,11 @@ impl Case {
         if later {
             self.since = Some((version, what));
         }
+        self
+    }
+
+    pub(super) fn not_with(mut self, version: &'static str, why: &'static str) -> Self {
+        self.not_with = Some((version, why));
         self
     }
 
@@ -164,7 +171,7 @@ impl Case {
     pub(super) fn ours(mut self, says: &'static str, why: &'static str) -> Self {
         self.name.push_str("/ours");
         self.accounts = &["a", "b"];
-        self.expect = Expect::Ours { says, why, exit: None };
+        self.expect = Expect::Ours { says, why };
         self
     }
 
@@ -175,16 +182,11 @@ impl Case {
         self
     }
 
-    /// Words of our own where the CLI alone would have ended well.
-    pub(super) fn ours_and_stops(mut self, says: &'static str, why: &'static str) -> Self {
-        self.name.push_str("/ours");
-        self.expect = Expect::Ours { says, why, exit: Some(1) };
-        self
-    }
-
     /// Why a version can't do this.
     pub(super) fn cannot(&self, version: &str) -> Option<&'static str> {
-        self.since.filter(|(since, _)| numbers(version) < numbers(since)).map(|(_, why)| why)
+        let single = self.not_with.filter(|(one, _)| *one == version);
+        let older = self.since.filter(|(since, _)| numbers(version) < numbers(since));
+        single.or(older).map(|(_, why)| why)
     }
 
     /// Whether no turn may ever travel over a WebSocket.

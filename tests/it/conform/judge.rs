@@ -1,13 +1,13 @@
 //! Whether the two runs of a case show the same.
 
 use super::{
-    case::{Case, Expect, Wire},
+    case::{Case, Expect, Wire, numbers},
     run::{Shown, alone, through},
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Parts of the CLI's log that aren't compared, and why.
-const UNHEARD: [(&str, &str); 3] = [
+const UNHEARD: [(&str, &str); 4] = [
     (
         "rmcp::transport",
         "connectors are probed beside the turn; whether the end of that is logged is a race",
@@ -15,6 +15,10 @@ const UNHEARD: [(&str, &str); 3] = [
     (
         "codex_api::endpoint::responses_websocket",
         "the daemon takes the CLI's handshake and answers inside",
+    ),
+    (
+        "failed to load models cache: EOF",
+        "two parts of the CLI write that file at its start, and one reads it meanwhile: a race",
     ),
     (
         "codex_api::endpoint::responses: error=",
@@ -75,16 +79,15 @@ fn differences(case: &Case, version: &str) -> Vec<String> {
                 &of_anyone(&through.sent),
             ));
         },
-        Expect::Ours { says, why: _, exit } => {
-            let exits = exit.map_or_else(|| alone.codes.clone(), |exit| vec![exit]);
-            found.extend(lines("exit status", &text(&exits), &text(&through.codes)));
+        Expect::Ours { says, why: _ } => {
+            found.extend(lines("exit status", &text(&alone.codes), &text(&through.codes)));
             if !through.talk.contains(says) {
                 found.push(format!("it doesn't say `{says}`:\n{}", through.talk));
             }
         },
     }
     if !case.is_answered_here() && through.faults == 0 {
-        found.push("no scripted fault applied".to_owned());
+        found.push(format!("no scripted fault applied: {:?}", through.asked));
     }
     if !case.faults.is_empty() && !matches!(case.expect, Expect::Hidden) && alone.faults == 0 {
         found.push("no scripted fault applied to the CLI alone".to_owned());
@@ -98,12 +101,19 @@ fn differences(case: &Case, version: &str) -> Vec<String> {
     if !over(case.wire) && !case.fails_at_the_handshake() {
         found.push(format!("the wrong transport: {} and {} frames", alone.frames, through.frames));
     }
-    let broken: Vec<_> = through.violations.difference(&alone.violations).collect();
+    let broken: Vec<_> = through
+        .violations
+        .difference(&alone.violations)
+        .filter(|rule| !(numbers(version) < numbers("0.149.0") && rule.contains(OLD_NAME)))
+        .collect();
     if !broken.is_empty() {
         found.push(format!("upstream's rules were broken: {broken:?}"));
     }
     found
 }
+
+/// What older versions call their session, over HTTP as well; the simulated upstream knows the newest.
+const OLD_NAME: &str = "header `session_id` is none the CLI sends";
 
 /// What the CLI sends by its way of signing in, and what it is.
 const BY_LOGIN: [(&str, &str); 1] = [(

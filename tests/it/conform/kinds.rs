@@ -8,6 +8,7 @@ use std::time::Duration;
 
 /// In a sandbox of the machine's making the tool's own words would differ from machine to machine.
 const FREE: &str = "--dangerously-bypass-approvals-and-sandbox";
+/// In front of the subcommand: behind it, 0.128.0 and 0.149.0 forget those in front, the addresses.
 /// With 1,000 tokens a turn, the second one compacts first.
 const COMPACTS: [&str; 2] = ["-c", "model_auto_compact_token_limit=900"];
 
@@ -40,7 +41,8 @@ fn exec(words: &[&str]) -> Step {
 fn kinds(wire: Wire) -> Vec<Case> {
     let kind = |row: &str, steps: Vec<Step>| Case::new(wire, &format!("do_{row}")).steps(steps);
     let resume = |word: &str| exec(&["resume", "--last", word]);
-    let compacts = |words: &[&str]| exec(&[&COMPACTS, words].concat());
+    let compacts =
+        |words: &[&str]| run(&[&COMPACTS, &["exec", "--skip-git-repo-check"], words].concat());
     let call = |id: u32, method: &str, params: Value| json!({ "id": id, "method": method, "params": params });
     let hello = call(0, "initialize", json!({ "clientInfo": { "name": "ide", "version": "1" } }));
     let begin = call(1, "thread/start", json!({}));

@@ -39,6 +39,8 @@ pub(super) struct Shown {
     pub(super) files: BTreeMap<String, Vec<String>>,
     /// The last turn that the upstream got.
     pub(super) sent: Vec<String>,
+    /// Whose turns and compactions reached the upstream.
+    pub(super) asked: Vec<String>,
     /// Turns that reached the upstream, in whatever form.
     pub(super) attempts: usize,
     /// Frames among them.
@@ -205,6 +207,10 @@ fn shown(case: &Case, world: &World, faults: bool, make: impl Fn(&World) -> Comm
         shown.add(&normal, &ran);
     }
     shown.files = normal.tree(&world.codex_home());
+    let turns = world.sim().seen().into_iter().filter(|seen| seen.path.contains("/responses"));
+    shown.asked = turns
+        .map(|seen| format!("{} {} {}", seen.method, seen.path, seen.account.unwrap_or_default()))
+        .collect();
     shown.attempts = world.sim().seen().iter().filter(|seen| is_attempt(seen)).count();
     shown.frames = world.sim().seen().iter().filter(|seen| seen.method == "WS").count();
     shown.faults = world.sim().stats().accounts.values().map(|stats| stats.faults).sum();

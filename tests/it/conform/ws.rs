@@ -9,15 +9,9 @@ use std::time::Duration;
 const GIVES_UP: &str = "the CLI alone begins again up to five times over WebSockets and up to 30 times over \
                         HTTP; one request through the daemon has a budget, after which it is told to stop";
 
-/// Why a pool that is out of quota speaks for itself over WebSockets.
-const ASKED_AGAIN: &str = "a frame that builds on a prewarm can't go to another account, so the CLI is told \
-                           to send all of it; by then the pool knows that nobody can serve";
 /// Why the thread's file differs where the text doesn't.
 const INSIDE: &str = "the same text, but the CLI files a refusal inside a WebSocket under another kind than one \
                       of the handshake";
-/// Why a refused handshake isn't got around.
-const BELIEVED: &str = "a refusal that names the account is believed: the CLI alone would ask over HTTP and \
-                        meet the same one";
 
 fn case(row: &str) -> Case {
     Case::new(Wire::Ws, row)
@@ -64,10 +58,9 @@ pub(super) fn handshakes() -> Vec<Case> {
         on(route, "up400", &detail(400, "x"), None).ours("{\"detail\":\"x\"}", INSIDE),
         on(route, "up401x1", &Fault::token_invalidated(), Some(1)).same(),
         on(route, "up401x1", &Fault::token_invalidated(), Some(1)).hidden(),
-        on(route, "up429usage", &usage(), None).ours_for_one("hit your usage limit", ASKED_AGAIN),
+        on(route, "up429usage", &usage(), None).same(),
         on(route, "up429usage", &usage(), None).hidden(),
-        on(route, "up429notincluded", &Fault::usage_not_included(), None)
-            .ours_for_one("not included in its plan", ASKED_AGAIN),
+        on(route, "up429notincluded", &Fault::usage_not_included(), None).same(),
         on(route, "up429notincluded", &Fault::usage_not_included(), None).hidden(),
         on(route, "updrop1", &Fault::ResetBeforeHead, Some(1)).same(),
         on(route, "up500x1", &Fault::server_error(500, None), Some(1)).same(),
@@ -80,16 +73,10 @@ pub(super) fn handshakes() -> Vec<Case> {
         ("up503", Fault::server_error(503, None)),
         ("updropall", Fault::ResetBeforeHead),
         ("upgarbage", Fault::GarbageHead),
+        ("up401all", Fault::token_invalidated()),
+        ("up403", Fault::forbidden()),
+        ("up429other", Fault::rate_limited(None)),
     ];
-    let believed = [
-        ("up401all", Fault::token_invalidated(), "its fresh token was refused"),
-        ("up403", Fault::forbidden(), "forbidden by upstream"),
-        ("up429other", Fault::rate_limited(None), "hit your usage limit"),
-    ];
-    for (row, fault, says) in &believed {
-        all.push(on(route, row, fault, None).ours_and_stops(says, BELIEVED));
-        all.push(on(route, row, fault, None).hidden());
-    }
     for (row, fault) in &bridged {
         all.push(on(route, row, fault, None).healed());
         all.push(on(route, row, fault, None).hidden());
@@ -111,7 +98,7 @@ pub(super) fn frames() -> Vec<Case> {
             .same(),
         on(Route::Prewarm, "fr_usage429_prewarm", &usage(), None)
             .fault(route, usage(), None)
-            .ours_for_one("hit your usage limit", ASKED_AGAIN),
+            .same(),
         on(Route::Prewarm, "fr_usage429_prewarm", &usage(), None)
             .fault(route, usage(), None)
             .hidden(),
@@ -187,16 +174,17 @@ pub(super) fn lost() -> Vec<Case> {
         all.push(on(route, row, fault, None).same_for_two());
     }
     let others = [
-        ("fr_usage429", usage(), "hit your usage limit"),
-        ("fr_notincluded", Fault::usage_not_included(), "not included in its plan"),
-        ("fr_quota", failed("insufficient_quota", "Quota exceeded."), "hit your usage limit"),
-        ("fr_failed_notincluded", failed("usage_not_included", "no"), "not included in its plan"),
-        ("fr_overloaded", failed("server_is_overloaded", "overloaded"), "at capacity"),
+        ("fr_usage429", usage()),
+        ("fr_notincluded", Fault::usage_not_included()),
+        ("fr_quota", failed("insufficient_quota", "Quota exceeded.")),
+        ("fr_failed_notincluded", failed("usage_not_included", "no")),
+        ("fr_overloaded", failed("server_is_overloaded", "overloaded")),
     ];
-    for (row, fault, says) in &others {
-        all.push(on(route, row, fault, None).ours_for_one(says, ASKED_AGAIN));
+    for (row, fault) in &others {
+        all.push(on(route, row, fault, None).same());
         all.push(on(route, row, fault, None).hidden());
     }
+    all.push(on(route, "fr_usage429", &usage(), None).same_for_two());
     let ends = [
         ("fr_402", Fault::payment_required()),
         ("fr_403", Fault::forbidden()),

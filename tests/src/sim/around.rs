@@ -94,6 +94,7 @@ fn plain(code: u16, text: &str) -> Reply {
 /// The unary compaction of older clients; it uses quota like a turn.
 fn compact(call: &Call, state: &mut State, no: AccountNo) -> Reply {
     let name = state.name(no).to_owned();
+    let serial = state.serial();
     let Some(account) = state.accounts.get_mut(no.0) else { return plain(404, "gone") };
     if call.body.json.as_ref().and_then(|body| body.get("model")).is_none() {
         return Reply::json(400, &json!({ "detail": "Missing required parameter: 'model'." }));
@@ -105,7 +106,8 @@ fn compact(call: &Call, state: &mut State, no: AccountNo) -> Reply {
     }
     account.quota.charge();
     let headers = account.quota.headers(&account.spec.plan);
-    let item = json!({ "type": "compaction", "encrypted_content": "Y29tcGFjdGVk", "by": name });
+    let sealed = super::sealed::seal(&account.spec.workspace_id, serial);
+    let item = json!({ "type": "compaction", "encrypted_content": sealed, "by": name });
     Reply::json(200, &json!({ "output": [item] })).with(headers)
 }
 

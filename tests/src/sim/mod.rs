@@ -264,6 +264,20 @@ impl Sim {
         self.shared.state.lock().script_tool_call(command);
     }
 
+    /// The same, also where the thread has had a tool in an earlier turn.
+    pub fn script_another_tool_call(&self, command: &str) {
+        let mut state = self.shared.state.lock();
+        state.script_tool_call(command);
+        if let Some(script) = &mut state.tool {
+            script.in_any_turn = true;
+        }
+    }
+
+    /// No session is asked to run a command any more.
+    pub fn clear_tool_call(&self) {
+        self.shared.state.lock().tool = None;
+    }
+
     /// Refuses connections and cuts the open ones; the port stays reserved.
     pub fn stop_listening(&self) -> io::Result<()> {
         self.shared.commands.ask(Command::Pause)

@@ -38,7 +38,13 @@ pub(super) fn item(
     if input.last().is_some_and(|last| kind(last) == "compaction_trigger") {
         return Item::Compaction(sealed::seal(workspace, id));
     }
-    let answered = input.iter().any(|item| kind(item).ends_with("_call_output"));
+    let is_output = |item: &&Value| kind(item).ends_with("_call_output");
+    let answered = if state.tool.as_ref().is_some_and(|script| script.in_any_turn) {
+        let turn = input.iter().rev().take_while(|item| item["role"] != "user");
+        turn.into_iter().any(|item| is_output(&item))
+    } else {
+        input.iter().any(|item| is_output(&item))
+    };
     if !answered
         && let Some(tool) = tool(body, input)
         && let Some(command) = claim(state, session)

@@ -49,6 +49,8 @@ pub(super) struct Account {
 pub(super) struct ToolScript {
     pub(super) command: String,
     pub(super) session: Option<String>,
+    /// Whether what a tool said in an earlier turn of the thread doesn't count.
+    pub(super) in_any_turn: bool,
 }
 
 /// What two requests of one account may do at the same time.
@@ -168,7 +170,8 @@ impl State {
     }
 
     pub(super) fn script_tool_call(&mut self, command: &str) {
-        self.tool = Some(ToolScript { command: command.to_owned(), session: None });
+        self.tool =
+            Some(ToolScript { command: command.to_owned(), session: None, in_any_turn: false });
     }
 
     /// Takes the fault scripted for a request, if there is one.

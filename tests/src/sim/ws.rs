@@ -253,12 +253,24 @@ impl Peer {
         };
         open.head(200);
         self.shared.state.lock().record.told(open.number, turn.tokens());
+        let mut events = self.preamble(&body);
+        let mut inside = None;
         let told = match &fault {
             Some(Fault::SseFailed { code, message }) => turn.failed(code, message),
             Some(Fault::Incomplete { reason }) => turn.incomplete(reason),
+            Some(Fault::Inside(script)) => {
+                let (told, end) = script.script(turn.events());
+                inside = end.map(|end| match end {
+                    Fault::CutMidStream { after, by } => {
+                        Fault::CutMidStream { after: after + events.len(), by }
+                    },
+                    end => end,
+                });
+                told
+            },
             _ => turn.events(),
         };
-        let mut events = self.preamble(&body);
+        let fault = inside.or(fault);
         events.extend(told.iter().filter_map(|event| of_sse(event)));
         let ended = self.tell(wire, &events, gap, fault.as_ref(), open).await;
         drop(busy);

@@ -33,6 +33,8 @@ fn types_are_told_from_the_first_bytes() {
         ("response.failed", Kind::Failed),
         ("error", Kind::Error),
         ("responsesapi.websocket_timing", Kind::Other),
+        ("codex.something", Kind::Other),
+        ("a_type_of_tomorrow", Kind::Visible),
     ] {
         for text in [
             format!("{{\"type\":\"{name}\",\"sequence_number\":0}}"),

@@ -44,7 +44,7 @@ fn what_cant_be_unpacked_is_left_alone() {
 fn the_turn_is_read_from_its_metadata() {
     let of = |text: &str| {
         let mut headers = HeaderMap::new();
-        headers.insert(METADATA, text.parse().unwrap());
+        headers.insert(headers::METADATA, text.parse().unwrap());
         turn(&headers)
     };
     let text = r#"{"root_turn_id":"r","turn_id":"t-1","thread_id":"x","n":{"turn_id":"no"}}"#;

@@ -12,67 +12,43 @@ use super::{
     super::{
         Proxy,
         body::{BODY_LIMIT, Source, UpBody},
+        books,
+        course::{Course, head_in_time},
         headers,
         keys::Launch,
+        refusal,
         relay::{Accounts, Answer, Ending, Out, Relay},
         respond,
-        trace::{Trace, millis},
+        trace::millis,
     },
     table::{Errand, Safety},
 };
-use crate::{
-    actor::Lease,
-    clock,
-    upstream::{Driven, Failure},
-    vault::Pass,
-};
-use bytes::{Bytes, BytesMut};
+use crate::{actor::Lease, clock, upstream::Driven, vault::Pass};
+use bytes::Bytes;
 use cma_core::{
-    identity::AccountId,
     pool::{Refused, Release},
     select::Need,
-    verdict::{self, Act, Mark, Outcome, Verdict},
+    verdict::{self, Mark, Outcome, Verdict},
 };
-use cma_proto::error::ErrorCode;
-use http::{HeaderMap, Request, Response, StatusCode, header, request, response};
+use http::{Request, Response, StatusCode, header, request, response};
 use http_body::Body as _;
-use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde_json::Value;
 use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
-use tokio::time::Instant;
 
-/// Attempts of one errand, as of a turn.
-const MAX_ATTEMPTS: u32 = 8;
-/// No new attempt begins after this time.
-const BUDGET: Duration = Duration::from_secs(120);
-/// Longest wait for an account that comes back by itself.
-const MAX_WAIT: Duration = Duration::from_secs(8);
-/// First pause after a round in which nobody could; doubles with each attempt.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// How long a head may take: a picture or a compaction is made whole before its head is sent.
 const HEAD: Duration = Duration::from_secs(300);
-/// Read of an error's body, and how long it may take.
-const MAX_ERROR: usize = 64 * 1024;
-const ERROR_TIMEOUT: Duration = Duration::from_secs(5);
-/// Header values taken as names are bounded.
-const MAX_NAME: usize = 256;
-
 struct Run {
     proxy: Arc<Proxy>,
     errand: Errand,
     parts: request::Parts,
     source: Source,
-    need: Need,
-    trace: Trace,
-    renewed: Option<AccountId>,
-    waited: bool,
+    course: Course,
     /// The last error that upstream answered, whole.
     last: Option<(response::Parts, Bytes)>,
-    reason: String,
 }
 
 enum Step {
@@ -89,109 +65,77 @@ pub(super) async fn serve(
 ) -> Answer {
     let (mut parts, incoming) = request.into_parts();
     if incoming.size_hint().lower() > BODY_LIMIT {
-        return too_large();
+        return respond::too_large();
     }
     let bounds = &launch.bounds;
-    let named =
-        ["session-id", "thread-id"].into_iter().find_map(|name| value(&parts.headers, name));
+    let named = headers::session(&parts.headers)
+        .or_else(|| headers::name(&parts.headers, &headers::THREAD));
     // Without a session: what upstream keeps stays where the launch's first one of that kind went.
     let own = || Some(format!("{}/{}", launch.name(), errand.family()?).into());
     let session = named.or_else(|| errand.stays().then(own).flatten());
-    let model = errand.family().map(Arc::from).or_else(|| {
-        let hint = parts.headers.get("x-codex-routing-hint")?.to_str().ok()?;
-        let model = hint.split(';').find_map(|part| part.trim().strip_prefix("model="))?;
-        (model.len() <= MAX_NAME).then(|| model.into())
-    });
+    let model = errand.family().map(Arc::from).or_else(|| headers::model_hint(&parts.headers));
     parts.headers = headers::upwards(parts.headers, &proxy.host);
     let need =
         Need { session: bounds.session(session.as_ref()), model: model.clone(), ..bounds.need() };
-    let trace = proxy.traces.begin(session, model);
+    let mut trace = proxy.traces.begin(session, model);
+    if errand.spends()
+        && let Some(blocked) = books::admit(&proxy, &mut trace, launch)
+    {
+        return blocked;
+    }
     let source = Source::new(incoming);
-    let run = Run {
-        proxy,
-        errand,
-        parts,
-        source,
-        need,
-        trace,
-        renewed: None,
-        waited: false,
-        last: None,
-        reason: String::new(),
-    };
+    let run = Run { proxy, errand, parts, source, course: Course::new(need, trace), last: None };
     run.run().await
-}
-
-fn value(headers: &HeaderMap, name: &str) -> Option<Arc<str>> {
-    let value = headers.get(name)?.to_str().ok()?;
-    (!value.is_empty() && value.len() <= MAX_NAME).then(|| value.into())
-}
-
-fn too_large() -> Answer {
-    respond::error(
-        StatusCode::PAYLOAD_TOO_LARGE,
-        ErrorCode::TooLarge,
-        "the request is larger than anything upstream takes",
-    )
 }
 
 impl Run {
     async fn run(mut self) -> Answer {
         loop {
-            if self.trace.tried >= MAX_ATTEMPTS || self.trace.started.elapsed() > BUDGET {
+            if self.course.is_spent() {
                 return self.give_up(None);
             }
-            let lease = match self.proxy.actor.select(self.need.clone()).await {
+            let mut lease = match self.proxy.actor.select(self.course.need.clone()).await {
                 Err(_gone) => return respond::draining(),
                 Ok(Ok(lease)) => lease,
-                Ok(Err(refused)) => {
-                    if self.wait(&refused).await {
-                        continue;
-                    }
-                    return self.give_up(Some(&refused));
+                Ok(Err(refused)) => match self.course.over() {
+                    Some(blocked) if self.course.trace.tried == 0 => {
+                        return books::blocked(&self.proxy, &mut self.course.trace, &blocked);
+                    },
+                    None if Box::pin(self.waited(&refused)).await => continue,
+                    Some(_) | None => return self.give_up(Some(&refused)),
                 },
             };
+            if !self.course.takes(&mut lease) {
+                continue;
+            }
             match Box::pin(self.attempt(lease)).await {
                 Step::Done(answer) => return answer,
-                Step::Again if self.source.client_failed() => return self.client_failed(),
+                Step::Again if self.source.client_failed() => {
+                    return self.course.client_failed(&self.proxy.traces, &self.source);
+                },
                 Step::Again => {},
             }
         }
     }
 
-    /// Whether it is worth going on, after having waited: for the next round over accounts that
-    /// only had the host's faults, or once for an account that comes back in moments.
-    async fn wait(&mut self, refused: &Refused) -> bool {
-        if refused.tried && self.errand.safety() == Safety::Repeatable {
-            self.need.exclude.clear();
-            self.need.only = None;
-            tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(self.trace.tried.min(5))).await;
-            return true;
-        }
-        let soon = refused
-            .retry_at
-            .map(|at| Duration::from_millis(at.since(clock::wall()).millis()))
-            .filter(|wait| *wait <= MAX_WAIT && !self.waited && !refused.tried);
-        let Some(wait) = soon else { return false };
-        self.waited = true;
-        self.need.exclude.clear();
-        self.need.only = None;
-        tokio::time::sleep(wait + Duration::from_millis(20)).await;
-        true
+    /// Whether it is worth waiting for an account, after having waited.
+    async fn waited(&mut self, refused: &Refused) -> bool {
+        let rounds = self.errand.safety() == Safety::Repeatable;
+        self.course.waited(&self.proxy, refused, rounds).await
     }
 
     async fn attempt(&mut self, lease: Lease) -> Step {
         let account = lease.account.clone();
         let Some(pass) = self.proxy.vault.pass(&account, lease.generation) else {
-            self.need.exclude.push(account);
+            self.course.need.exclude.push(account);
             return Step::Again;
         };
         let Some(body) = self.source.attempt() else {
             drop(lease);
-            self.reason.push_str("; the request is too large to be sent again");
+            self.course.reason.push_str("; the request is too large to be sent again");
             return Step::Done(self.give_up(None));
         };
-        self.trace.tried += 1;
+        self.course.trace.tried += 1;
         let request = self.request(&pass, UpBody::Replay(body));
         let once = self.errand.safety() == Safety::Once;
         let sent = {
@@ -201,36 +145,13 @@ impl Run {
                 let body = run.source.attempt().filter(|_body| !once)?;
                 Some(run.request(&pass, UpBody::Replay(body)))
             };
-            run.in_time(run.proxy.upstream.send(&account, request, again)).await
+            let send = run.proxy.upstream.send(&account, request, again);
+            head_in_time(&run.source, HEAD, send).await
         };
         match sent {
-            Ok(Some(response)) => self.judge(lease, response).await,
-            Ok(None) => self.apply(lease, &Outcome::HeadTimeout),
-            Err(_failure) if self.source.client_failed() => Step::Again,
-            Err(Failure::Connect(_)) => self.apply(lease, &Outcome::ConnectFailed),
-            Err(Failure::Garbage) => self.apply(lease, &Outcome::Garbage),
-            Err(Failure::Cut | Failure::ClientBody) => self.apply(lease, &Outcome::Cut),
-        }
-    }
-
-    /// The head, or none in time; the time runs from when the client's body has been read.
-    async fn in_time(
-        &self,
-        send: impl Future<Output = Result<Response<Driven>, Failure>>,
-    ) -> Result<Option<Response<Driven>>, Failure> {
-        let mut send = std::pin::pin!(send);
-        let mut wake = Instant::now() + HEAD;
-        loop {
-            match tokio::time::timeout_at(wake, &mut send).await {
-                Ok(sent) => return sent.map(Some),
-                Err(_elapsed) => {
-                    let due = self.source.done_at().unwrap_or_else(Instant::now) + HEAD;
-                    if due <= Instant::now() {
-                        return Ok(None);
-                    }
-                    wake = due;
-                },
-            }
+            Ok(response) => self.judge(lease, response).await,
+            Err(_missed) if self.source.client_failed() => Step::Again,
+            Err(missed) => self.failed(lease, &missed.outcome()).await,
         }
     }
 
@@ -238,7 +159,7 @@ impl Run {
         let status = response.status();
         if verdict::is_page(status, response.headers()) {
             drop(response);
-            return self.apply(lease, &Outcome::Page(status));
+            return self.failed(lease, &Outcome::Page(status)).await;
         }
         let elsewhere = self.errand.safety() == Safety::Owned && status == StatusCode::NOT_FOUND;
         let delivered =
@@ -246,24 +167,29 @@ impl Run {
         if delivered && !elsewhere {
             return Step::Done(self.deliver(lease, response));
         }
-        let (parts, body) = response.into_parts();
-        let bytes = self.error(body).await;
+        let (parts, mut body) = response.into_parts();
+        let (bytes, whole) = refusal::read(&mut body).await;
+        if whole {
+            self.proxy.upstream.give_back(body.into_connection());
+        }
         let json: Option<Value> = serde_json::from_slice(&bytes).ok();
         let headers = parts.headers.clone();
         self.last = Some((parts, bytes));
         if elsewhere {
-            self.reason = "404: not this account's".to_owned();
-            self.next(lease, Mark::Fine);
+            "404: not this account's".clone_into(&mut self.course.reason);
+            let account = lease.account.clone();
+            let model = self.course.need.model.clone();
+            lease.finish(Release { mark: Mark::Fine, served: false, model });
+            self.course.elsewhere(account);
             return Step::Again;
         }
-        self.apply(lease, &Outcome::Head { status, headers: &headers, body: json.as_ref() })
+        self.failed(lease, &Outcome::Head { status, headers: &headers, body: json.as_ref() }).await
     }
 
     /// Applies what an attempt's outcome means, as far as this errand allows.
-    fn apply(&mut self, lease: Lease, outcome: &Outcome<'_>) -> Step {
-        let Verdict { act, mark, reason } = verdict::classify(outcome, clock::wall());
-        self.proxy.traces.retry(&mut self.trace, &lease.account, &reason);
-        self.reason = reason;
+    async fn failed(&mut self, lease: Lease, outcome: &Outcome<'_>) -> Step {
+        let verdict = verdict::classify(outcome, clock::wall());
+        let verdict = Verdict { mark: self.own(verdict.mark), ..verdict };
         // Whether it may have happened.
         let refusal = matches!(
             outcome,
@@ -276,15 +202,12 @@ impl Run {
                     ..
                 }
         );
-        let account = lease.account.clone();
-        self.next(lease, self.own(mark));
+        let pauses = self.course.failed(&self.proxy, lease, verdict, false);
         if self.errand.safety() == Safety::Once && !refusal {
             return Step::Done(self.give_up(None));
         }
-        if act == Act::RetrySame && self.renewed.as_ref() != Some(&account) {
-            self.need.exclude.retain(|tried| *tried != account);
-            self.need.only = Some(account.clone());
-            self.renewed = Some(account);
+        if pauses {
+            self.course.pause().await;
         }
         Step::Again
     }
@@ -302,24 +225,17 @@ impl Run {
         }
     }
 
-    /// Gives the account back and leaves it out from here on.
-    fn next(&mut self, lease: Lease, mark: Mark) {
-        self.need.only = None;
-        self.need.exclude.push(lease.account.clone());
-        lease.finish(Release { mark, served: false, model: self.need.model.clone() });
-    }
-
     fn deliver(&mut self, lease: Lease, response: Response<Driven>) -> Answer {
         let (mut parts, body) = response.into_parts();
         headers::downwards(&mut parts.headers);
-        self.trace.account = Some(lease.account.clone());
-        self.trace.status = parts.status.as_u16();
-        self.trace.first_byte_ms = Some(millis(&self.trace.started));
+        self.course.trace.account = Some(lease.account.clone());
+        self.course.trace.status = parts.status.as_u16();
+        self.course.trace.first_byte_ms = Some(millis(&self.course.trace.started));
         let proxy = Arc::clone(&self.proxy);
         proxy.traces.counters.active.fetch_add(1, Ordering::Relaxed);
-        let accounts = Accounts { proxy, lease, trace: self.trace.clone() };
+        let accounts = Accounts { proxy, lease, trace: self.course.trace.clone() };
         let ending = Ending { sniffer: None, accounts };
-        Response::from_parts(parts, Out::Relay(Box::new(Relay::new(body, Vec::new(), ending))))
+        Response::from_parts(parts, Out::Relay(Box::new(Relay::new(body, ending))))
     }
 
     fn request(&self, pass: &Pass, body: UpBody) -> Request<UpBody> {
@@ -335,26 +251,6 @@ impl Run {
         request
     }
 
-    /// An error's body within bounds; its connection is kept when that was all of it.
-    async fn error(&self, mut body: Driven) -> Bytes {
-        let mut bytes = BytesMut::new();
-        let read = async {
-            while let Some(Ok(frame)) = body.frame().await {
-                if let Some(data) = frame.data_ref() {
-                    if bytes.len() + data.len() > MAX_ERROR {
-                        return;
-                    }
-                    bytes.extend_from_slice(data);
-                }
-            }
-        };
-        let _late = tokio::time::timeout(ERROR_TIMEOUT, read).await;
-        if body.is_end_stream() {
-            self.proxy.upstream.give_back(body.into_connection());
-        }
-        bytes.freeze()
-    }
-
     /// The final word: upstream's own last one, but for a 401.
     fn give_up(&mut self, refused: Option<&Refused>) -> Answer {
         let last =
@@ -365,35 +261,10 @@ impl Run {
                 parts.headers.remove(header::CONTENT_LENGTH);
                 Response::from_parts(parts, Out::Whole(bytes))
             },
-            (Some(refused), None) if self.trace.tried == 0 => respond::refused(refused),
-            _ => respond::stop(
-                ErrorCode::Upstream,
-                &format!(
-                    "cma: {} failed in {} attempts, the last one: {}. Run `cmactl why --request {}` for all of them.",
-                    self.proxy.upstream.endpoint.authority,
-                    self.trace.tried,
-                    self.reason,
-                    self.trace.id
-                ),
-            ),
+            (Some(refused), None) if self.course.trace.tried == 0 => respond::refused(refused),
+            _ => self.course.exhausted(&self.proxy),
         };
-        self.closed(answer.status(), "failed");
+        self.course.closed(&self.proxy.traces, answer.status(), "failed");
         answer
-    }
-
-    fn client_failed(&mut self) -> Answer {
-        let answer = if self.source.too_large() {
-            too_large()
-        } else {
-            respond::error(StatusCode::BAD_REQUEST, ErrorCode::BadRequest, "the body ended early")
-        };
-        self.closed(answer.status(), "abandoned");
-        answer
-    }
-
-    fn closed(&mut self, status: StatusCode, outcome: &'static str) {
-        self.trace.status = status.as_u16();
-        self.trace.outcome = outcome;
-        self.proxy.traces.end(self.trace.clone());
     }
 }

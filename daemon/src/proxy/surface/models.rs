@@ -43,6 +43,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const FIRST: Duration = Duration::from_secs(4);
 /// Accounts that are renewed, one after another, for a client that would have no list otherwise.
 const RENEWED: usize = 4;
+/// Between two renewals of an account whose list is refused. The CLI never renews for it (0.169.0,
+/// observed); a token that works for turns must not be spent at each start of a CLI.
+const RENEWAL: Duration = Duration::from_secs(3600);
 /// Models of one list. Upstream has a dozen.
 const MAX_MODELS: usize = 512;
 /// Client versions whose lists are kept.
@@ -65,6 +68,8 @@ struct Shelf {
     change: u64,
     /// When a turn's tag last started a look at all lists.
     looked: Option<Instant>,
+    /// Accounts that were renewed because their list was refused, and when.
+    renewed: BTreeMap<AccountId, Instant>,
 }
 
 /// What is known of one account's list.
@@ -230,7 +235,8 @@ fn ask(proxy: &Arc<Proxy>, need: &Need, version: &Arc<str>, member: &Member, ren
             answer = fetch(&proxy, &version, &member.id).await;
         }
         let refused = answer == Some(StatusCode::UNAUTHORIZED);
-        if renew && (refused || !member.sendable) {
+        let worth = !refused || proxy.surface.models.may_renew(&member.id);
+        if renew && (refused || !member.sendable) && worth {
             let generation = refused.then_some(member.generation);
             aux::renew(&proxy, &need, &member.id, generation).await;
             fetch(&proxy, &version, &member.id).await;
@@ -317,6 +323,17 @@ impl Models {
         let shelf = self.0.lock();
         let entry = shelf.lists.get(&(Arc::clone(version), id.clone()))?;
         entry.list.as_ref().and(entry.etag.clone())
+    }
+
+    /// Whether a refused list is worth a renewal of its account now; that is noted.
+    fn may_renew(&self, id: &AccountId) -> bool {
+        let mut shelf = self.0.lock();
+        shelf.renewed.retain(|_id, at| at.elapsed() < RENEWAL);
+        if shelf.renewed.contains_key(id) {
+            return false;
+        }
+        shelf.renewed.insert(id.clone(), Instant::now());
+        true
     }
 
     fn give(&self, launch: u64, tag: HeaderValue) {

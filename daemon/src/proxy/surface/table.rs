@@ -85,6 +85,14 @@ impl Errand {
         }
     }
 
+    /// Whether a model works for it, which budgets count as a request.
+    pub(super) const fn spends(self) -> bool {
+        match self {
+            Self::Compact | Self::Images | Self::Search | Self::Memories | Self::Realtime => true,
+            Self::Kept(_) | Self::Files(_) | Self::Head | Self::Stored => false,
+        }
+    }
+
     /// Whether upstream keeps something of it with the account, so that what follows in the same
     /// launch has to go there even without a session.
     pub(super) const fn stays(self) -> bool {

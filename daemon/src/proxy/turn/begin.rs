@@ -15,19 +15,28 @@ use cma_core::{
     event::Fault,
     verdict::{self, Act, Outcome, Verdict},
 };
+use http::{HeaderValue, header::ACCEPT};
 
 impl Turn {
     /// Holds a good answer's beginning back until it shows something, and judges it when it fails
     /// before.
     pub(super) async fn begun(&mut self, lease: Lease, mut ready: Box<Ready>) -> Step {
-        if !ready.can_be_held() || !self.source.repeatable() {
+        let json = self.wants_stream() && ready.is_json();
+        if !(ready.can_be_held() || json) || !self.source.repeatable() {
             return Step::Deliver(lease, ready, String::new());
         }
         let bounds = Bounds::of(&self.proxy.config.streams, self.compacts, self.silences);
-        match ready.hold(bounds).await {
+        let held = if json { Box::pin(ready.hold_json()).await } else { ready.hold(bounds).await };
+        match held {
             End::Shows => Step::Deliver(lease, ready, String::new()),
             end => Box::pin(self.failed_inside(lease, ready, end)).await,
         }
+    }
+
+    /// Whether the client asked for a stream, as the CLI always does (0.98.0 to 0.169.0, observed).
+    fn wants_stream(&self) -> bool {
+        let accept = self.parts.headers.get(ACCEPT).map(HeaderValue::as_bytes);
+        accept == Some(b"text/event-stream")
     }
 
     /// Judges a stream that failed before anything of it was shown.
@@ -46,6 +55,7 @@ impl Turn {
         match end {
             End::Fault(fault) => self.keep_last(&fault, *ready),
             End::Silent => self.silences += 1,
+            End::Garbage if ready.is_json() => self.keep_last(&Fault::default(), *ready),
             _ => {},
         }
         self.apply(lease, verdict, hosts).await

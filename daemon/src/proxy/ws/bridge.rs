@@ -5,6 +5,7 @@ use super::{
     flow::{Ended, Flow, Source},
     frame,
     link::Socket,
+    listen::listening,
     session::{Session, Warm, say},
     sse,
     turn::{Step, Turn, patience},
@@ -12,27 +13,17 @@ use super::{
 use crate::{
     actor::Lease,
     clock,
-    proxy::{body::UpBody, headers},
+    proxy::{body::UpBody, course::Missed, headers, refusal},
     trouble::Place,
-    upstream::{Driven, Failure, Upstream},
+    upstream::Driven,
     vault::Pass,
 };
-use bytes::{Bytes, BytesMut};
 use cma_core::{
     quota,
-    verdict::{self, Outcome},
+    verdict::{self},
 };
-use http::{HeaderMap, HeaderValue, Method, Request, Response, header, response};
-use http_body_util::BodyExt as _;
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
-
-/// Read of an error's body: enough to judge it.
-const MAX_ERROR: usize = 64 * 1024;
-/// An error's body that doesn't come is judged without it.
-const ERROR_TIMEOUT: Duration = Duration::from_secs(5);
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use std::sync::{Arc, atomic::Ordering};
 
 impl Session {
     /// Sends a turn's frame as an HTTP request and passes the answer on as frames.
@@ -63,28 +54,31 @@ impl Session {
         let limit = self.proxy.config.head_timeout;
         let upstream = Arc::clone(&self.proxy.upstream);
         let send = upstream.send(&lease.account, request(), || Some(request()));
-        let response = match tokio::time::timeout(patience(limit, body.len()), send).await {
+        let sent = tokio::time::timeout(patience(limit, body.len()), send);
+        let Some(sent) = listening(local, &mut self.next, sent).await else {
+            return Step::Over(self.abandoned(turn));
+        };
+        let response = match sent {
             Ok(Ok(response)) => response,
-            Ok(Err(failure)) => {
-                let outcome = match &failure {
-                    Failure::Connect(_) => Outcome::ConnectFailed,
-                    Failure::Garbage => Outcome::Garbage,
-                    Failure::Cut | Failure::ClientBody => Outcome::Cut,
-                };
-                let verdict = verdict::classify(&outcome, clock::wall());
-                return self.judged(turn, lease, verdict, false).await;
-            },
-            Err(_elapsed) => {
-                let verdict = verdict::classify(&Outcome::HeadTimeout, clock::wall());
-                return self.judged(turn, lease, verdict, false).await;
-            },
+            Ok(Err(failure)) => return self.missed(turn, lease, &Missed::Failed(failure)).await,
+            Err(_elapsed) => return self.missed(turn, lease, &Missed::TimedOut).await,
         };
         let (status, fields) = (response.status(), response.headers());
         if !status.is_success() || verdict::is_page(status, fields) {
-            let (parts, bytes) = error(response, &upstream).await;
+            let (parts, mut body) = response.into_parts();
+            let (bytes, whole) = refusal::read(&mut body).await;
+            if whole {
+                upstream.give_back(body.into_connection());
+            }
             return self.refused(turn, lease, &parts, &bytes).await;
         }
         self.stream(local, turn, lease, response).await
+    }
+
+    /// Judges an attempt that no head came of.
+    async fn missed(&mut self, turn: &mut Turn, lease: Lease, missed: &Missed) -> Step {
+        let verdict = verdict::classify(&missed.outcome(), clock::wall());
+        self.judged(turn, lease, verdict, false).await
     }
 
     /// Passes an HTTP answer's events on.
@@ -108,7 +102,8 @@ impl Session {
             stream.begin_with(event);
         }
         let patience = turn.patience(&proxy.config);
-        let mut flow = Flow::new(&proxy.sockets, &account, &mut turn.trace, patience);
+        let mut flow =
+            Flow::new((&proxy, &self.launch), &account, &mut turn.course.trace, patience);
         let ended = flow.run(local, Source::Http(&mut stream), &mut self.next).await;
         let heard = flow.heard;
         if matches!(ended, Ended::Final(_)) {
@@ -145,26 +140,4 @@ impl Session {
         head.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         head
     }
-}
-
-/// Reads an error within bounds.
-async fn error(response: Response<Driven>, upstream: &Arc<Upstream>) -> (response::Parts, Bytes) {
-    let (parts, mut body) = response.into_parts();
-    let mut bytes = BytesMut::new();
-    let read = async {
-        while let Some(frame) = body.frame().await {
-            let Ok(frame) = frame else { return false };
-            if let Some(data) = frame.data_ref() {
-                if bytes.len() + data.len() > MAX_ERROR {
-                    return false;
-                }
-                bytes.extend_from_slice(data);
-            }
-        }
-        true
-    };
-    if tokio::time::timeout(ERROR_TIMEOUT, read).await.unwrap_or(false) {
-        upstream.give_back(body.into_connection());
-    }
-    (parts, bytes.freeze())
 }

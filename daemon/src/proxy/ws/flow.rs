@@ -7,20 +7,23 @@
 //! Upstream is read only while the client's socket takes what was read before.
 
 use super::{
-    Sockets, frame,
+    frame,
     link::{Came, Link, Socket},
     sse,
 };
 use crate::{
     clock,
     proxy::{
+        Proxy,
         held::Bounds,
+        keys::Launch,
         sniff::Sniffer,
+        surface,
         trace::{Trace, millis},
     },
 };
 use cma_core::{
-    event::{self, Fault, Kind},
+    event::{self, Fault, Kind, OfConnection},
     identity::AccountId,
     verdict::{self, Act, Outcome, Verdict},
 };
@@ -28,6 +31,7 @@ use futures_util::{Sink as _, SinkExt as _, Stream as _};
 use http::HeaderValue;
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -54,6 +58,8 @@ pub(super) struct Heard {
     pub(super) sniffer: Sniffer,
     /// The turn state that it gave.
     pub(super) state: Option<HeaderValue>,
+    /// What is held back.
+    pub(super) held: Vec<Utf8Bytes>,
 }
 
 /// Where an attempt's events come from.
@@ -83,6 +89,8 @@ pub(super) enum Ended {
     Silent,
     /// Nothing was shown, and upstream can't read something sealed. With the frame that said so.
     Foreign(Utf8Bytes, Fault),
+    /// Nothing was shown, and what it goes on from is not known there. With the frame that said so.
+    Unknown(Utf8Bytes),
     /// It broke off after something was shown.
     Broken(&'static str),
     /// Nobody listens any more.
@@ -92,11 +100,12 @@ pub(super) enum Ended {
 /// An attempt's state on its way down.
 #[derive(Debug)]
 pub(super) struct Flow<'a> {
-    pub(super) sockets: &'a Sockets,
+    pub(super) proxy: &'a Arc<Proxy>,
+    /// Whose launch the client is of.
+    pub(super) launch: &'a Launch,
     pub(super) account: &'a AccountId,
     pub(super) trace: &'a mut Trace,
     pub(super) heard: Heard,
-    held: Vec<Utf8Bytes>,
     held_bytes: usize,
     shown: bool,
     /// Something was given to the client's socket and not flushed.
@@ -111,7 +120,7 @@ pub(super) struct Flow<'a> {
 
 impl<'a> Flow<'a> {
     pub(super) fn new(
-        sockets: &'a Sockets,
+        (proxy, launch): (&'a Arc<Proxy>, &'a Launch),
         account: &'a AccountId,
         trace: &'a mut Trace,
         patience: Patience,
@@ -120,11 +129,11 @@ impl<'a> Flow<'a> {
         let hold = patience.hold.silence.unwrap_or(patience.hold.time).min(patience.hold.time);
         let soonest = patience.first.min(hold);
         Self {
-            sockets,
+            proxy,
+            launch,
             account,
             trace,
-            heard: Heard { sniffer: Sniffer::new(clock::wall()), state: None },
-            held: Vec::new(),
+            heard: Heard { sniffer: Sniffer::new(clock::wall()), state: None, held: Vec::new() },
             held_bytes: 0,
             shown: false,
             dirty: false,
@@ -210,6 +219,7 @@ impl<'a> Flow<'a> {
     }
 
     fn take(&mut self, local: &mut Socket, text: Utf8Bytes) -> Option<Ended> {
+        let mut text = text;
         let kind = Kind::of(text.as_bytes());
         match kind {
             // Nearly all of them.
@@ -217,12 +227,21 @@ impl<'a> Flow<'a> {
                 return self.pass(local, text).then_some(Ended::ClientGone);
             },
             Kind::Metadata => {
-                let headers = event::metadata(text.as_bytes());
+                let mut headers = event::metadata(text.as_bytes());
                 if let Some(state) = headers.get(frame::TURN_STATE) {
                     if let Ok(state) = state.to_str() {
-                        self.sockets.note_state(state, self.account);
+                        self.proxy.sockets.note_state(state, self.account);
                     }
                     self.heard.state = Some(state.clone());
+                }
+                // As of an answer over HTTP: the tag of the pool's list, not of the account's.
+                if let Some(told) = headers.get(frame::MODELS).cloned() {
+                    surface::after_turn(self.proxy, self.launch, &mut headers);
+                    let tag = headers.get(frame::MODELS);
+                    if tag != Some(&told) {
+                        let tag = tag.and_then(|tag| tag.to_str().ok());
+                        text = frame::with_header(&text, frame::MODELS, tag).unwrap_or(text);
+                    }
                 }
             },
             _ if kind == Kind::Limits || kind.is_final() => {
@@ -239,11 +258,14 @@ impl<'a> Flow<'a> {
                 && self.held_bytes + text.len() <= self.patience.hold.bytes
             {
                 self.held_bytes += text.len();
-                self.held.push(text);
+                self.heard.held.push(text);
                 return None;
             }
             if let Some(fault) = &fault {
                 let verdict = fault.verdict(clock::wall());
+                if fault.of_connection() == Some(OfConnection::PreviousUnknown) {
+                    return Some(Ended::Unknown(text));
+                }
                 if frame::is_foreign(text.as_bytes()) {
                     return Some(Ended::Foreign(text, fault.clone()));
                 }
@@ -266,7 +288,7 @@ impl<'a> Flow<'a> {
         self.shown = true;
         self.trace.first_byte_ms = Some(millis(&self.trace.started));
         self.held_bytes = 0;
-        let held = std::mem::take(&mut self.held);
+        let held = std::mem::take(&mut self.heard.held);
         held.into_iter().any(|text| self.pass(local, text))
     }
 

@@ -20,6 +20,8 @@ use crate::proxy::relay::{Answer, Out};
 
 /// Where a turn's frame carries the sticky token that an earlier answer gave (observed, 0.169.0).
 pub(super) const TURN_STATE: &str = "x-codex-turn-state";
+/// Where metadata carries the tag of the model list.
+pub(super) const MODELS: &str = "x-models-etag";
 /// Fields of a frame that an HTTP body doesn't have.
 const ONLY_HERE: [&str; 3] = ["type", "generate", "previous_response_id"];
 /// Headers that a frame carries inside its metadata, by this prefix and with underscores.
@@ -166,6 +168,20 @@ pub(super) fn with_turn_state(text: &str, state: Option<&str>) -> Option<Utf8Byt
     );
     let edited =
         fields.write(|_| false, |name| (name == "client_metadata").then(|| metadata.clone()));
+    Some(edited.into())
+}
+
+/// An event of metadata with another value of one of its headers, or without it. `None` when it can't
+/// be read.
+pub(super) fn with_header(text: &str, header: &str, value: Option<&str>) -> Option<Utf8Bytes> {
+    let fields = Fields::read(text)?;
+    let headers = Fields::read(fields.get("headers")?)?;
+    let is_it = |name: &str| name.eq_ignore_ascii_case(header);
+    let headers = headers.write(
+        |name| value.is_none() && is_it(name),
+        |name| value.filter(|_value| is_it(name)).map(|value| Value::from(value).to_string()),
+    );
+    let edited = fields.write(|_| false, |name| (name == "headers").then(|| headers.clone()));
     Some(edited.into())
 }
 

@@ -2,20 +2,19 @@
 
 use crate::{
     clock,
-    proxy::body::UpBody,
+    proxy::{body::UpBody, refusal},
     upstream::{Alpn, Failure, Upstream},
     vault::Pass,
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use cma_core::{
     identity::AccountId,
     time::{Span, Wall},
 };
 use futures_util::{SinkExt as _, Stream as _};
 use http::{HeaderMap, HeaderValue, Request, Uri, header, response};
-use http_body_util::BodyExt as _;
-use hyper::{body::Incoming, client::conn::http1, upgrade::Upgraded};
+use hyper::{client::conn::http1, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use ring::digest;
 use std::{
@@ -52,10 +51,6 @@ const MAX_AGE: Duration = Duration::from_secs(55 * 60);
 const SLEPT: Span = Span::from_secs(30);
 /// A head of an answer is a few kilobytes.
 const MAX_HEAD: usize = 256 * 1024;
-/// Read of a refusal's body: enough to judge it.
-const MAX_ERROR: usize = 64 * 1024;
-/// A refusal's body that doesn't come is judged without it.
-const ERROR_TIMEOUT: Duration = Duration::from_secs(5);
 /// A close frame is a courtesy: nobody waits longer for it to leave.
 const CLOSE: Duration = Duration::from_secs(1);
 /// What the answer to a key is made with (RFC 6455, section 1.3).
@@ -205,9 +200,9 @@ async fn shake(
         NoLink::Failed(if garbage { Failure::Garbage } else { Failure::Cut })
     })?;
     if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
-        let (parts, body) = response.into_parts();
-        let mut body = std::pin::pin!(read(body));
-        let read = std::future::poll_fn(|context| {
+        let (parts, mut body) = response.into_parts();
+        let mut body = std::pin::pin!(refusal::read(&mut body));
+        let (bytes, _whole) = std::future::poll_fn(|context| {
             if let Poll::Ready(bytes) = body.as_mut().poll(context) {
                 return Poll::Ready(bytes);
             }
@@ -215,8 +210,8 @@ async fn shake(
                 ended = true;
             }
             body.as_mut().poll(context)
-        });
-        let bytes = tokio::time::timeout(ERROR_TIMEOUT, read).await.unwrap_or_default();
+        })
+        .await;
         return Err(NoLink::Refused(Box::new(parts), bytes));
     }
     let accepted = response.headers().get(header::SEC_WEBSOCKET_ACCEPT).map(HeaderValue::as_bytes);
@@ -228,19 +223,6 @@ async fn shake(
         driver.await.map_err(cut)?;
     }
     hyper::upgrade::on(response).await.map_err(cut)
-}
-
-async fn read(mut body: Incoming) -> Bytes {
-    let mut bytes = BytesMut::new();
-    while let Some(Ok(frame)) = body.frame().await {
-        if let Some(data) = frame.data_ref() {
-            if bytes.len() + data.len() > MAX_ERROR {
-                break;
-            }
-            bytes.extend_from_slice(data);
-        }
-    }
-    bytes.freeze()
 }
 
 /// Sixteen bytes that no cache has seen (RFC 6455, section 4.1).

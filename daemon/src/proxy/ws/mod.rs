@@ -12,7 +12,8 @@
 //!   wait: nothing is read that can't be written.
 //! - [`link`]: the connection to upstream; [`bridge`] and [`sse`]: the way over HTTP where there is
 //!   none; [`breaker`]: which of both.
-//! - [`frame`]: what the messages say.
+//! - [`frame`]: what the messages say. [`again`]: what goes on with a turn that is sent once more;
+//!   [`refusal`]: handshakes that fail; [`listen`]: waiting for a client that may have gone.
 //!
 //! What a response builds on (`previous_response_id`) is known on its connection only. When that is
 //! gone, the CLI is told `previous_response_not_found`, on which it opens another socket and sends
@@ -26,11 +27,14 @@
 //! `unsafe` in places.) The handshakes are ours, over the connections that HTTP uses.
 //! permessage-deflate is declined: on loopback it only costs, and upstream isn't offered it.
 
+mod again;
 mod breaker;
 mod bridge;
 mod flow;
 mod frame;
 mod link;
+mod listen;
+mod refusal;
 mod session;
 mod sse;
 mod turn;
@@ -65,6 +69,7 @@ pub(crate) struct Sockets {
     permits: Arc<Semaphore>,
     breaker: Mutex<Breaker>,
     states: Mutex<VecDeque<(Box<str>, AccountId)>>,
+    again: again::Again,
     serial: AtomicU64,
 }
 
@@ -75,6 +80,7 @@ impl Sockets {
             permits: Arc::new(Semaphore::new(MAX_SOCKETS)),
             breaker: Mutex::default(),
             states: Mutex::default(),
+            again: again::Again::default(),
             serial: AtomicU64::new(1),
         }
     }

@@ -7,16 +7,18 @@ use super::{
 use crate::{
     app::Phase,
     clock,
-    proxy::{Proxy, keys::Launch},
+    proxy::{Proxy, headers, keys::Launch},
 };
 use cma_core::{
     event::{self, Kind},
+    identity::AccountId,
     pool::Input,
 };
 use futures_util::{SinkExt as _, Stream as _};
 use http::{HeaderMap, StatusCode};
 use hyper::upgrade::Upgraded;
 use std::{pin::Pin, sync::Arc, task::Poll, time::Duration};
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::{
     Error, Message, Utf8Bytes,
     protocol::{CloseFrame, Role, frame::coding::CloseCode},
@@ -29,8 +31,6 @@ const IDLE: Duration = Duration::from_secs(12 * 3600);
 const SAY: Duration = Duration::from_secs(30);
 /// A client hangs up within this once it has read why the socket is closed.
 const GOODBYE: Duration = Duration::from_secs(1);
-/// Header values taken as names are bounded.
-const MAX_NAME: usize = 256;
 
 /// A prewarm that was answered here: its turn gets this input in front.
 #[derive(Debug)]
@@ -50,6 +50,8 @@ pub(super) struct Session {
     pub(super) name: Option<Arc<str>>,
     pub(super) link: Option<Link>,
     pub(super) warm: Option<Warm>,
+    /// An account whose handshake upstream refused, and when.
+    pub(super) bridged: Option<(AccountId, Instant)>,
     /// A frame that came during the turn before.
     pub(super) next: Option<Utf8Bytes>,
 }
@@ -65,14 +67,29 @@ pub(super) enum Leave {
 
 /// Upstream broke off within an answer: so does the client's socket, and the CLI begins again.
 pub(super) const BROKEN: Leave = Leave::Close(CloseCode::Error, "upstream broke off");
+/// A client that doesn't know `previous_response_not_found` opens another socket on a close, and sends
+/// everything there (0.128.0, observed).
+pub(super) const ANEW: Leave = Leave::Close(CloseCode::Again, "send all of it again");
+/// The oldest official CLI that is known to understand that error; 0.128.0 stops on it (observed).
+const KNOWS_PREVIOUS: (u32, u32) = (0, 149);
 /// The CLI opens another socket, to the daemon that comes next.
 const RESTART: Leave = Leave::Close(CloseCode::Restart, "the daemon restarts");
 
 impl Session {
     pub(super) fn new(proxy: Arc<Proxy>, launch: &Launch, head: HeaderMap) -> Self {
-        let name = head.get("session-id").and_then(|value| value.to_str().ok());
-        let name = name.filter(|name| !name.is_empty() && name.len() <= MAX_NAME).map(Arc::from);
-        Self { proxy, head, launch: launch.clone(), name, link: None, warm: None, next: None }
+        let (name, launch) = (headers::session(&head), launch.clone());
+        Self { proxy, head, launch, name, link: None, warm: None, bridged: None, next: None }
+    }
+
+    /// Whether the client goes on when it is told that a response is not known; what isn't an official
+    /// CLI of before is taken to do what the newest does.
+    pub(super) fn knows_previous(&self) -> bool {
+        let version = self.head.get("version").and_then(|value| value.to_str().ok());
+        let mut numbers = version.unwrap_or_default().split('.').map(|part| part.parse().ok());
+        match (numbers.next().flatten(), numbers.next().flatten()) {
+            (Some(major), Some(minor)) => (major, minor) >= KNOWS_PREVIOUS,
+            _ => true,
+        }
     }
 
     /// Serves turns until either side has had enough.

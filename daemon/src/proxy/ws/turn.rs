@@ -5,9 +5,11 @@
 //! client is told so and sends everything again; the account is chosen anew then, with what was learned.
 
 use super::{
+    again::{Carried, Last},
     flow::{Ended, Flow, Heard, Patience, Source},
     frame::{self, Create},
-    link::{Link, NoLink, Socket},
+    link::{Link, Socket},
+    listen::listening,
     session::{BROKEN, Leave, Session, say},
 };
 use crate::{
@@ -15,22 +17,21 @@ use crate::{
     clock,
     config::Config,
     proxy::{
-        Proxy, blame, books,
+        Proxy, books,
+        course::{self, Course},
         held::{self, Bounds},
-        moved::{Foreign, Ride},
+        moved::Ride,
         relay::Answer,
         respond, shown,
         sniff::{End, Sniffer},
-        trace::{Trace, Traces},
+        trace::Traces,
     },
     trouble::Place,
-    upstream::Failure,
     vault::Pass,
 };
 use bytes::Bytes;
 use cma_core::{
     budget::Blocked,
-    cooldown::Cause,
     identity::AccountId,
     pool::{Refused, Release},
     quota,
@@ -38,7 +39,6 @@ use cma_core::{
     thread::TurnState,
     verdict::{self, Act, Mark, Outcome, Verdict},
 };
-use cma_proto::error::ErrorCode;
 use http::{StatusCode, response};
 use serde_json::Value;
 use std::{
@@ -51,20 +51,6 @@ use std::{
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::{Utf8Bytes, protocol::frame::coding::CloseCode};
 
-/// As for a turn over HTTP.
-const MAX_ATTEMPTS: u32 = 8;
-/// As for a turn over HTTP.
-const BUDGET: Duration = Duration::from_secs(120);
-/// As for a turn over HTTP.
-const MAX_WAIT: Duration = Duration::from_secs(8);
-/// As for a turn over HTTP.
-const STATED_WAIT: Duration = Duration::from_secs(30);
-/// As for a turn over HTTP.
-const MAX_REFUSED: usize = 2;
-/// As for a turn over HTTP.
-const REFUSED_ROUNDS: u32 = 3;
-/// As for a turn over HTTP.
-const FIRST_PAUSE: Duration = Duration::from_millis(150);
 /// A handshake that takes longer is not worth waiting for while there is HTTP. The CLI gives up after
 /// 15 s (`websocket_connect_timeout_ms`, 0.169.0).
 const SHAKE: Duration = Duration::from_secs(10);
@@ -75,27 +61,13 @@ const SLOWEST: usize = 32 * 1024;
 pub(super) struct Turn {
     pub(super) frame: Utf8Bytes,
     pub(super) create: Create,
-    need: Need,
-    pub(super) trace: Trace,
+    pub(super) course: Course,
     ride: Ride,
     /// Whether it compacts its thread.
     compacts: bool,
     /// How often an attempt's beginning was silent.
     silences: u32,
-    /// The account to renew and try once more after a 401.
-    renewed: Option<AccountId>,
-    /// Accounts whose token was refused.
-    refused_by: Vec<AccountId>,
-    /// How often the host was found to refuse everybody's.
-    refused_rounds: u32,
-    /// Whether upstream stated how long to wait.
-    stated: bool,
-    /// The budget of an account that would have served.
-    over: Option<Blocked>,
-    pauses: u32,
-    /// Upstream's last error as a frame, and whether the CLI stops on it.
-    last: Option<(Utf8Bytes, bool)>,
-    last_reason: String,
+    pub(super) last: Option<Last>,
 }
 
 /// What an attempt leads to.
@@ -108,7 +80,7 @@ pub(super) enum Step {
 }
 
 /// The way an attempt takes.
-enum Way {
+pub(super) enum Way {
     Link(Lease),
     Http(Lease, Pass),
     Step(Step),
@@ -143,9 +115,9 @@ impl Turn {
 
     /// Another attempt is on its way.
     pub(super) fn sent(&mut self) {
-        self.trace.tried += 1;
+        self.course.trace.tried += 1;
         if !self.prewarm() {
-            self.ride.count(&self.need, &self.trace);
+            self.ride.count(&self.course.need, &self.course.trace);
         }
     }
 
@@ -158,85 +130,10 @@ impl Turn {
         }
     }
 
-    /// Gives the account back with what was learned, and prepares the next attempt. Returns whether
-    /// that is to wait.
-    fn apply(&mut self, session: &Session, lease: Lease, verdict: Verdict, hosts: bool) -> bool {
-        let account = lease.account.clone();
-        let proxy = &session.proxy;
-        let refused = (&mut self.refused_by, &mut self.refused_rounds);
-        let renewed = self.renewed.as_ref();
-        // What a prewarm meets, its turn meets again: it is counted once.
-        let hosts = hosts && !self.create.is_prewarm();
-        let verdict = blame::weighed(proxy, refused, renewed, &account, verdict, hosts);
-        self.stated |= matches!(verdict.mark, Mark::Cool(Cause::Throttled(Some(_))));
-        proxy.traces.retry(&mut self.trace, &account, &verdict.reason);
-        self.last_reason.clone_from(&verdict.reason);
-        let model = self.need.model.clone();
-        lease.finish(Release { mark: verdict.mark.clone(), served: false, model });
-        match verdict.act {
-            // A connection that has lived its time: no fault of anybody's.
-            Act::RetrySame if verdict.mark == Mark::Fine => self.need.only = Some(account),
-            Act::RetrySame if self.renewed.as_ref() != Some(&account) => {
-                // The next select on this account waits for its renewal.
-                self.renewed = Some(account.clone());
-                self.need.only = Some(account);
-            },
-            Act::RetrySame | Act::RetryOther | Act::Deliver => {
-                self.need.only = None;
-                self.need.exclude.push(account);
-            },
-            Act::Wait => {
-                if self.refused_by.len() >= MAX_REFUSED {
-                    // None of the others is shown to a host that refuses tokens.
-                    self.need.exclude.clear();
-                    self.need.only = self.refused_by.first().cloned();
-                }
-                return true;
-            },
-        }
-        false
-    }
-
-    async fn pause(&mut self) {
-        tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(self.pauses.min(5))).await;
-        self.pauses += 1;
-    }
-
     /// Whether it is worth waiting for an account, after having waited.
     async fn waited(&mut self, proxy: &Proxy, refused: &Refused) -> bool {
-        let elapsed = self.trace.started.elapsed();
-        let left = if self.stated {
-            STATED_WAIT.min(BUDGET.saturating_sub(elapsed))
-        } else {
-            MAX_WAIT.saturating_sub(elapsed)
-        };
-        let tried_only = !self.need.exclude.is_empty() || self.need.only.is_some();
-        let soon = refused
-            .retry_at
-            .map(|at| Duration::from_millis(at.since(clock::wall()).millis()))
-            .filter(|wait| *wait <= left);
-        if blame::blamed(proxy, &self.refused_by) {
-            return true;
-        }
-        if let Some(renewed) =
-            self.renewed.as_ref().filter(|id| self.need.only.as_ref() == Some(id))
-        {
-            proxy.health.settled(renewed);
-        }
-        if self.refused_by.len() >= MAX_REFUSED {
-            return false;
-        }
-        if tried_only && refused.tried && !self.stops_here() && !self.ride.is_stuck() {
-            self.need.exclude.clear();
-            self.need.only = None;
-            self.pause().await;
-            return true;
-        }
-        let Some(wait) = soon else { return false };
-        self.need.exclude.clear();
-        self.need.only = None;
-        tokio::time::sleep(wait + Duration::from_millis(20)).await;
-        true
+        let rounds = !self.stops_here() && !self.ride.is_stuck();
+        self.course.waited(proxy, refused, rounds).await
     }
 
     /// The frame with its bytes as they can be edited.
@@ -245,27 +142,15 @@ impl Turn {
     }
 
     /// Something sealed was refused: whether there is another attempt in that.
-    async fn unseals(&mut self, traces: &Traces, account: &AccountId) -> bool {
+    pub(super) async fn unseals(&mut self, traces: &Traces, account: &AccountId) -> bool {
         let original = self.original();
         let next = self.ride.refused(&original).await;
-        match next {
-            Foreign::Theirs => return false,
-            Foreign::Again(reason) => {
-                traces.retry(&mut self.trace, account, &reason);
-                self.need.only = Some(account.clone());
-            },
-            Foreign::Elsewhere(reason) => {
-                traces.retry(&mut self.trace, account, &reason);
-                self.need.only = None;
-                self.need.exclude.push(account.clone());
-            },
-        }
-        true
+        self.course.unsealed(traces, account, next)
     }
 
     /// Whether upstream's last error is already one on which the CLI stops by itself.
     fn stops_here(&self) -> bool {
-        self.last.as_ref().is_some_and(|(_frame, stops)| *stops)
+        self.last.as_ref().is_some_and(|last| last.stops)
     }
 }
 
@@ -284,10 +169,7 @@ impl Session {
             return self.blocked(local, &mut turn, &blocked).await;
         }
         loop {
-            if turn.trace.tried >= MAX_ATTEMPTS
-                || turn.refused_rounds > REFUSED_ROUNDS
-                || turn.trace.started.elapsed() > BUDGET
-            {
+            if turn.course.is_spent() {
                 return self.give_up(local, turn, None).await;
             }
             if let Some(pause) = proxy.health.waits() {
@@ -299,42 +181,61 @@ impl Session {
                         Step::Again => Ok(()),
                     };
                 }
-                if turn.last_reason.is_empty() {
-                    "the host fails for several accounts".clone_into(&mut turn.last_reason);
+                let wait = turn.course.wait_for_host(pause);
+                if listening(local, &mut self.next, wait).await.is_none() {
+                    return self.abandoned(&mut turn);
                 }
-                tokio::time::sleep(pause).await;
                 continue;
             }
-            let mut lease = match proxy.actor.select(turn.need.clone()).await {
+            let select = proxy.actor.select(turn.course.need.clone());
+            let Some(selected) = listening(local, &mut self.next, select).await else {
+                return self.abandoned(&mut turn);
+            };
+            let mut lease = match selected {
                 Err(_gone) => {
-                    books::again(&proxy, &mut turn.trace);
+                    books::again(&mut turn.course.trace);
                     return Err(Leave::Close(CloseCode::Restart, "the daemon stops"));
                 },
                 Ok(Ok(lease)) => lease,
-                Ok(Err(refused)) => match turn.over.take() {
-                    Some(blocked) if turn.trace.tried == 0 => {
+                Ok(Err(refused)) => match turn.course.over() {
+                    Some(blocked) if turn.course.trace.tried == 0 => {
                         return self.blocked(local, &mut turn, &blocked).await;
                     },
                     Some(_over) => return self.give_up(local, turn, Some(&refused)).await,
-                    None if Box::pin(turn.waited(&proxy, &refused)).await => continue,
-                    None => return self.give_up(local, turn, Some(&refused)).await,
+                    None => {
+                        let waits = Box::pin(turn.waited(&proxy, &refused));
+                        match listening(local, &mut self.next, waits).await {
+                            Some(true) => continue,
+                            Some(false) => {
+                                return self.give_up(local, turn, Some(&refused)).await;
+                            },
+                            None => return self.abandoned(&mut turn),
+                        }
+                    },
                 },
             };
-            if let Err(blocked) = books::with(&turn.trace, &lease.account) {
-                turn.need.exclude.push(lease.account.clone());
-                turn.over = Some(blocked);
+            if !turn.course.takes(&mut lease) {
                 continue;
             }
-            turn.trace.choice = lease.choice.take();
+            let rests = turn.course.rests.over(&lease.account);
+            if listening(local, &mut self.next, rests).await.is_none() {
+                return self.abandoned(&mut turn);
+            }
             match self.attempt(local, &mut turn, lease).await {
                 Step::Again => {},
                 Step::Say(frame) => {
-                    books::again(&proxy, &mut turn.trace);
+                    books::again(&mut turn.course.trace);
                     return say(local, frame).await;
                 },
                 Step::Over(over) => return over,
             }
         }
+    }
+
+    /// Nobody waits for the turn any more.
+    pub(super) fn abandoned(&self, turn: &mut Turn) -> Result<(), Leave> {
+        self.traced(turn, "abandoned");
+        Err(Leave::Gone)
     }
 
     /// Says which budget keeps a turn out.
@@ -344,7 +245,7 @@ impl Session {
         turn: &mut Turn,
         blocked: &Blocked,
     ) -> Result<(), Leave> {
-        let line = books::refused(&self.proxy, &mut turn.trace, blocked);
+        let line = books::refused(&self.proxy, &mut turn.course.trace, blocked);
         say(local, frame::stop(&line)).await
     }
 
@@ -372,23 +273,23 @@ impl Session {
         if create.previous_response_id.is_some() {
             ride.goes_on();
         }
-        let turn = Turn {
+        let whole = create.previous_response_id.is_none() && !create.is_prewarm();
+        let mut turn = Turn {
             frame,
             create,
-            need,
-            trace,
+            course: Course::new(need, trace),
             ride,
             compacts: held::is_compaction(&names),
             silences: 0,
-            renewed: None,
-            refused_by: Vec::new(),
-            refused_rounds: 0,
-            stated: false,
-            over: None,
-            pauses: 0,
             last: None,
-            last_reason: String::new(),
         };
+        let thread = turn.course.trace.thread.as_ref().filter(|_thread| whole);
+        if let Some(before) = self.proxy.sockets.again.take(thread) {
+            turn.course.trace.tried = before.tried;
+            turn.course.trace.attempts = before.attempts;
+            turn.course.reason = before.reason;
+            turn.last = before.last;
+        }
         (turn, blocked)
     }
 
@@ -396,7 +297,7 @@ impl Session {
         let account = lease.account.clone();
         let Some(pass) = self.proxy.vault.pass(&account, lease.generation) else {
             // It left the pool between the choice and now.
-            turn.need.exclude.push(account);
+            turn.course.need.exclude.push(account);
             return Step::Again;
         };
         let keeps = |link: &Link| link.account == account && link.is_fresh();
@@ -406,15 +307,16 @@ impl Session {
         if let Some(previous) = &turn.create.previous_response_id
             && !self.link.as_ref().is_some_and(|link| link.has_history)
         {
-            tracing::debug!(request = %turn.trace.id, account = %account, "asks for the whole input");
-            return Step::Say(frame::previous_not_found(previous));
+            tracing::debug!(request = %turn.course.trace.id, account = %account, "asks for the whole input");
+            let previous = previous.clone();
+            return self.ask_for_all(turn, &previous);
         }
         let original = turn.original();
-        if !turn.ride.board(&self.proxy, &account, &pass, &original, &turn.need).await {
-            turn.need.exclude.push(account);
+        if !turn.ride.board(&self.proxy, &account, &pass, &original, &turn.course.need).await {
+            turn.course.need.exclude.push(account);
             return Step::Again;
         }
-        match self.way(turn, lease, pass).await {
+        match self.way(local, turn, lease, pass).await {
             Way::Link(lease) => self.over_link(local, turn, lease).await,
             Way::Http(lease, pass) => Box::pin(self.over_http(local, turn, lease, &pass)).await,
             Way::Step(step) => step,
@@ -422,11 +324,13 @@ impl Session {
     }
 
     /// The way for this attempt, with the connection there if it is one over a WebSocket.
-    async fn way(&mut self, turn: &mut Turn, lease: Lease, pass: Pass) -> Way {
+    async fn way(&mut self, local: &mut Socket, turn: &mut Turn, lease: Lease, pass: Pass) -> Way {
         if self.link.is_some() {
             return Way::Link(lease);
         }
-        if !self.proxy.sockets.breaker.lock().allows(Instant::now()) {
+        if self.is_bridged(&lease.account)
+            || !self.proxy.sockets.breaker.lock().allows(Instant::now())
+        {
             return Way::Http(lease, pass);
         }
         let proxy = Arc::clone(&self.proxy);
@@ -438,7 +342,10 @@ impl Session {
             &self.head,
             limit,
         );
-        let no_link = match Box::pin(open).await {
+        let Some(opened) = listening(local, &mut self.next, Box::pin(open)).await else {
+            return Way::Step(Step::Over(self.abandoned(turn)));
+        };
+        let no_link = match opened {
             Ok(link) => {
                 proxy.sockets.breaker.lock().worked();
                 proxy.roster.troubles().gone(Place::Backend);
@@ -448,49 +355,6 @@ impl Session {
             Err(no_link) => no_link,
         };
         Box::pin(self.no_link(turn, lease, pass, no_link)).await
-    }
-
-    /// Judges a handshake that failed. What is the host's goes over HTTP; what is the account's is
-    /// what it would be there.
-    async fn no_link(&mut self, turn: &mut Turn, lease: Lease, pass: Pass, no_link: NoLink) -> Way {
-        let now = clock::wall();
-        let fail = |none: bool| {
-            self.proxy.sockets.breaker.lock().failed(Instant::now(), none);
-        };
-        let (parts, bytes) = match no_link {
-            NoLink::Failed(Failure::Connect(why)) => {
-                let verdict = verdict::classify(&Outcome::ConnectFailed, now);
-                let reason = format!("{}: {why}", verdict.reason);
-                self.proxy.roster.troubles().met(Place::Backend, &reason);
-                turn.sent();
-                let verdict = Verdict { reason, ..verdict };
-                return Way::Step(self.judged(turn, lease, verdict, false).await);
-            },
-            NoLink::Failed(why) => {
-                tracing::debug!(request = %turn.trace.id, ?why, "websocket handshake failed");
-                fail(false);
-                return Way::Http(lease, pass);
-            },
-            NoLink::TimedOut => {
-                tracing::debug!(request = %turn.trace.id, "websocket handshake took too long");
-                fail(false);
-                return Way::Http(lease, pass);
-            },
-            NoLink::Refused(parts, bytes) => (parts, bytes),
-        };
-        let status = parts.status.as_u16();
-        tracing::debug!(request = %turn.trace.id, status, "websocket handshake refused");
-        let json: Option<Value> = serde_json::from_slice(&bytes).ok();
-        match status {
-            404 | 405 | 426 | 501 => fail(true),
-            403 if json.is_none() => fail(false),
-            500..=599 => fail(false),
-            _ => {
-                turn.sent();
-                return Way::Step(self.refused(turn, lease, &parts, &bytes).await);
-            },
-        }
-        Way::Http(lease, pass)
     }
 
     /// Judges an HTTP answer that is no success.
@@ -527,31 +391,10 @@ impl Session {
             self.ended(turn, lease, parts.status.as_u16(), &verdict, Sniffer::new(clock::wall()));
             return Step::Say(frame);
         }
-        turn.last = Some((frame, stops));
+        turn.course.rests.heard(&lease.account, parts.status, &parts.headers);
+        let head = (Some(parts.status), &parts.headers);
+        turn.last = Some(Last::new(frame, head, stops, json.unwrap_or_default()));
         self.judged(turn, lease, verdict, parts.status.is_server_error()).await
-    }
-
-    /// Upstream can't read something sealed, and said so by that frame.
-    async fn foreign(
-        &mut self,
-        turn: &mut Turn,
-        lease: Lease,
-        said: Utf8Bytes,
-        verdict: &Verdict,
-    ) -> Step {
-        let proxy = Arc::clone(&self.proxy);
-        let again = turn.unseals(&proxy.traces, &lease.account).await;
-        match &turn.create.previous_response_id {
-            // It can't be sent again as it is; what comes with everything meets what was learned.
-            Some(previous) => Step::Say(frame::previous_not_found(previous)),
-            None if again => Step::Again,
-            None => {
-                let verdict = Verdict { mark: Mark::Fine, ..verdict.clone() };
-                let status = StatusCode::BAD_REQUEST.as_u16();
-                self.ended(turn, lease, status, &verdict, Sniffer::new(clock::wall()));
-                Step::Say(said)
-            },
-        }
     }
 
     /// Applies a verdict on an attempt that showed nothing. `hosts` says that the failure is one of
@@ -563,14 +406,14 @@ impl Session {
         verdict: Verdict,
         hosts: bool,
     ) -> Step {
-        if turn.apply(self, lease, verdict, hosts) {
-            turn.pause().await;
+        // What a prewarm meets, its turn meets again: it is counted once.
+        let hosts = hosts && !turn.prewarm();
+        // One that goes on from an earlier response can't be sent anywhere else as it is: when somebody
+        // could serve it, its client is asked for all of it, and when nobody can, told so at once.
+        if turn.course.failed(&self.proxy, lease, verdict, hosts) {
+            turn.course.pause().await;
         }
-        match &turn.create.previous_response_id {
-            // It can't be sent anywhere else as it is.
-            Some(previous) => Step::Say(frame::previous_not_found(previous)),
-            None => Step::Again,
-        }
+        Step::Again
     }
 
     async fn over_link(&mut self, local: &mut Socket, turn: &mut Turn, lease: Lease) -> Step {
@@ -582,7 +425,8 @@ impl Session {
         let sent = tokio::time::timeout(patience(limit, frame.len()), link.send(frame)).await;
         let account = lease.account.clone();
         let patience = turn.patience(&proxy.config);
-        let mut flow = Flow::new(&proxy.sockets, &account, &mut turn.trace, patience);
+        let mut flow =
+            Flow::new((&proxy, &self.launch), &account, &mut turn.course.trace, patience);
         let ended = match sent {
             Ok(Ok(())) => flow.run(local, Source::Link(link), &mut self.next).await,
             Ok(Err(_)) | Err(_) => {
@@ -608,10 +452,10 @@ impl Session {
         ended: Ended,
         heard: Heard,
     ) -> Step {
-        let Heard { sniffer, state } = heard;
-        turn.trace.account = Some(lease.account.clone());
-        if turn.trace.first_byte_ms.is_some() && !turn.prewarm() {
-            turn.ride.shown(&self.proxy, state.as_ref(), &mut turn.trace);
+        let Heard { sniffer, state, held } = heard;
+        turn.course.trace.account = Some(lease.account.clone());
+        if turn.course.trace.first_byte_ms.is_some() && !turn.prewarm() {
+            turn.ride.shown(&self.proxy, state.as_ref(), &mut turn.course.trace);
         }
         let fine =
             |mark, reason: &str| Verdict { act: Act::Deliver, mark, reason: reason.to_owned() };
@@ -620,7 +464,7 @@ impl Session {
                 let verdict = match &fault {
                     None => {
                         self.proxy.roster.troubles().gone(Place::Backend);
-                        blame::served(&self.proxy, &lease.account);
+                        course::served(&self.proxy, &lease.account);
                         fine(Mark::Fine, "")
                     },
                     Some(fault) => {
@@ -635,7 +479,11 @@ impl Session {
                 let hosts = said.as_ref().is_some_and(|(_frame, fault)| fault.is_hosts());
                 if let Some((frame, fault)) = said {
                     lease.quota_seen(fault.windows(clock::wall()));
-                    turn.last = Some((frame, fault.stops_the_cli()));
+                    if let Some(status) = fault.status {
+                        turn.course.rests.heard(&lease.account, status, &fault.headers);
+                    }
+                    let (stops, head) = (fault.stops_the_cli(), (fault.status, &fault.headers));
+                    turn.last = Some(Last::new(frame, head, stops, fault.body).after(held));
                 }
                 lease.quota_seen(sniffer.said().windows);
                 self.judged(turn, lease, verdict, hosts).await
@@ -650,13 +498,20 @@ impl Session {
                 let verdict = fault.verdict(clock::wall());
                 self.foreign(turn, lease, said, &verdict).await
             },
+            Ended::Unknown(said) => match turn.create.previous_response_id.clone() {
+                Some(previous) => self.ask_for_all(turn, &previous),
+                None => {
+                    self.ended(turn, lease, 200, &fine(Mark::Fine, "nothing is known"), sniffer);
+                    Step::Say(said)
+                },
+            },
             Ended::Broken(why) => {
-                turn.trace.attempts.push(format!("{}: {why}", lease.account));
+                turn.course.trace.attempts.push(format!("{}: {why}", lease.account));
                 self.ended(turn, lease, 200, &fine(Mark::Shaky, "cut"), sniffer);
                 Step::Over(Err(BROKEN))
             },
             Ended::ClientGone => {
-                turn.trace.status = 200;
+                turn.course.trace.status = 200;
                 drop(lease);
                 self.traced(turn, "abandoned");
                 Step::Over(Err(Leave::Gone))
@@ -665,7 +520,7 @@ impl Session {
     }
 
     /// A turn whose answer was delivered: gives the account back, and notes it.
-    fn ended(
+    pub(super) fn ended(
         &self,
         turn: &mut Turn,
         lease: Lease,
@@ -679,28 +534,28 @@ impl Session {
             (Some(End::Completed | End::Incomplete), _) if status == 200 => "complete",
             _ => "failed",
         };
-        turn.trace.account = Some(lease.account.clone());
-        turn.trace.status = status;
-        turn.trace.usage = said.usage;
-        turn.trace.model = turn.trace.model.take().or(said.model);
+        turn.course.trace.account = Some(lease.account.clone());
+        turn.course.trace.status = status;
+        turn.course.trace.usage = said.usage;
+        turn.course.trace.model = turn.course.trace.model.take().or(said.model);
         if !turn.prewarm() {
-            shown::warmed(&lease, &turn.trace);
+            shown::warmed(&lease, &turn.course.trace);
         }
         if !verdict.reason.is_empty() && outcome != "cut" {
-            turn.trace.attempts.push(format!("{}: {}", lease.account, verdict.reason));
+            turn.course.trace.attempts.push(format!("{}: {}", lease.account, verdict.reason));
         }
         lease.quota_seen(said.windows);
         let served = outcome == "complete" && !turn.prewarm();
-        let model = turn.need.model.clone();
+        let model = turn.course.need.model.clone();
         lease.finish(Release { mark: verdict.mark.clone(), served, model });
         self.traced(turn, outcome);
     }
 
     /// Keeps a turn's trace. A prewarm is no turn.
     fn traced(&self, turn: &mut Turn, outcome: &'static str) {
-        turn.trace.outcome = outcome;
+        turn.course.trace.outcome = outcome;
         if !turn.prewarm() {
-            self.proxy.traces.end(turn.trace.clone());
+            self.proxy.traces.end(turn.course.trace.clone());
         }
     }
 
@@ -713,28 +568,35 @@ impl Session {
     ) -> Result<(), Leave> {
         let ours: Answer = match refused {
             Some(refused) if turn.ride.is_stuck() => turn.ride.stuck(&self.proxy, refused),
-            Some(refused) if refused.retry_at.is_some() && refused.quota => {
+            Some(refused)
+                if refused.retry_at.is_some()
+                    && refused.quota
+                    && !turn
+                        .last
+                        .as_ref()
+                        .is_some_and(|it| it.speaks_for(refused, clock::wall())) =>
+            {
                 respond::refused(refused)
             },
             _ if turn.stops_here() => {
-                turn.trace.status = StatusCode::BAD_REQUEST.as_u16();
+                turn.course.trace.status = StatusCode::BAD_REQUEST.as_u16();
                 self.traced(&mut turn, "failed");
-                let Some((frame, _stops)) = turn.last.take() else { return Ok(()) };
+                let Some(last) = turn.last.take() else { return Ok(()) };
+                let (before, frame) = (last.before.clone(), last.frame.clone());
+                if turn.prewarm() {
+                    // Its turn meets the same; the CLI says nothing of a prewarm that fails.
+                    let carried = Carried { last: Some(last), ..Carried::default() };
+                    self.proxy.sockets.again.keep(turn.course.trace.thread.as_ref(), carried);
+                }
+                for event in before {
+                    say(local, event).await?;
+                }
                 return say(local, frame).await;
             },
-            Some(refused) if turn.trace.tried == 0 => respond::refused(refused),
-            _ => respond::stop(
-                ErrorCode::Upstream,
-                &format!(
-                    "cma: {} failed in {} attempts, the last one: {}. Run `cmactl why --request {}` for all of them.",
-                    self.proxy.upstream.endpoint.authority,
-                    turn.trace.tried,
-                    turn.last_reason,
-                    turn.trace.id
-                ),
-            ),
+            Some(refused) if turn.course.trace.tried == 0 => respond::refused(refused),
+            _ => turn.course.exhausted(&self.proxy),
         };
-        turn.trace.status = ours.status().as_u16();
+        turn.course.trace.status = ours.status().as_u16();
         self.traced(&mut turn, "failed");
         say(local, frame::wrapped(ours).await).await
     }

@@ -1,0 +1,370 @@
+//! The course of one request over the pool: which accounts it has tried, whose fault its failures
+//! were, and when it has tried enough.
+//!
+//! Turns over HTTP, turns over a WebSocket and errands keep the same rules, and they are here: the two
+//! budgets (attempts and time), what a verdict means for the next choice, how long an account that
+//! comes back is waited for, and that a host which refuses tokens never sees the whole pool's. What is
+//! sent and delivered is not decided here.
+
+use super::{
+    Proxy,
+    body::Source,
+    books,
+    moved::Foreign,
+    relay::Answer,
+    respond,
+    stated::Stated,
+    trace::{Trace, Traces},
+};
+use crate::{
+    actor::Lease,
+    clock,
+    upstream::{Driven, Failure},
+};
+use cma_core::{
+    budget::Blocked,
+    cooldown::Cause,
+    identity::AccountId,
+    outage::Refusal,
+    pool::{Input, Refused, Release},
+    select::Need,
+    verdict::{Act, Mark, Outcome, Verdict},
+};
+use cma_proto::error::ErrorCode;
+use http::{Response, StatusCode};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Upstream attempts of one request, whatever happens. The CLI's own retries multiply nothing,
+/// since it stops on the final answer.
+const MAX_ATTEMPTS: u32 = 8;
+/// No new attempt begins after this time: a person has given up by then.
+const BUDGET: Duration = Duration::from_secs(120);
+/// Longest wait for an account that comes back by itself (a throttle of seconds).
+const MAX_WAIT: Duration = Duration::from_secs(8);
+/// The same when upstream stated the wait; the CLI waits that long itself (0.169.0, observed).
+const STATED_WAIT: Duration = Duration::from_secs(30);
+/// Accounts whose tokens one request lets upstream refuse. Walks through a pool have got whole pools
+/// revoked.
+const MAX_REFUSED: usize = 2;
+/// Rounds in which a host that refuses everybody's token is asked again: a few seconds.
+const REFUSED_ROUNDS: u32 = 3;
+/// First pause after a fault that all accounts share; doubles each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(150);
+/// An account is asked for this much after the time at which it is back.
+const BACK: Duration = Duration::from_millis(20);
+
+/// How far a request has come.
+#[derive(Debug)]
+pub(super) struct Course {
+    pub(super) need: Need,
+    pub(super) trace: Trace,
+    /// Why the last attempt failed.
+    pub(super) reason: String,
+    /// The budget of an account that would have served.
+    over: Option<Blocked>,
+    /// The account to renew and try once more after a 401.
+    renewed: Option<AccountId>,
+    /// Accounts whose token was refused.
+    refused_by: Vec<AccountId>,
+    /// How often the host was found to refuse everybody's.
+    refused_rounds: u32,
+    /// Whether upstream stated how long to wait.
+    stated: bool,
+    /// Waits that it stated with its own failures.
+    pub(super) rests: Stated,
+    pauses: u32,
+}
+
+impl Course {
+    pub(super) const fn new(need: Need, trace: Trace) -> Self {
+        Self {
+            need,
+            trace,
+            reason: String::new(),
+            over: None,
+            renewed: None,
+            refused_by: Vec::new(),
+            refused_rounds: 0,
+            stated: false,
+            rests: Stated::new(),
+            pauses: 0,
+        }
+    }
+
+    /// Whether no further attempt is to begin.
+    pub(super) fn is_spent(&self) -> bool {
+        self.trace.tried >= MAX_ATTEMPTS
+            || self.refused_rounds > REFUSED_ROUNDS
+            || self.trace.started.elapsed() > BUDGET
+    }
+
+    /// Waits with everybody while the host fails for several accounts.
+    pub(super) async fn wait_for_host(&mut self, pause: Duration) {
+        if self.reason.is_empty() {
+            "the host fails for several accounts".clone_into(&mut self.reason);
+        }
+        tokio::time::sleep(pause).await;
+    }
+
+    /// Reserves with the account that was chosen; false when its budget is used up, and another one
+    /// has to be chosen.
+    pub(super) fn takes(&mut self, lease: &mut Lease) -> bool {
+        match books::with(&self.trace, &lease.account) {
+            Ok(()) => {
+                self.trace.choice = lease.choice.take();
+                true
+            },
+            Err(blocked) => {
+                self.need.exclude.push(lease.account.clone());
+                self.over = Some(blocked);
+                false
+            },
+        }
+    }
+
+    /// The budget that kept an account out, once.
+    pub(super) const fn over(&mut self) -> Option<Blocked> {
+        self.over.take()
+    }
+
+    /// Whether that account's token was renewed for this request.
+    pub(super) fn has_renewed(&self, account: &AccountId) -> bool {
+        self.renewed.as_ref() == Some(account)
+    }
+
+    /// Not that account, from here on.
+    pub(super) fn elsewhere(&mut self, account: AccountId) {
+        self.need.only = None;
+        self.need.exclude.push(account);
+    }
+
+    /// Gives the account back with what was learned, and says who is asked next. Returns whether that
+    /// is to [`Self::pause`] first. `hosts` says that the failure is one of the host's.
+    pub(super) fn failed(
+        &mut self,
+        proxy: &Proxy,
+        lease: Lease,
+        verdict: Verdict,
+        hosts: bool,
+    ) -> bool {
+        let account = lease.account.clone();
+        let Verdict { act, mark, reason } = self.weighed(proxy, &account, verdict, hosts);
+        self.stated |= matches!(mark, Mark::Cool(Cause::Throttled(Some(_))));
+        proxy.traces.retry(&mut self.trace, &account, &reason);
+        self.reason = reason;
+        let nobodys = mark == Mark::Fine;
+        lease.finish(Release { mark, served: false, model: self.need.model.clone() });
+        match act {
+            // A connection that has lived its time.
+            Act::RetrySame if nobodys => self.need.only = Some(account),
+            Act::RetrySame if self.renewed.as_ref() != Some(&account) => {
+                // The next select on this account waits for its renewal.
+                self.renewed = Some(account.clone());
+                self.need.only = Some(account);
+            },
+            Act::RetrySame | Act::RetryOther | Act::Deliver => self.elsewhere(account),
+            Act::Wait => {
+                if self.refused_by.len() >= MAX_REFUSED {
+                    // None of the others is shown to a host that refuses tokens.
+                    self.need.exclude.clear();
+                    self.need.only = self.refused_by.first().cloned();
+                }
+                return true;
+            },
+        }
+        false
+    }
+
+    /// A verdict in the light of how other accounts fare: a refused token may be the host's fault.
+    fn weighed(
+        &mut self,
+        proxy: &Proxy,
+        account: &AccountId,
+        verdict: Verdict,
+        hosts: bool,
+    ) -> Verdict {
+        let (health, troubles) = (&proxy.health, proxy.roster.troubles());
+        if hosts {
+            health.failed(account, &verdict.reason, troubles);
+        }
+        if verdict.mark != Mark::Unauthorized {
+            return verdict;
+        }
+        if !self.refused_by.contains(account) {
+            self.refused_by.push(account.clone());
+        }
+        match health.refused(account, self.renewed.as_ref() == Some(account), troubles) {
+            Refusal::Own => verdict,
+            Refusal::Suspect => Verdict {
+                act: Act::RetryOther,
+                mark: Mark::Shaky,
+                reason: "its renewed token was refused (401); another account tells whether it is \
+                         to blame"
+                    .to_owned(),
+            },
+            Refusal::Host => {
+                self.refused_rounds += 1;
+                Verdict {
+                    act: Act::Wait,
+                    mark: Mark::Fine,
+                    reason: "the host refuses the tokens of several accounts (401)".to_owned(),
+                }
+            },
+        }
+    }
+
+    /// Whether an account was to blame after all: its fresh token was refused, and there is no other
+    /// that could tell whether the host refuses everybody.
+    fn blamed(&self, proxy: &Proxy) -> bool {
+        let Some(account) = self.refused_by.last() else { return false };
+        let alone = self.refused_by.len() == 1 && proxy.health.blame(account);
+        if alone {
+            proxy.actor.tell(Input::Learn(account.clone(), Mark::Unauthorized));
+        }
+        alone
+    }
+
+    /// A pause after a fault that all accounts share.
+    pub(super) async fn pause(&mut self) {
+        tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(self.pauses.min(5))).await;
+        self.pauses += 1;
+    }
+
+    /// Whether it is worth waiting for an account, after having waited: one that comes back in
+    /// moments or when upstream said, or (`rounds`) the next round over accounts that only had the
+    /// host's faults.
+    pub(super) async fn waited(&mut self, proxy: &Proxy, refused: &Refused, rounds: bool) -> bool {
+        let elapsed = self.trace.started.elapsed();
+        let patience = if self.stated {
+            STATED_WAIT.min(BUDGET.saturating_sub(elapsed))
+        } else {
+            MAX_WAIT.saturating_sub(elapsed)
+        };
+        let tried_only = !self.need.exclude.is_empty() || self.need.only.is_some();
+        let soon = refused
+            .retry_at
+            .map(|at| Duration::from_millis(at.since(clock::wall()).millis()))
+            .filter(|wait| *wait <= patience);
+        if self.blamed(proxy) {
+            return true;
+        }
+        if let Some(renewed) =
+            self.renewed.as_ref().filter(|id| self.need.only.as_ref() == Some(id))
+        {
+            proxy.health.settled(renewed);
+        }
+        if self.refused_by.len() >= MAX_REFUSED {
+            return false;
+        }
+        if tried_only && refused.tried && rounds {
+            self.begin_again();
+            self.pause().await;
+            return true;
+        }
+        let Some(wait) = soon else { return false };
+        self.begin_again();
+        tokio::time::sleep(wait + BACK).await;
+        true
+    }
+
+    fn begin_again(&mut self) {
+        self.need.exclude.clear();
+        self.need.only = None;
+    }
+
+    /// An account refused what another one sealed: whether there is another attempt in that.
+    pub(super) fn unsealed(&mut self, traces: &Traces, account: &AccountId, next: Foreign) -> bool {
+        match next {
+            Foreign::Theirs => return false,
+            Foreign::Again(reason) => {
+                traces.retry(&mut self.trace, account, &reason);
+                self.need.only = Some(account.clone());
+            },
+            Foreign::Elsewhere(reason) => {
+                traces.retry(&mut self.trace, account, &reason);
+                self.elsewhere(account.clone());
+            },
+        }
+        true
+    }
+
+    /// The final word when upstream said none that would do.
+    pub(super) fn exhausted(&self, proxy: &Proxy) -> Answer {
+        respond::stop(
+            ErrorCode::Upstream,
+            &format!(
+                "cma: {} failed in {} attempts, the last one: {}. Run `cmactl why --request {}` for all of them.",
+                proxy.upstream.endpoint.authority, self.trace.tried, self.reason, self.trace.id
+            ),
+        )
+    }
+
+    /// Ends a request whose client sent no whole body, or one that is too large.
+    pub(super) fn client_failed(&mut self, traces: &Traces, source: &Source) -> Answer {
+        let answer = if source.too_large() {
+            respond::too_large()
+        } else {
+            respond::error(StatusCode::BAD_REQUEST, ErrorCode::BadRequest, "the body ended early")
+        };
+        self.closed(traces, answer.status(), "abandoned");
+        answer
+    }
+
+    /// Keeps the trace of a request that nothing was relayed for.
+    pub(super) fn closed(&mut self, traces: &Traces, status: StatusCode, outcome: &'static str) {
+        self.trace.status = status.as_u16();
+        self.trace.outcome = outcome;
+        traces.end(self.trace.clone());
+    }
+}
+
+/// An account's answer is shown: who was refused before it was to blame for that.
+pub(super) fn served(proxy: &Proxy, account: &AccountId) {
+    for blamed in proxy.health.served(account) {
+        proxy.actor.tell(Input::Learn(blamed, Mark::Unauthorized));
+    }
+}
+
+/// Why no head came.
+#[derive(Debug)]
+pub(super) enum Missed {
+    Failed(Failure),
+    TimedOut,
+}
+
+impl Missed {
+    pub(super) const fn outcome(&self) -> Outcome<'static> {
+        match self {
+            Self::Failed(Failure::Connect(_)) => Outcome::ConnectFailed,
+            Self::Failed(Failure::Garbage) => Outcome::Garbage,
+            Self::Failed(Failure::Cut | Failure::ClientBody) => Outcome::Cut,
+            Self::TimedOut => Outcome::HeadTimeout,
+        }
+    }
+}
+
+/// Waits for a head; the time for it runs from when the client's body has been read, so that a slow
+/// upload is not a silent host.
+pub(super) async fn head_in_time(
+    source: &Source,
+    limit: Duration,
+    send: impl Future<Output = Result<Response<Driven>, Failure>>,
+) -> Result<Response<Driven>, Missed> {
+    let begun = Instant::now();
+    let mut send = std::pin::pin!(send);
+    let mut wake = begun + limit;
+    loop {
+        match tokio::time::timeout_at(wake, &mut send).await {
+            Ok(sent) => return sent.map_err(Missed::Failed),
+            Err(_elapsed) => {
+                let from = source.done_at().map(|done| done.max(begun));
+                let due = from.map_or_else(|| Instant::now() + limit, |from| from + limit);
+                if due <= Instant::now() {
+                    return Err(Missed::TimedOut);
+                }
+                wake = due;
+            },
+        }
+    }
+}

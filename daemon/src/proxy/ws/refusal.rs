@@ -1,0 +1,144 @@
+//! What upstream refuses otherwise than by an error of the turn: handshakes, what is sealed, and what a
+//! turn goes on from.
+//!
+//! Of a failed handshake, what is the host's goes over HTTP behind the client's socket. So does what upstream says of an
+//! account at a handshake, with the same account: the CLI alone does that as well (0.169.0, observed),
+//! and only what a turn is answered says for certain that the account can't serve. What it stops on
+//! (a used up limit, a 400) is believed at once.
+
+use super::{
+    again::Carried,
+    frame,
+    link::NoLink,
+    session::{ANEW, Session},
+    turn::{Step, Turn, Way},
+};
+use crate::{
+    actor::Lease,
+    clock,
+    proxy::{books, sniff::Sniffer},
+    trouble::Place,
+    upstream::Failure,
+    vault::Pass,
+};
+use cma_core::{
+    cooldown::Cause,
+    identity::AccountId,
+    verdict::{self, Mark, Outcome, Verdict},
+};
+use http::StatusCode;
+use serde_json::Value;
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+/// How long an account whose handshake was refused is served over HTTP on this socket.
+const BRIDGED: Duration = Duration::from_secs(600);
+
+impl Session {
+    /// Whether turns of that account go over HTTP on this socket.
+    pub(super) fn is_bridged(&self, account: &AccountId) -> bool {
+        self.bridged.as_ref().is_some_and(|(of, at)| of == account && at.elapsed() < BRIDGED)
+    }
+
+    /// Judges a handshake that failed.
+    pub(super) async fn no_link(
+        &mut self,
+        turn: &mut Turn,
+        lease: Lease,
+        pass: Pass,
+        no_link: NoLink,
+    ) -> Way {
+        let now = clock::wall();
+        let fail = |none: bool| {
+            self.proxy.sockets.breaker.lock().failed(Instant::now(), none);
+        };
+        let (parts, bytes) = match no_link {
+            NoLink::Failed(Failure::Connect(why)) => {
+                let verdict = verdict::classify(&Outcome::ConnectFailed, now);
+                let reason = format!("{}: {why}", verdict.reason);
+                self.proxy.roster.troubles().met(Place::Backend, &reason);
+                turn.sent();
+                let verdict = Verdict { reason, ..verdict };
+                return Way::Step(self.judged(turn, lease, verdict, false).await);
+            },
+            NoLink::Failed(why) => {
+                tracing::debug!(request = %turn.course.trace.id, ?why, "websocket handshake failed");
+                fail(false);
+                return Way::Http(lease, pass);
+            },
+            NoLink::TimedOut => {
+                tracing::debug!(request = %turn.course.trace.id, "websocket handshake took too long");
+                fail(false);
+                return Way::Http(lease, pass);
+            },
+            NoLink::Refused(parts, bytes) => (parts, bytes),
+        };
+        let status = parts.status.as_u16();
+        tracing::debug!(request = %turn.course.trace.id, status, "websocket handshake refused");
+        let json: Option<Value> = serde_json::from_slice(&bytes).ok();
+        let head =
+            Outcome::Head { status: parts.status, headers: &parts.headers, body: json.as_ref() };
+        let limit = matches!(verdict::classify(&head, now).mark, Mark::Cool(Cause::UsageLimit(_)))
+            || verdict::stops_the_cli(parts.status, json.as_ref());
+        match status {
+            404 | 405 | 426 | 501 => fail(true),
+            403 if json.is_none() => fail(false),
+            500..=599 => fail(false),
+            401 if !turn.course.has_renewed(&lease.account) => {
+                turn.sent();
+                return Way::Step(self.refused(turn, lease, &parts, &bytes).await);
+            },
+            _ if limit || verdict::is_page(parts.status, &parts.headers) => {
+                turn.sent();
+                return Way::Step(self.refused(turn, lease, &parts, &bytes).await);
+            },
+            _ => self.bridged = Some((lease.account.clone(), Instant::now())),
+        }
+        Way::Http(lease, pass)
+    }
+
+    /// Upstream can't read something sealed, and said so by that frame.
+    pub(super) async fn foreign(
+        &mut self,
+        turn: &mut Turn,
+        lease: Lease,
+        said: Utf8Bytes,
+        verdict: &Verdict,
+    ) -> Step {
+        let proxy = Arc::clone(&self.proxy);
+        let again = turn.unseals(&proxy.traces, &lease.account).await;
+        match &turn.create.previous_response_id {
+            // It can't be sent again as it is; what comes with everything meets what was learned.
+            Some(previous) => {
+                let previous = previous.clone();
+                self.ask_for_all(turn, &previous)
+            },
+            None if again => Step::Again,
+            None => {
+                let verdict = Verdict { mark: Mark::Fine, ..verdict.clone() };
+                let status = StatusCode::BAD_REQUEST.as_u16();
+                self.ended(turn, lease, status, &verdict, Sniffer::new(clock::wall()));
+                Step::Say(said)
+            },
+        }
+    }
+
+    /// Ends the turn in a way on which the client sends it again with its whole input; what was learned
+    /// goes on with that.
+    pub(super) fn ask_for_all(&self, turn: &mut Turn, previous: &str) -> Step {
+        books::again(&mut turn.course.trace);
+        let carried = Carried {
+            tried: turn.course.trace.tried,
+            attempts: std::mem::take(&mut turn.course.trace.attempts),
+            reason: std::mem::take(&mut turn.course.reason),
+            last: turn.last.take(),
+        };
+        self.proxy.sockets.again.keep(turn.course.trace.thread.as_ref(), carried);
+        if self.knows_previous() {
+            Step::Say(frame::previous_not_found(previous))
+        } else {
+            Step::Over(Err(ANEW))
+        }
+    }
+}
