@@ -663,8 +663,8 @@ fn crowding(account: &Account, model: Option<&str>, now: Now) -> u32 {
 }
 
 /// The paces of all windows together, each within bounds so that none decides alone. The bounds and
-/// the least times are those that served most in the simulated weeks of `docs/choosing.md`; a third
-/// more or less of each makes little difference there.
+/// the least times are those that served as much as any in the simulated weeks of `docs/choosing.md`
+/// and lost least; a third more or less of each changes what is lost there by half a percent.
 fn pace(account: &Account, model: Option<&str>, now: Now) -> f64 {
     let of = |window: &Window| {
         let (Some(minutes), Some(resets)) = (window.minutes, window.resets) else { return 1.0 };
