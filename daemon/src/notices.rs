@@ -104,7 +104,7 @@ async fn look(app: &App) -> Option<Vec<Seen>> {
                     left: account.quota.headroom(None, now),
                     known: !account.quota.windows().is_empty(),
                     out_until: match &state {
-                        State::Cooling(_, until) => Some(*until),
+                        State::Cooling(_, until) | State::Full(until) => Some(*until),
                         _ => None,
                     },
                     state,

@@ -154,6 +154,8 @@ pub enum State {
     Ready,
     /// Rests until then.
     Cooling(Cause, Wall),
+    /// One of its windows is full until then; nobody was refused for it.
+    Full(Wall),
     /// Its token is being renewed and the old one can't be used.
     Refreshing,
     /// Its token has to be renewed and could not be yet: why, and when it is tried again. The
@@ -176,7 +178,7 @@ impl State {
     pub const fn word(&self) -> &'static str {
         match self {
             Self::Ready => "ready",
-            Self::Cooling(..) => "cooling",
+            Self::Cooling(..) | Self::Full(_) => "cooling",
             Self::Refreshing | Self::Waiting(..) => "refreshing",
             Self::NeedsLogin(..) => "needs_login",
             Self::Disabled => "disabled",
@@ -191,6 +193,7 @@ impl State {
         match self {
             Self::Ready => None,
             Self::Cooling(cause, _) => Some(cause.text().to_owned()),
+            Self::Full(_) => Some("its quota window is full".to_owned()),
             Self::Refreshing => Some("its token is being renewed".to_owned()),
             Self::Waiting(why, _) => Some(format!("{}: {why}", Cause::RenewalFailed.text())),
             Self::NeedsLogin(cause, _) => Some(cause.to_string()),
@@ -204,7 +207,7 @@ impl State {
     /// When it ends by itself.
     pub const fn until(&self) -> Option<Wall> {
         match self {
-            Self::Cooling(_, until) | Self::Waiting(_, until) => Some(*until),
+            Self::Cooling(_, until) | Self::Waiting(_, until) | Self::Full(until) => Some(*until),
             Self::Ready
             | Self::Refreshing
             | Self::NeedsLogin(..)
@@ -245,7 +248,7 @@ impl Account {
         }
         // Nobody was refused yet; whoever asked next would be.
         if let Some(full) = self.quota.full_until(None, now) {
-            return State::Cooling(Cause::UsageLimit(Some(full)), full);
+            return State::Full(full);
         }
         if self.terms.drained {
             return State::Draining;

@@ -663,14 +663,14 @@ fn crowding(account: &Account, model: Option<&str>, now: Now) -> u32 {
 }
 
 /// The paces of all windows together, each within bounds so that none decides alone. The bounds and
-/// the least times are those that served most in the simulated weeks of `docs/choosing.md`; a third
-/// more or less of each makes little difference there.
+/// the least times are those that served as much as any in the simulated weeks of `docs/choosing.md`
+/// and lost least; a third more or less of each changes what is lost there by half a percent.
 fn pace(account: &Account, model: Option<&str>, now: Now) -> f64 {
     let of = |window: &Window| {
         let (Some(minutes), Some(resets)) = (window.minutes, window.resets) else { return 1.0 };
         // A window of a day or less is empty again before long, whatever is left of it.
         let (least, bounds) =
-            if minutes <= 24 * 60 { (120, (0.05, 2.0)) } else { (480, (0.2, 4.0)) };
+            if minutes <= 24 * 60 { (120, (0.05, 2.0)) } else { (360, (0.2, 4.0)) };
         let left = resets.since(now.wall).millis() / 60_000;
         let left = left.clamp(least.min(minutes), minutes).max(1);
         #[expect(clippy::cast_precision_loss, reason = "minutes of a month fit")]

@@ -138,6 +138,7 @@ async fn flagged(app: &Arc<App>) -> Result<Vec<Flagged>, Fault> {
             )),
             State::Ready
             | State::Cooling(..)
+            | State::Full(_)
             | State::Refreshing
             | State::Waiting(..)
             | State::Disabled

@@ -35,13 +35,10 @@ fn holds(workload: Workload, accounts: usize) {
         .max_by(|a, b| a.served.cmp(&b.served).then(b.wasted.total_cmp(&a.wasted)))
         .expect("there are some");
     assert!(ours.served >= best.served, "{} served {}", best.rule, best.served);
-    // Quota is lost at resets, and by reading anew what another account had cached. A rule that burns
-    // it in the second way has less left to lose in the first: that is the one week of nine in which
-    // less is lost at resets than by ours.
+    // Quota is lost at resets, and by reading anew what another account had cached.
     let lost = |report: &Report| report.wasted + report.reread;
     assert!(lost(&ours) < lost(best), "{} lost {}", best.rule, lost(best));
-    let burnt = workload == Workload::Steady && accounts == 20;
-    assert_eq!(ours.wasted >= best.wasted, burnt, "{} wasted {}", best.rule, best.wasted);
+    assert!(ours.wasted < best.wasted, "{} wasted {}", best.rule, best.wasted);
     assert!(ours.cached >= 0.95 * alone.cached, "{} of {}", ours.cached, alone.cached);
 }
 
