@@ -3,8 +3,8 @@
 mod books;
 
 pub(crate) use books::{
-    BooksCommand, BudgetCommand, BudgetLimit, MetricsCommand, NotifyCommand, UsageArgs,
-    UsageGroupBy,
+    BooksCommand, BudgetCommand, BudgetLimit, MetricsCommand, NotifyCommand, TokenCommand,
+    UsageArgs, UsageGroupBy,
 };
 pub(crate) mod choosing;
 

@@ -23,6 +23,7 @@ mod seal;
 mod sessions;
 mod status;
 mod takeover;
+mod token;
 mod usage;
 mod version;
 mod why;

@@ -37,6 +37,7 @@ use crate::{
     renewal::Renewer,
     roster::Roster,
     store::{Store, keyring::Keyring, pins::Pins},
+    tokens::Tokens,
     truth::Given,
     upstream::Upstream,
     vault::Vault,
@@ -329,6 +330,7 @@ pub(crate) fn build(root: Root, config: Config, whence: Whence) -> Result<Built,
     let ledger = Ledger::start(root.path(), config.ledger)?;
     let budgets = Budgets::load(root.path(), roster.store().clone(), ledger.clone())?;
     let books = Books::new(ledger, budgets);
+    let tokens = Tokens::load(&root, roster.store().clone())?;
     let sockets = whence.sockets(&root, &config, &roster)?;
     let (listener, ipc) = (sockets.listener, sockets.control);
     let at = listener
@@ -355,7 +357,7 @@ pub(crate) fn build(root: Root, config: Config, whence: Whence) -> Result<Built,
         choosing: Arc::clone(&choosing),
         vault,
         upstream: Upstream::new(config.backend.clone(), network, connections.clone()),
-        keys: Keys::new(&secret),
+        keys: Keys::new(&secret).with_tokens(tokens),
         lent: Lent::default(),
         health: proxy::host::Host::new(),
         traces: Traces::new(

@@ -66,7 +66,7 @@ struct File {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Kept {
     name: String,
-    /// `all`, `project`, `account`, `client`.
+    /// `all`, `project`, `account`, `client`, `token`.
     whose: String,
     /// Its key, id or name; empty for all.
     #[serde(default)]
@@ -126,12 +126,13 @@ impl Budgets {
         &self,
         project: Option<&str>,
         client: Client,
+        token: Option<&str>,
     ) -> Result<Reservation, Blocked> {
         let mut book = self.0.book.lock();
         let hold = if book.is_empty() {
             None
         } else {
-            let asker = Asker { project, client: client.word() };
+            let asker = Asker { project, client: client.word(), token };
             Some(book.reserve(clock::wall(), asker, &|span, at| self.period(span, at))?)
         };
         Ok(Reservation { budgets: self.clone(), hold: Mutex::new(hold) })
@@ -275,6 +276,7 @@ fn counts(whose: &Whose, row: &Row) -> bool {
         Whose::Project(key) => row.project.as_ref() == Some(key),
         Whose::Account(id) => row.account.as_ref() == Some(id),
         Whose::Client(name) => row.client.word() == &**name,
+        Whose::Token(name) => row.token.as_ref() == Some(name),
     }
 }
 
@@ -314,6 +316,7 @@ pub(crate) fn whose_words(whose: &Whose) -> (&'static str, &str) {
         Whose::Project(key) => ("project", key),
         Whose::Account(id) => ("account", id.as_str()),
         Whose::Client(name) => ("client", name),
+        Whose::Token(name) => ("token", name),
     }
 }
 
@@ -324,6 +327,7 @@ pub(crate) fn whose_of(kind: &str, of: &str) -> Option<Whose> {
         "project" if !of.is_empty() => Some(Whose::Project(of.into())),
         "account" if !of.is_empty() => Some(Whose::Account(AccountId::from_written(of))),
         "client" if !of.is_empty() => Some(Whose::Client(of.into())),
+        "token" if !of.is_empty() => Some(Whose::Token(of.into())),
         _ => None,
     }
 }
@@ -459,7 +463,7 @@ mod tests {
             let budget = Budget { name, whose, span, requests: many, tokens: many, cost: many };
             book.set(now, budget, Spend::default(), &calendar);
         }
-        let asker = Asker { project: Some("p"), client: "cli" };
+        let asker = Asker { project: Some("p"), client: "cli", token: None };
         let times = 20_000;
         let begun = std::time::Instant::now();
         for _ in 0..times {

@@ -37,6 +37,9 @@ const MEMORY: u64 = 256 * 1024;
 /// Knowledge older than this is not worth reading.
 const STALE: u64 = 8 * 24 * 3600;
 
+/// Windows told to the pool in one input; it takes no more of them.
+const AT_ONCE: usize = 32;
+
 /// One account's entry. Times are seconds since 1970.
 #[derive(Debug, Serialize, Deserialize)]
 struct Entry {
@@ -48,6 +51,8 @@ struct Entry {
 #[derive(Debug, Serialize, Deserialize)]
 struct Kept {
     limit: String,
+    #[serde(default)]
+    model: Option<String>,
     primary: bool,
     used_percent: f64,
     minutes: Option<u64>,
@@ -102,7 +107,13 @@ async fn snapshot(actor: &Handle) -> Result<Vec<Entry>, crate::actor::Gone> {
             limited_until: account.rest(now).and_then(|rest| {
                 matches!(rest.cause, Cause::UsageLimit(_)).then(|| rest.due.shown(now).secs())
             }),
-            windows: account.quota.windows().iter().map(kept).collect(),
+            windows: account
+                .quota
+                .trail()
+                .windows(account.quota.windows())
+                .map(|window| kept(&window))
+                .chain(account.quota.windows().iter().map(kept))
+                .collect(),
         };
         pool.accounts().iter().map(entry).collect()
     });
@@ -112,6 +123,7 @@ async fn snapshot(actor: &Handle) -> Result<Vec<Entry>, crate::actor::Gone> {
 fn kept(window: &Window) -> Kept {
     Kept {
         limit: window.limit.to_string(),
+        model: window.model.as_ref().map(ToString::to_string),
         primary: window.place == Place::Primary,
         used_percent: window.used_percent,
         minutes: window.minutes,
@@ -123,12 +135,13 @@ fn kept(window: &Window) -> Kept {
 fn inputs(entry: Entry) -> Vec<Input> {
     let now = clock::unix();
     let id = AccountId::from_written(&entry.account);
-    let windows: Vec<_> = entry
+    let mut windows: Vec<_> = entry
         .windows
         .into_iter()
         .filter(|kept| kept.seen_at + STALE > now)
         .map(|kept| Window {
             limit: kept.limit.into(),
+            model: kept.model.map(Into::into),
             place: if kept.primary { Place::Primary } else { Place::Secondary },
             used_percent: kept.used_percent,
             minutes: kept.minutes,
@@ -140,8 +153,10 @@ fn inputs(entry: Entry) -> Vec<Input> {
         let cause = Cause::UsageLimit(Some(Wall::from_secs(until)));
         Input::Learn(id.clone(), Mark::Cool(cause))
     });
-    let seen = (!windows.is_empty()).then(|| Input::QuotaSeen(id.clone(), windows));
-    seen.into_iter().chain(limit).collect()
+    // As they were seen, one after another: what was known earlier is the trail of what is known now.
+    windows.sort_by_key(|window| window.seen);
+    let seen = windows.chunks(AT_ONCE).map(|windows| Input::QuotaSeen(id.clone(), windows.into()));
+    seen.chain(limit).collect()
 }
 
 fn read(folder: &Path) -> Result<Vec<Entry>, Fault> {
@@ -261,6 +276,7 @@ mod tests {
     fn entry(account: &str, used: f64) -> Entry {
         let window = Kept {
             limit: "codex".to_owned(),
+            model: None,
             primary: true,
             used_percent: used,
             minutes: Some(300),

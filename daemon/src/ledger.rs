@@ -200,6 +200,14 @@ impl Shared {
     }
 }
 
+/// Every row of a root's ledger that began since a moment, whoever writes to it. Blocks on the disk.
+///
+/// # Errors
+/// Of the disk.
+pub(crate) fn each(root: &Path, since: u64, each: impl FnMut(&Row)) -> Result<(), Fault> {
+    table::each(&root.join("usage"), (since, u64::MAX), each)
+}
+
 /// Writes rows of made-up requests of the last day, for measurements. Nobody else may have the root.
 ///
 /// # Errors
@@ -244,6 +252,7 @@ fn made_up(number: u64, at_ms: u64) -> Row {
         attempts: 1,
         ended: row::Ended::Complete,
         client: row::Client::Cli,
+        token: None,
         account: Some(AccountId::from_written(&format!("{:012x}", number % 8))),
         project: name("project", 40),
         model: name("gpt-5.5", 1),

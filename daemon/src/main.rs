@@ -34,6 +34,7 @@ mod store;
 mod sys;
 mod takeover;
 mod telemetry;
+mod tokens;
 mod trouble;
 mod truth;
 mod upstream;

@@ -100,17 +100,11 @@ async fn look(app: &App) -> Option<Vec<Seen>> {
                 .map(|(account, state)| Seen {
                     id: account.id.clone(),
                     name: Arc::clone(&account.name),
-                    left: 100.0
-                        - account
-                            .quota
-                            .windows()
-                            .iter()
-                            .map(|w| w.used_at(now))
-                            .fold(0.0, f64::max),
+                    // What any model can still take; a limit of one model's own is no low pool.
+                    left: account.quota.headroom(None, now),
                     known: !account.quota.windows().is_empty(),
                     out_until: match &state {
                         State::Cooling(_, until) => Some(*until),
-                        State::Ready => account.quota.full_until(now),
                         _ => None,
                     },
                     state,

@@ -1,7 +1,7 @@
 //! Asks upstream how far accounts are used, when somebody wants to know.
 //!
-//! Only the usage endpoint is asked, which spends nothing, and only for accounts whose knowledge is
-//! older than the asker wants. One run at a time, one account after another with a pause of chance
+//! Only the usage endpoint is asked, which spends nothing, unless the asker names a model; and only
+//! for accounts whose knowledge is older than the asker wants. One run at a time, one account after another with a pause of chance
 //! between, so that twenty accounts are no storm. What a probe learns is merged like what any answer
 //! tells; one that fails says why and changes nothing of what is known.
 
@@ -9,7 +9,7 @@ use crate::{
     app::{Phase, Phases, Tasks},
     clock,
     fault::Fault,
-    proxy::{Proxy, probe},
+    proxy::{Proxy, ask_model, probe},
 };
 use cma_core::{identity::AccountId, pool::Input, quota::Window};
 use cma_proto::error::ErrorCode;
@@ -119,15 +119,24 @@ impl Probes {
         }
     }
 
-    /// Begins a run over accounts, of which `fresh` are known well enough.
+    /// Begins a run over accounts, of which `fresh` are known well enough. With a model each gets a
+    /// real request to it.
     ///
     /// # Errors
-    /// [`ErrorCode::Negative`] while one runs.
+    /// [`ErrorCode::Negative`] while one runs; [`ErrorCode::BadRequest`] for what is no model.
     pub(crate) fn begin(
         self: &Arc<Self>,
         proxy: &Arc<Proxy>,
         wanted: Vec<(AccountId, bool)>,
+        model: Option<String>,
     ) -> Result<(), Fault> {
+        if let Some(model) = model.as_ref().filter(|model| !ask_model::is_a_name(model)) {
+            return Err(Fault::new(
+                ErrorCode::BadRequest,
+                format!("`{model}` is no model's name"),
+                "say it like `--probe-model gpt-5.5`",
+            ));
+        }
         let mut run = self.run.lock();
         if run.running {
             return Err(Fault::new(
@@ -144,11 +153,11 @@ impl Probes {
             Run { items: wanted.into_iter().map(item).collect(), running: true, stopping: false };
         drop(run);
         let (own, proxy) = (Arc::clone(self), Arc::clone(proxy));
-        self.tasks.spawn("probes", async move { own.work(&proxy).await });
+        self.tasks.spawn("probes", async move { own.work(&proxy, model.as_deref()).await });
         Ok(())
     }
 
-    async fn work(&self, proxy: &Arc<Proxy>) {
+    async fn work(&self, proxy: &Arc<Proxy>, model: Option<&str>) {
         let mut first = true;
         while let Some(id) = self.next() {
             if !std::mem::take(&mut first) {
@@ -159,7 +168,10 @@ impl Probes {
                 continue;
             }
             let begun = Instant::now();
-            let told = probe::windows(proxy, &id).await;
+            let told = match model {
+                Some(model) => ask_model::windows(proxy, &id, model).await,
+                None => probe::windows(proxy, &id).await,
+            };
             let took = u64::try_from(begun.elapsed().as_millis()).ok();
             self.end(proxy, &id, told, took);
         }

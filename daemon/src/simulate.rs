@@ -1,18 +1,27 @@
 //! `cmad simulate`: a week of threads over accounts that are none, by several rules, as a table.
 //!
-//! It starts no daemon and touches no root. It is here because the pool is here: what it replays is
-//! the choice that the daemon makes.
+//! It starts no daemon and changes nothing: of a root it reads the ledger, when it is asked to. It is
+//! here because the pool is here: what it replays is the choice that the daemon makes.
 
-use crate::fault::Fault;
+use crate::{fault::Fault, ledger};
 use cma_core::{
-    simulate::{Contender, Report, Scene, Traffic, Workload, alone, run},
+    simulate::{Contender, Made, Report, Scene, Traffic, Workload, alone, run},
     strategy::Strategy,
 };
 use cma_proto::error::ErrorCode;
-use std::{ffi::OsString, fmt::Write as _, fs, path::PathBuf};
+use std::{
+    ffi::OsString,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+};
 
 /// A recorded week of more requests than this is not one person's.
 const MAX_TRACE: u64 = 256 * 1024 * 1024;
+/// Milliseconds of the week that is replayed from a ledger.
+const WEEK: u64 = 7 * 24 * 3_600_000;
+/// Requests of it, at most: a hundred a minute for all of it.
+const MAX_ROWS: usize = 1_000_000;
 /// More accounts than anybody has, and than the simulation is quick with.
 const MAX_ACCOUNTS: usize = 500;
 /// What a slot's height is drawn with, lowest first.
@@ -25,6 +34,8 @@ struct Asked {
     accounts: usize,
     workload: Workload,
     trace: Option<PathBuf>,
+    /// A root whose ledger is replayed.
+    ledger: Option<PathBuf>,
     seed: u64,
     json: bool,
 }
@@ -35,23 +46,10 @@ struct Asked {
 /// [`ErrorCode::BadRequest`] for arguments, [`ErrorCode::NotFound`] for a trace that can't be read.
 pub(crate) fn simulate(args: impl Iterator<Item = OsString>) -> Result<String, Fault> {
     let asked = read(args)?;
-    let (traffic, what) = match &asked.trace {
-        Some(path) => {
-            let bad = |what: String| {
-                Fault::new(
-                    ErrorCode::NotFound,
-                    format!("`{}` can't be replayed: {what}", path.display()),
-                    "each line is a JSON object with `at` (seconds), `thread`, `input` and `output`",
-                )
-            };
-            let size = fs::metadata(path).map_err(|error| bad(error.to_string()))?.len();
-            if size > MAX_TRACE {
-                return Err(bad("it is too large".to_owned()));
-            }
-            let text = fs::read_to_string(path).map_err(|error| bad(error.to_string()))?;
-            (Traffic::recorded(&text).map_err(bad)?, path.display().to_string())
-        },
-        None => (
+    let (traffic, what) = match (&asked.trace, &asked.ledger) {
+        (Some(path), _) => (recorded(path)?, path.display().to_string()),
+        (None, Some(root)) => (kept(root)?, "your last seven days".to_owned()),
+        (None, None) => (
             Traffic::week(asked.workload, asked.accounts, asked.seed),
             asked.workload.name().to_owned(),
         ),
@@ -86,6 +84,48 @@ pub(crate) fn simulate(args: impl Iterator<Item = OsString>) -> Result<String, F
     Ok(text)
 }
 
+/// A week that somebody recorded.
+fn recorded(path: &Path) -> Result<Traffic, Fault> {
+    let bad = |what: String| {
+        Fault::new(
+            ErrorCode::NotFound,
+            format!("`{}` can't be replayed: {what}", path.display()),
+            "each line is a JSON object with `at` (seconds), `thread`, `input` and `output`",
+        )
+    };
+    let size = fs::metadata(path).map_err(|error| bad(error.to_string()))?.len();
+    if size > MAX_TRACE {
+        return Err(bad("it is too large".to_owned()));
+    }
+    let text = fs::read_to_string(path).map_err(|error| bad(error.to_string()))?;
+    Traffic::recorded(&text).map_err(bad)
+}
+
+/// The last week of a root's ledger, as far as its answers told their tokens. A daemon may write to
+/// it meanwhile.
+fn kept(root: &Path) -> Result<Traffic, Fault> {
+    let mut made = Vec::new();
+    ledger::each(root, ledger::now_ms().saturating_sub(WEEK), |row| {
+        let Some(usage) = row.usage.filter(|_told| made.len() < MAX_ROWS) else { return };
+        // A request without a thread is one of its own.
+        let alone = || format!("{}-{}", row.id.0, row.id.1).into();
+        made.push(Made {
+            at: row.at_ms,
+            thread: row.thread.clone().unwrap_or_else(alone),
+            input: usage.input,
+            output: usage.output,
+            lasts: row.total_ms,
+        });
+    })?;
+    Traffic::made(made).ok_or_else(|| {
+        Fault::new(
+            ErrorCode::NotFound,
+            "the ledger has no answered request of the last seven days",
+            "use the pool for a while, or simulate a generated week with `cmactl simulate`",
+        )
+    })
+}
+
 fn read(args: impl Iterator<Item = OsString>) -> Result<Asked, Fault> {
     let bad = |what: String, hint: &str| Fault::new(ErrorCode::BadRequest, what, hint);
     let mut asked = Asked {
@@ -93,6 +133,7 @@ fn read(args: impl Iterator<Item = OsString>) -> Result<Asked, Fault> {
         accounts: 3,
         workload: Workload::Steady,
         trace: None,
+        ledger: None,
         seed: 1,
         json: false,
     };
@@ -137,6 +178,7 @@ fn read(args: impl Iterator<Item = OsString>) -> Result<Asked, Fault> {
                     number().ok_or_else(|| bad(format!("`{word}` is no seed"), "a number"))?;
             },
             "--trace" => asked.trace = Some(value.into()),
+            "--from-ledger" => asked.ledger = Some(value.into()),
             _ => {
                 return Err(bad(format!("`{name}` is unknown"), "run `cmactl simulate --help`"));
             },
@@ -244,6 +286,14 @@ mod tests {
         fs::write(&path, line(1, "a") + "{\"at\": 2}\n").unwrap();
         let fault = simulate(words(&format!("--trace {}", path.display()))).unwrap_err();
         assert!(fault.refusal.message.contains("line 2"), "{fault}");
+        let empty = simulate(words(&format!("--from-ledger {}", dir.path().display())));
+        assert_eq!(empty.unwrap_err().code(), ErrorCode::NotFound);
+        ledger::fill(dir.path(), 300).unwrap();
+        let line = format!("--from-ledger {} --strategy balanced --json", dir.path().display());
+        let json: serde_json::Value =
+            serde_json::from_str(&simulate(words(&line)).unwrap()).unwrap();
+        let of = |name: &str| json["rules"][0][name].as_u64().unwrap();
+        assert_eq!((json["requests"].as_u64(), of("served") + of("refused")), (Some(300), 300));
         for bad in [
             "--strategy fastest",
             "--accounts 0",

@@ -57,11 +57,29 @@ pub enum UsageRequest {
         accounts: Vec<String>,
         /// Those whose windows were seen within so many seconds are left out.
         stale_s: u64,
+        /// Send each a real request to this model, which spends quota, instead.
+        model: Option<String>,
     },
     /// How far that is. Answer: [`UsageReply::Probes`].
     ProbeShow,
     /// Ask no more accounts. Answer: [`UsageReply::Probes`].
     ProbeStop,
+    /// Make a token for a program on this machine. Answer: [`UsageReply::Made`].
+    TokenCreate {
+        /// What its person calls it.
+        name: String,
+        /// For how long, in seconds.
+        seconds: u64,
+        /// For the project of this folder; for the global pool without one.
+        dir: Option<String>,
+    },
+    /// All tokens. Answer: [`UsageReply::Tokens`].
+    Tokens,
+    /// Take a token away. Answer: [`UsageReply::Tokens`] with those that are left.
+    TokenRevoke {
+        /// Its name.
+        name: String,
+    },
 }
 
 /// What a client is answered.
@@ -82,6 +100,10 @@ pub enum UsageReply {
     Notified(Vec<Notified>),
     /// To all about probes.
     Probes(ProbesInfo),
+    /// To [`UsageRequest::TokenCreate`].
+    Made(MadeToken),
+    /// To all about tokens, by name.
+    Tokens(Vec<TokenInfo>),
 }
 
 /// What sums are grouped by.
@@ -100,7 +122,7 @@ pub enum UsageBy {
     Day,
     /// The thread it was part of.
     Thread,
-    /// Who asked: `cli`, `own`, `custom`.
+    /// Who asked: `cli`, `own`, `custom`, or `token:` and a token's name.
     Client,
 }
 
@@ -190,6 +212,8 @@ pub struct UsageRow {
     pub status: u16,
     /// Who asked: `cli`, `own`, `custom`.
     pub client: String,
+    /// The name of the token it came with.
+    pub token: Option<String>,
     /// The account that served.
     pub account: Option<String>,
     /// What its person calls it.
@@ -225,9 +249,9 @@ pub struct UsageRow {
 pub struct BudgetSpec {
     /// Its name.
     pub name: String,
-    /// Whose requests count: `all`, `project`, `account`, `client`.
+    /// Whose requests count: `all`, `project`, `account`, `client`, `token`.
     pub whose: String,
-    /// Which: a project's key or folder, an account's selector, a client's name; empty for all.
+    /// Which: a project's key or folder, an account's selector, a client's kind, a token's name; empty for all.
     pub of: String,
     /// `hour`, `day`, `week`, `month`, by the machine's calendar.
     pub window: String,
@@ -299,6 +323,32 @@ pub struct MetricsToken {
     pub token: Secret,
     /// When it ends, in seconds since 1970.
     pub expires_at: u64,
+}
+
+/// A token that was just made; it is told once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeToken {
+    /// Its name.
+    pub name: String,
+    /// What a Responses client takes for its base address.
+    pub base_url: String,
+    /// Sent as the bearer.
+    pub token: Secret,
+    /// When it ends, in seconds since 1970.
+    pub expires_at: u64,
+}
+
+/// A token as it is known after it was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenInfo {
+    /// Its name.
+    pub name: String,
+    /// Seconds since 1970.
+    pub created_at: u64,
+    /// The same.
+    pub expires_at: u64,
+    /// The project that it is for.
+    pub project: Option<String>,
 }
 
 /// One way of telling, and what came of it.

@@ -397,4 +397,14 @@ fn the_simulator_prints_a_table_a_picture_and_json() {
     assert_eq!((json["schema"].as_u64(), json["rules"].as_array().unwrap().len()), (Some(1), 2));
     assert_eq!(world.ctl("simulate --strategy fastest").code, 2);
     assert_eq!(world.ctl("simulate --trace /nowhere").code, 7);
+    // What was served here is replayed as well as what was made up.
+    assert_eq!(world.ctl("simulate --from-ledger").code, 7, "nothing was");
+    let door = Door::of(&world);
+    for thread in [1, 1, 2] {
+        turn(&door, thread);
+    }
+    eventually("the rows are written", || world.ctl("simulate --from-ledger").code == 0);
+    world.ctl("usage").ok();
+    let own = self::json(&world, "simulate --from-ledger --strategy balanced");
+    assert_eq!((own["requests"].as_u64(), own["rules"][0]["served"].as_u64()), (Some(3), Some(3)));
 }

@@ -49,6 +49,8 @@ mod in_stream_codex;
 #[cfg(test)]
 mod ipc;
 #[cfg(test)]
+mod limits;
+#[cfg(test)]
 mod login;
 #[cfg(test)]
 mod login_batch;
@@ -85,6 +87,8 @@ mod terminal;
 mod threads;
 #[cfg(test)]
 mod tidy;
+#[cfg(test)]
+mod tokens;
 #[cfg(test)]
 mod usage;
 #[cfg(test)]

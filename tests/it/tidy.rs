@@ -20,7 +20,8 @@ const GROUND: [&str; 11] = [
     "config", "network", "names", "dirs", "clock", "sys", "fault", "crash", "disk", "trouble",
     "truth",
 ];
-const KEEPERS: [&str; 7] = ["actor", "roster", "vault", "store", "cache", "ledger", "budgets"];
+const KEEPERS: [&str; 8] =
+    ["actor", "roster", "vault", "store", "cache", "ledger", "budgets", "tokens"];
 const ROOMS: [&str; 8] =
     ["proxy", "ipc", "renewal", "upstream", "launch", "login", "mirror", "handover"];
 /// The stairs between rooms, and from the actor to the task that it starts.

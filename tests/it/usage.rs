@@ -121,12 +121,16 @@ fn forty_turns_of_the_real_cli_are_written_down_as_upstream_counted_them() {
     assert!(made.success());
     let limit = Duration::from_secs(60);
     let one = |world: &World| finish(world, codex(world, TURN), limit);
+    let mut by_turn = Vec::new();
     for turn in 0..40 {
+        let before = posts(&world).len();
         match turn {
-            8 => drop(world.ctl("disable c").ok()),
-            14 => drop(world.ctl("enable c").ok()),
-            18 => drop(world.ctl("switch d").ok()),
-            24 => drop(world.ctl("unpin").ok()),
+            6 => drop(world.ctl("account pause c").ok()),
+            11 => drop(world.ctl("account unpause c").ok()),
+            12 => drop(world.ctl("account drain d").ok()),
+            17 => drop(world.ctl("account undrain d").ok()),
+            18 => drop(world.ctl("force d --for 1h").ok()),
+            24 => drop(world.ctl("unforce").ok()),
             26 => world.sim().fault(
                 None,
                 Route::Responses,
@@ -137,7 +141,11 @@ fn forty_turns_of_the_real_cli_are_written_down_as_upstream_counted_them() {
                 let cut = Fault::CutMidStream { after: 2, by: Cut::Reset };
                 world.sim().fault(None, Route::Responses, cut, Some(1));
             },
-            30 => world.sim().set_used("a", 0.0, 0.0),
+            // Its window is reset before its time; a look tells so.
+            30 => {
+                world.sim().set_used("a", 0.0, 0.0);
+                world.ctl("probe a --force").ok();
+            },
             36 => drop(world.ctl("budget limit stop --window day --requests 1").ok()),
             38 => drop(world.ctl("budget delete stop").ok()),
             _ => {},
@@ -149,7 +157,17 @@ fn forty_turns_of_the_real_cli_are_written_down_as_upstream_counted_them() {
         } else {
             assert_eq!(ran.code, 0, "turn {turn}: {} {}", ran.stdout, ran.stderr);
         }
+        let asked = posts(&world).split_off(before);
+        by_turn.push(asked.into_iter().filter_map(|seen| seen.account).collect::<Vec<_>>());
     }
+    let of = |turns: std::ops::Range<usize>| by_turn[turns].concat();
+    assert!(!of(6..11).contains(&"c".to_owned()), "paused: {by_turn:?}");
+    assert!(!of(12..17).contains(&"d".to_owned()), "drained, and every turn is a new thread");
+    assert!(of(18..24).iter().all(|name| name == "d") && of(18..24).len() == 6, "{by_turn:?}");
+    assert!(of(30..40).contains(&"a".to_owned()), "reset: {by_turn:?}");
+    assert!(of(36..38).is_empty(), "blocked before anything was sent");
+    let served = |name: &str| world.sim().stats().accounts[name].served;
+    assert!(served("a") > 5 && served("b") == 3, "both ran full: {:?}", world.sim().stats());
     let (counted, written) = (counted(&world), written(&world));
     assert_eq!(written, counted);
     assert_eq!(counted.len(), 38, "every turn but the two blocked ones was answered whole");

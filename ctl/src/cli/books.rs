@@ -20,7 +20,7 @@ pub(crate) enum BooksCommand {
         #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3600))]
         every: u64,
     },
-    /// Ask upstream how far accounts are used; only its usage endpoint, which spends nothing
+    /// Ask upstream how far accounts are used; its usage endpoint, which spends nothing
     Probe {
         /// Index, e-mail, label, id or a unique prefix; all that are enabled when left out
         accounts: Vec<String>,
@@ -30,13 +30,19 @@ pub(crate) enum BooksCommand {
         /// Ask for all, however new what is known
         #[arg(long, conflicts_with = "stale")]
         force: bool,
+        /// Send each a real request to this model instead: it spends quota and begins windows
+        #[arg(long, value_name = "MODEL")]
+        probe_model: Option<String>,
         /// Only show the last probes, and those before
-        #[arg(long, conflicts_with_all = ["accounts", "force"])]
+        #[arg(long, conflicts_with_all = ["accounts", "force", "probe_model"])]
         show: bool,
         /// Ask no more accounts
-        #[arg(long, conflicts_with_all = ["accounts", "force", "show"])]
+        #[arg(long, conflicts_with_all = ["accounts", "force", "probe_model", "show"])]
         stop: bool,
     },
+    /// Keys with a name for programs on this machine: make one, list them, take one away
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// Let a scraper read `/metrics` of the proxy
     #[command(subcommand)]
     Metrics(MetricsCommand),
@@ -83,7 +89,7 @@ pub(crate) enum UsageGroupBy {
     Day,
     /// The conversation it was part of
     Thread,
-    /// Who asked: a CLI, one on its own login, another program
+    /// Who asked: a CLI, one on its own login, another program, a token
     Client,
     /// One request
     Request,
@@ -111,7 +117,7 @@ pub(crate) enum BudgetCommand {
 /// `cmactl budget limit`
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("limits").args(["requests", "tokens", "cost"]).multiple(true).required(true))]
-#[command(group = clap::ArgGroup::new("whose").args(["project", "account", "client"]))]
+#[command(group = clap::ArgGroup::new("whose").args(["project", "account", "client", "token"]))]
 pub(crate) struct BudgetLimit {
     /// What you call it
     pub(crate) name: String,
@@ -136,6 +142,9 @@ pub(crate) struct BudgetLimit {
     /// Of one kind of client: `cli`, `own` (on its own login), `custom` (a printed key)
     #[arg(long)]
     pub(crate) client: Option<String>,
+    /// Of what comes with one token of `cmactl token`
+    #[arg(long, value_name = "NAME")]
+    pub(crate) token: Option<String>,
 }
 
 /// How long a budget is for.
@@ -161,6 +170,29 @@ impl BudgetWindow {
             Self::Month => "month",
         }
     }
+}
+
+/// `cmactl token …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a token and show it, once; requests that come with it are told apart by its name
+    Create {
+        /// What you call it
+        name: String,
+        /// For how long: `90m`, `24h`, `30d`
+        #[arg(long = "for", value_name = "TIME", default_value = "90d", value_parser = super::choosing::seconds)]
+        time: u64,
+        /// For this folder's project, as it is now
+        #[arg(long)]
+        project: bool,
+    },
+    /// Show all tokens, not what opens
+    List,
+    /// Take a token away: from now on it opens nothing
+    Revoke {
+        /// Its name
+        name: String,
+    },
 }
 
 /// `cmactl metrics …`

@@ -158,6 +158,9 @@ pub(crate) struct ForecastArgs {
     /// Ask upstream for every account's windows first; nothing is spent by that
     #[arg(long, short)]
     pub(crate) live: bool,
+    /// Send every account a real request to this model first: it spends quota and begins windows
+    #[arg(long, value_name = "MODEL", conflicts_with = "live")]
+    pub(crate) probe_model: Option<String>,
     /// For requests to this model
     #[arg(long, short, value_name = "MODEL")]
     pub(crate) model: Option<String>,
@@ -229,18 +232,21 @@ pub(crate) struct SimulateArgs {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=500))]
     pub(crate) accounts: u16,
     /// `steady`, `bursty` or `two-timezone`
-    #[arg(long, value_name = "NAME", default_value = "steady", conflicts_with = "trace")]
+    #[arg(long, value_name = "NAME", default_value = "steady", conflicts_with_all = ["trace", "from_ledger"])]
     pub(crate) workload: String,
     /// Replay recorded requests, a JSON object a line: `at` (seconds), `thread`, `input`, `output`
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
+    /// Replay your own last seven days, as the ledger has them
+    #[arg(long, conflicts_with = "trace")]
+    pub(crate) from_ledger: bool,
     /// Everything random follows from it
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) seed: u64,
 }
 
 /// A time like `90m`, in seconds.
-fn seconds(text: &str) -> Result<u64, String> {
+pub(super) fn seconds(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let bad = || format!("`{text}` is no time; say for example `90m`, `24h` or `7d`");
     let number: u64 = digits.parse().map_err(|_no_number| bad())?;

@@ -33,18 +33,28 @@ pub(super) fn switch(
         Reply::Switched(switched) => switched,
         other => return Err(unexpected(other).into()),
     };
-    screen.answer(&switched, said)?;
+    // A pin is for one pool: which one is always said.
+    let pool = if matches!(request, Request::Pools(_)) {
+        "this project's pool"
+    } else {
+        "the global pool"
+    };
+    screen.answer(&switched, |switched| said(switched, pool))?;
     screen.notes(&switched.notes)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn said(switched: &Switched) -> String {
+fn said(switched: &Switched, pool: &str) -> String {
     let name = switched.name.as_ref().or(switched.to.as_ref()).map(|name| clean(name));
     match (name, &switched.from) {
-        (Some(name), from) if from == &switched.to => format!("Already pinned to {name}.\n"),
-        (Some(name), _) => format!("Pinned to {name}: it serves every new request while it can.\n"),
-        (None, Some(_)) => "Unpinned: the pool chooses again.\n".to_owned(),
-        (None, None) => "Nothing was pinned: the pool chooses.\n".to_owned(),
+        (Some(name), from) if from == &switched.to => {
+            format!("Already pinned to {name} for {pool}.\n")
+        },
+        (Some(name), _) => {
+            format!("Pinned to {name}: it serves every new request of {pool} while it can.\n")
+        },
+        (None, Some(_)) => format!("Unpinned: {pool} chooses again.\n"),
+        (None, None) => format!("Nothing was pinned: {pool} chooses.\n"),
     }
 }
 

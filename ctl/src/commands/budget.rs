@@ -56,11 +56,12 @@ pub(super) fn budget(
 }
 
 fn spec(limit: BudgetLimit) -> Result<BudgetSpec, Failure> {
-    let (whose, of) = match (limit.project, limit.account, limit.client) {
-        (Some(project), _, _) => ("project", named(&project)?),
-        (_, Some(account), _) => ("account", account),
-        (_, _, Some(client)) => ("client", client),
-        (None, None, None) => ("all", String::new()),
+    let (whose, of) = match (limit.project, limit.account, limit.client, limit.token) {
+        (Some(project), ..) => ("project", named(&project)?),
+        (_, Some(account), ..) => ("account", account),
+        (_, _, Some(client), _) => ("client", client),
+        (.., Some(token)) => ("token", token),
+        (None, None, None, None) => ("all", String::new()),
     };
     Ok(BudgetSpec {
         name: limit.name,

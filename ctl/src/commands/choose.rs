@@ -17,6 +17,7 @@ use cma_proto::{
     error::{ErrorCode, Refusal},
     message::{Changed, Reply, Request},
     pools::PoolsRequest,
+    usage::UsageRequest,
 };
 use serde::Serialize;
 use std::process::ExitCode;
@@ -38,7 +39,7 @@ pub(super) fn command(
         Choosing::Best(of) => best(context, of, screen),
         Choosing::Why(args) => super::why::why(context, args, screen),
         Choosing::Profile { command } => profile(context, command, screen),
-        Choosing::Simulate(args) => simulate(&args, screen),
+        Choosing::Simulate(args) => simulate(context, &args, screen),
     }
 }
 
@@ -253,13 +254,27 @@ fn terms_text(accounts: &[TermsInfo], now: u64) -> String {
     text
 }
 
-fn asked(context: &Context, of: ForecastArgs) -> Result<Forecast, Failure> {
-    let ForecastArgs { live, model, project } = of;
+fn asked(context: &Context, of: ForecastArgs, screen: &mut Screen) -> Result<Forecast, Failure> {
+    let ForecastArgs { live, probe_model, model, project } = of;
     let request = ChooseRequest::Forecast { model, dir: here(project)?, live };
-    match ask(context, request)? {
+    let told = |reply| match reply {
         ChooseReply::Forecast(forecast) => Ok(*forecast),
-        other => Err(unexpected(other).into()),
+        other => Err(Failure::from(unexpected(other))),
+    };
+    let forecast = told(ask(context, request.clone())?)?;
+    if probe_model.is_none() {
+        return Ok(forecast);
     }
+    // Who may serve is known by now; they are asked, and what they said counts.
+    let accounts = forecast.accounts.iter().map(|one| one.account.clone()).collect();
+    let start = UsageRequest::ProbeStart { accounts, stale_s: 0, model: probe_model };
+    let shown = super::probe::run(context, start, screen)?;
+    let mut forecast = told(ask(context, request)?)?;
+    forecast.notes.extend(shown.probes.iter().filter_map(|one| {
+        let name = clean(one.name.as_deref().unwrap_or(&one.account));
+        Some(format!("`{name}` didn't tell: {}", clean(one.error.as_deref()?)))
+    }));
+    Ok(forecast)
 }
 
 fn forecast(
@@ -268,7 +283,7 @@ fn forecast(
     explain: bool,
     screen: &mut Screen,
 ) -> Result<ExitCode, Failure> {
-    let forecast = asked(context, of)?;
+    let forecast = asked(context, of, screen)?;
     screen.answer(&forecast, |forecast| forecast_text(forecast, explain, time::now()))?;
     screen.notes(&forecast.notes)?;
     Ok(ExitCode::SUCCESS)
@@ -276,7 +291,7 @@ fn forecast(
 
 /// `best`: what it recommends, and what to type to have it so.
 fn best(context: &Context, of: ForecastArgs, screen: &mut Screen) -> Result<ExitCode, Failure> {
-    let forecast = asked(context, of)?;
+    let forecast = asked(context, of, screen)?;
     let chosen =
         forecast.accounts.iter().find(|one| Some(&one.account) == forecast.recommended.as_ref());
     let Some(chosen) = chosen else {
@@ -449,7 +464,7 @@ fn profile_text(profile: &ProfileInfo) -> String {
 }
 
 /// Becomes the simulator, which lives where the pool does.
-fn simulate(args: &SimulateArgs, screen: &Screen) -> Result<ExitCode, Failure> {
+fn simulate(context: &Context, args: &SimulateArgs, screen: &Screen) -> Result<ExitCode, Failure> {
     let program = cma_proto::client::daemon_program()?;
     let mut command = std::process::Command::new(&program);
     command.arg("simulate");
@@ -459,6 +474,7 @@ fn simulate(args: &SimulateArgs, screen: &Screen) -> Result<ExitCode, Failure> {
     command.args(["--accounts", &args.accounts.to_string(), "--seed", &args.seed.to_string()]);
     match &args.trace {
         Some(trace) => command.arg("--trace").arg(trace),
+        None if args.from_ledger => command.arg("--from-ledger").arg(context.root.path()),
         None => command.args(["--workload", &args.workload]),
     };
     if screen.json() {

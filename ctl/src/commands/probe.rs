@@ -21,17 +21,7 @@ pub(super) fn probe(
     screen: &mut Screen,
 ) -> Result<ExitCode, Failure> {
     let follow = matches!(request, UsageRequest::ProbeStart { .. });
-    let mut client = context.connect()?;
-    let mut shown = probes(ask(&mut client, request)?)?;
-    let mut patience = Patience::new();
-    while follow && shown.running {
-        let ended = |one: &&ProbeInfo| !matches!(one.state.as_str(), "queued" | "running");
-        let done = shown.probes.iter().filter(ended).count();
-        patience.tick(screen, &format!("{done} of {} accounts asked", shown.probes.len()))?;
-        std::thread::sleep(LOOK);
-        shown = probes(ask(&mut client, UsageRequest::ProbeShow)?)?;
-    }
-    drop(patience);
+    let shown = run(context, request, screen)?;
     let now = time::now();
     screen.answer(&shown, |shown| picture(shown, now))?;
     let failed = shown.probes.iter().filter(|one| one.state == "failed").count();
@@ -44,6 +34,26 @@ pub(super) fn probe(
         .into());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Asks for probes; a run that begins is waited for.
+pub(super) fn run(
+    context: &Context,
+    request: UsageRequest,
+    screen: &mut Screen,
+) -> Result<ProbesInfo, Failure> {
+    let follow = matches!(request, UsageRequest::ProbeStart { .. });
+    let mut client = context.connect()?;
+    let mut shown = probes(ask(&mut client, request)?)?;
+    let mut patience = Patience::new();
+    while follow && shown.running {
+        let ended = |one: &&ProbeInfo| !matches!(one.state.as_str(), "queued" | "running");
+        let done = shown.probes.iter().filter(ended).count();
+        patience.tick(screen, &format!("{done} of {} accounts asked", shown.probes.len()))?;
+        std::thread::sleep(LOOK);
+        shown = probes(ask(&mut client, UsageRequest::ProbeShow)?)?;
+    }
+    Ok(shown)
 }
 
 fn probes(reply: UsageReply) -> Result<ProbesInfo, Failure> {

@@ -290,14 +290,14 @@ fn csv(answer: &UsageTable, clock: &Clock) -> String {
 fn csv_rows(requests: &[UsageRow]) -> String {
     let mut text = "request,at_ms,outcome,status,client,account,project,model,thread,attempts,\
                     first_byte_ms,total_ms,input_tokens,cached_tokens,output_tokens,\
-                    reasoning_tokens,cost_usd_low,cost_usd_high\n"
+                    reasoning_tokens,cost_usd_low,cost_usd_high,token\n"
         .to_owned();
     for row in requests {
         let name = |name: &Option<String>| field(name.as_deref().unwrap_or_default());
         let optional = |number: Option<u64>| number.map_or_else(String::new, |n| n.to_string());
         put!(
             text,
-            "{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{}\n",
+            "{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{}\n",
             field(&row.request),
             row.at_ms,
             field(&row.outcome),
@@ -315,7 +315,8 @@ fn csv_rows(requests: &[UsageRow]) -> String {
             optional(row.output_tokens),
             optional(row.reasoning_tokens),
             row.cost_usd_low,
-            row.cost_usd_high
+            row.cost_usd_high,
+            name(&row.token)
         );
     }
     text

@@ -98,6 +98,8 @@ pub struct Account {
     pub shaky: Option<Due>,
     /// Models its plan doesn't include, and until when that is believed.
     pub without: BTreeMap<Arc<str>, Due>,
+    /// Models whose own limit is used up: which limit, and until when.
+    pub limited: BTreeMap<Arc<str>, (Arc<str>, Due)>,
     /// All models it lists, and until when that is believed.
     pub lists: Option<(Arc<[Arc<str>]>, Due)>,
     /// Models that others list and it doesn't.
@@ -241,6 +243,10 @@ impl Account {
             }
             return State::Refreshing;
         }
+        // Nobody was refused yet; whoever asked next would be.
+        if let Some(full) = self.quota.full_until(None, now) {
+            return State::Cooling(Cause::UsageLimit(Some(full)), full);
+        }
         if self.terms.drained {
             return State::Draining;
         }
@@ -268,6 +274,12 @@ impl Account {
             && self.login == Login::Good
             && (self.token.renewal_due(now) || !self.token.usable(now))
             && self.renewal.1.is_none_or(|due| due.reached(now))
+    }
+
+    /// When a model whose own limit is used up can be asked for again.
+    pub fn limited(&self, model: Option<&str>, now: Now) -> Option<Wall> {
+        let (_limit, due) = self.limited.get(model?)?;
+        (!due.reached(now)).then(|| due.shown(now))
     }
 
     /// Whether a model is known not to be in its plan.

@@ -77,8 +77,10 @@ pub enum Whose {
     Project(Arc<str>),
     /// Those that an account serves.
     Account(AccountId),
-    /// Those of a client, by its name.
+    /// Those of a kind of client, by its name.
     Client(Arc<str>),
+    /// Those that come with a token, by its name.
+    Token(Arc<str>),
 }
 
 /// What was spent, or may be.
@@ -161,8 +163,10 @@ impl Budget {
 pub struct Asker<'a> {
     /// Its project's key.
     pub project: Option<&'a str>,
-    /// Its client's name.
+    /// Its client's kind.
     pub client: &'a str,
+    /// The name of the token that it came with.
+    pub token: Option<&'a str>,
 }
 
 /// Why a request may not be made.
@@ -265,6 +269,7 @@ impl Book {
             Whose::All => true,
             Whose::Project(key) => asker.project == Some(&**key),
             Whose::Client(name) => asker.client == &**name,
+            Whose::Token(name) => asker.token == Some(&**name),
             Whose::Account(_) => false,
         };
         let general = self.take(now, estimate, counts, calendar)?;

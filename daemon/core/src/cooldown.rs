@@ -76,6 +76,8 @@ impl Cause {
 pub struct Cooldown {
     /// Why.
     pub cause: Cause,
+    /// Since when: what was seen before says nothing against it.
+    pub since: Wall,
     /// Until when.
     pub due: Due,
 }
@@ -105,7 +107,7 @@ pub fn rest(now: Now, cause: Cause, streak: u32, full_until: Option<Wall>) -> Co
         Cause::Unauthorized => Due::after(now, UNAUTHORIZED),
         Cause::RenewalFailed => Due::after(now, doubled(RENEWAL_FIRST, RENEWAL_CAP)),
     };
-    Cooldown { cause, due }
+    Cooldown { cause, since: now.wall, due }
 }
 
 #[cfg(test)]

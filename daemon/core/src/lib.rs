@@ -39,6 +39,7 @@ pub mod stream;
 pub mod thread;
 pub mod time;
 pub mod token;
+pub mod trail;
 pub mod usage;
 pub mod verdict;
 pub mod warmth;

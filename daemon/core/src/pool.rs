@@ -31,6 +31,7 @@ use std::{
 use parked::{Parked, Waited, WaitsFor, Woken};
 
 mod grants;
+mod limits;
 mod parked;
 
 /// Longest a request waits for a token's renewal before another account is taken.
@@ -94,7 +95,7 @@ pub struct Release {
     pub mark: Mark,
     /// Whether a response was delivered from it.
     pub served: bool,
-    /// Model the request asked for, for [`Mark::ModelNotIncluded`].
+    /// Model the request asked for, for [`Mark::ModelNotIncluded`] and [`Mark::ModelLimit`].
     pub model: Option<Arc<str>>,
 }
 
@@ -493,6 +494,7 @@ impl Pool {
                 },
                 None => self.cool(now, id, Cause::NotEntitled),
             },
+            Mark::ModelLimit { limit, reset } => self.model_limit(now, id, model, (limit, *reset)),
             Mark::Unauthorized => {
                 if account.refused_fresh {
                     self.cool(now, id, Cause::Unauthorized);
@@ -509,7 +511,7 @@ impl Pool {
         if account.rest(now).is_none() {
             account.streak = account.streak.saturating_add(1);
         }
-        let full = account.quota.full_until(now);
+        let full = account.quota.full_until(None, now);
         let rest = cooldown::rest(now, cause, account.streak, full);
         // Two requests may bring the same news: the later end counts, a shorter one never wins.
         let longer = account.rest(now).is_none_or(|known| rest.due.later_than(known.due));
@@ -517,25 +519,6 @@ impl Pool {
             account.cooldown = Some(rest);
             self.changed(Topic::State(id.clone()));
         }
-    }
-
-    fn quota_seen(&mut self, now: Now, id: &AccountId, windows: &[Window]) {
-        let Some(account) = self.find_mut(id) else { return };
-        if !account.quota.merge(windows) {
-            return;
-        }
-        // Knowledge newer than the limit that cooled it ends the rest: windows were reset early.
-        let freed = account.cooldown.as_ref().is_some_and(|rest| {
-            matches!(rest.cause, Cause::UsageLimit(_)) && account.quota.headroom(now) > 1.0
-        }) && windows.iter().any(|window| window.used_percent < 99.0)
-            && account.quota.full_until(now).is_none();
-        if freed {
-            account.cooldown = None;
-            account.streak = 0;
-            self.changed(Topic::State(id.clone()));
-        }
-        self.changed(Topic::Quota(id.clone()));
-        self.unpark(now, Woken::Room);
     }
 
     /// Starts a renewal unless one is under way. `refused` says that upstream rejected the token.
@@ -673,6 +656,7 @@ impl Pool {
                 stuck: None,
                 shaky: None,
                 without: BTreeMap::new(),
+                limited: BTreeMap::new(),
                 lists: None,
                 unlisted: Vec::new(),
                 refused_fresh: false,

@@ -11,6 +11,7 @@
 use crate::{
     cooldown,
     time::{Now, Span, Wall},
+    trail::Trail,
 };
 use http::HeaderMap;
 use serde_json::Value;
@@ -28,6 +29,8 @@ const SLEW: Span = Span::from_secs(60);
 pub struct Window {
     /// Limit id.
     pub limit: Arc<str>,
+    /// The model that the limit is for, where upstream names it after one.
+    pub model: Option<Arc<str>>,
     /// Which of the limit's windows.
     pub place: Place,
     /// 0 to 100, more when overdrawn.
@@ -70,12 +73,18 @@ impl Window {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Quota {
     windows: Vec<Window>,
+    trail: Trail,
 }
 
 impl Quota {
     /// The windows, ordered by limit and place.
     pub fn windows(&self) -> &[Window] {
         &self.windows
+    }
+
+    /// How far its long windows were used before.
+    pub const fn trail(&self) -> &Trail {
+        &self.trail
     }
 
     /// Takes in what was just learned. Returns whether anything changed.
@@ -89,12 +98,16 @@ impl Quota {
                         && known.seen <= window.seen
                         && known != window
                     {
-                        *known = window.clone();
+                        // An answer that doesn't say the limit's name doesn't take it away.
+                        let model = window.model.clone().or_else(|| known.model.take());
+                        *known = Window { model, ..window.clone() };
+                        self.trail.note(window);
                         changed = true;
                     }
                 },
                 Err(at) if self.windows.len() < MAX_WINDOWS => {
                     self.windows.insert(at, window.clone());
+                    self.trail.note(window);
                     changed = true;
                 },
                 Err(_full) => {},
@@ -103,41 +116,53 @@ impl Quota {
         changed
     }
 
-    /// Percent left in the fullest main window; 100 when nothing is known.
-    pub fn headroom(&self, now: Now) -> f64 {
-        self.main().map(|window| 100.0 - window.used_at(now)).fold(100.0, f64::min).max(0.0)
+    /// Percent left for a model in the fullest window that counts it; 100 when nothing is known.
+    pub fn headroom(&self, model: Option<&str>, now: Now) -> f64 {
+        let left = self.of(model).map(|window| 100.0 - window.used_at(now));
+        left.fold(100.0, f64::min).max(0.0)
     }
 
-    /// The main window that lasts longest and still runs: what is unused when it resets is lost.
-    pub fn longest(&self, now: Now) -> Option<&Window> {
-        self.main()
-            .filter(|window| window.resets.is_some_and(|resets| resets > now.wall))
-            .max_by_key(|window| (window.minutes, window.resets))
+    /// The window that lasts longest and still runs, of those that count a model: what is unused
+    /// when it resets is lost.
+    pub fn longest<'a>(&'a self, model: Option<&'a str>, now: Now) -> Option<&'a Window> {
+        self.running(model, now).max_by_key(|window| (window.minutes, window.resets))
     }
 
-    /// The main windows that still run.
-    pub fn running(&self, now: Now) -> impl Iterator<Item = &Window> {
-        self.main().filter(move |window| window.resets.is_some_and(|resets| resets > now.wall))
+    /// The windows that count a model and still run.
+    pub fn running<'a>(
+        &'a self,
+        model: Option<&'a str>,
+        now: Now,
+    ) -> impl Iterator<Item = &'a Window> {
+        self.of(model).filter(move |window| window.resets.is_some_and(|resets| resets > now.wall))
     }
 
     /// Forgets windows seen in the future: the clock was ahead then and has been set back, so what
     /// they say of their reset is off by as much.
     pub(crate) fn doubt(&mut self, now: Now) {
+        let known = self.windows.len();
         self.windows.retain(|window| window.seen.since(now.wall) <= SLEW);
+        if self.windows.len() < known {
+            self.trail = Trail::default();
+        }
     }
 
-    /// When the last of the main windows that are full at `now` resets. A reset beyond any window's
-    /// length is garbage and keeps nobody out.
-    pub fn full_until(&self, now: Now) -> Option<Wall> {
-        self.main()
+    /// When the last of the windows that count a model and are full at `now` resets. A reset beyond
+    /// any window's length is garbage and keeps nobody out.
+    pub fn full_until(&self, model: Option<&str>, now: Now) -> Option<Wall> {
+        self.of(model)
             .filter(|window| window.used_at(now) >= 100.0)
             .filter_map(|window| window.resets)
             .filter(|resets| resets.since(now.wall) <= cooldown::LONGEST)
             .max()
     }
 
-    fn main(&self) -> impl Iterator<Item = &Window> {
-        self.windows.iter().filter(|window| &*window.limit == MAIN_LIMIT)
+    /// The windows that count a model: those of the main limit, and of the model's own.
+    pub fn of<'a>(&'a self, model: Option<&'a str>) -> impl Iterator<Item = &'a Window> {
+        self.windows.iter().filter(move |window| {
+            &*window.limit == MAIN_LIMIT
+                || (window.model.is_some() && window.model.as_deref() == model)
+        })
     }
 }
 
@@ -163,11 +188,14 @@ pub fn from_headers(headers: &HeaderMap, seen: Wall) -> Vec<Window> {
             value.to_str().ok()?.trim().parse::<u64>().ok()
         };
         let (minutes, resets) = (number("window-minutes"), number("reset-at").map(Wall::from_secs));
+        let title = || headers.get(format!("x-{limit}-limit-name"))?.to_str().ok().map(slug);
+        let model = if limit == MAIN_LIMIT { None } else { title() };
         // An empty window with no other data says nothing: the CLI ignores it too.
         if used_percent == 0.0 && minutes.is_none() && resets.is_none() {
             continue;
         }
-        windows.push(Window { limit: limit_id(limit), place, used_percent, minutes, resets, seen });
+        let limit = limit_id(limit);
+        windows.push(Window { limit, model, place, used_percent, minutes, resets, seen });
         if windows.len() >= MAX_WINDOWS {
             break;
         }
@@ -180,20 +208,23 @@ pub fn from_event(event: &Value, seen: Wall) -> Vec<Window> {
     let limit = ["metered_limit_name", "limit_name"]
         .into_iter()
         .find_map(|name| event.get(name).and_then(Value::as_str));
-    event.get("rate_limits").map(|limits| pair(limits, limit, seen, "")).unwrap_or_default()
+    let title = event.get("limit_name").and_then(Value::as_str);
+    let limits = event.get("rate_limits");
+    limits.map(|limits| pair(limits, (limit, title), seen, "")).unwrap_or_default()
 }
 
 /// Windows from an answer of the usage endpoint.
 pub fn from_usage(usage: &Value, seen: Wall) -> Vec<Window> {
     let mut windows = usage
         .get("rate_limit")
-        .map(|limits| pair(limits, None, seen, "_window"))
+        .map(|limits| pair(limits, (None, None), seen, "_window"))
         .unwrap_or_default();
     let more = usage.get("additional_rate_limits").and_then(Value::as_array);
     for extra in more.into_iter().flatten().take(MAX_WINDOWS) {
         let name = extra.get("metered_feature").or_else(|| extra.get("limit_name"));
         if let Some((name, limits)) = name.and_then(Value::as_str).zip(extra.get("rate_limit")) {
-            windows.extend(pair(limits, Some(name), seen, "_window"));
+            let title = extra.get("limit_name").and_then(Value::as_str);
+            windows.extend(pair(limits, (Some(name), title), seen, "_window"));
         }
     }
     windows
@@ -210,7 +241,12 @@ pub fn reset_in_error(body: &Value, now: Wall) -> Option<Wall> {
     at.or(after)
 }
 
-fn pair(limits: &Value, limit: Option<&str>, seen: Wall, suffix: &str) -> Vec<Window> {
+fn pair(
+    limits: &Value,
+    (limit, title): (Option<&str>, Option<&str>),
+    seen: Wall,
+    suffix: &str,
+) -> Vec<Window> {
     [Place::Primary, Place::Secondary]
         .into_iter()
         .filter_map(|place| {
@@ -219,6 +255,7 @@ fn pair(limits: &Value, limit: Option<&str>, seen: Wall, suffix: &str) -> Vec<Wi
             let seconds = window.get("limit_window_seconds").and_then(Value::as_u64);
             Some(Window {
                 limit: limit_id(limit.unwrap_or(MAIN_LIMIT)),
+                model: title.map(slug),
                 place,
                 used_percent,
                 minutes: window
@@ -230,6 +267,23 @@ fn pair(limits: &Value, limit: Option<&str>, seen: Wall, suffix: &str) -> Vec<Wi
             })
         })
         .collect()
+}
+
+/// The model that a limit is called after: names are those of models as people read them
+/// (`GPT-5.3-Codex-Spark`), requests name them in small letters. One that is called otherwise is no
+/// model's, and counts for none.
+fn slug(title: &str) -> Arc<str> {
+    let letter = |c: char| if c == ' ' { '-' } else { c.to_ascii_lowercase() };
+    title.trim().chars().take(64).map(letter).collect::<String>().into()
+}
+
+/// The limit that a refusal is about, where that is one beside the main one: its header says which
+/// family of headers that is (Codex CLI 0.169.0), so without such a family it says nothing.
+pub fn refused_limit(headers: &HeaderMap) -> Option<Arc<str>> {
+    let limit = limit_id(headers.get("x-codex-active-limit")?.to_str().ok()?.trim());
+    let family = format!("x-{}-", limit.replace('_', "-"));
+    let told = headers.keys().any(|name| name.as_str().starts_with(&family));
+    (&*limit != MAIN_LIMIT && told).then_some(limit)
 }
 
 /// Header names write `-` where ids have `_`.

@@ -217,6 +217,8 @@ pub enum Bar {
     Waiting,
     /// A window is full.
     Full,
+    /// The model's own limit is used up.
+    ModelLimit,
 }
 
 impl Bar {
@@ -240,6 +242,7 @@ impl Bar {
             Self::Rests(why) => why,
             Self::Waiting => "its token could not be renewed yet",
             Self::Full => "its quota window is full",
+            Self::ModelLimit => "the model's own limit is used up",
         }
     }
 }
@@ -457,7 +460,8 @@ pub fn excluded(account: &Account, need: &Need, now: Now) -> Option<Excluded> {
         return out(Bar::NotIncluded);
     }
     // A window seen full (by a header of the last answer that still went through) is believed.
-    let full = account.quota.full_until(now);
+    let model = need.model.as_deref();
+    let full = account.quota.full_until(model, now);
     if let Some(rest) = account.rest(now) {
         let until = rest.due.shown(now);
         return Some(Excluded {
@@ -477,6 +481,9 @@ pub fn excluded(account: &Account, need: &Need, now: Now) -> Option<Excluded> {
     }
     if full.is_some() {
         return Some(Excluded { bar: Bar::Full, until: full, quota: true });
+    }
+    if let Some(until) = account.limited(model, now) {
+        return Some(Excluded { bar: Bar::ModelLimit, until: Some(until), quota: true });
     }
     // Last: it ends as soon as a request does.
     if account.terms.cap.is_some_and(|cap| account.in_flight >= cap) {
@@ -545,7 +552,7 @@ impl<'a> Scale<'a> {
     fn key(&self, account: &Account) -> Key {
         let (view, now) = (self.view, self.now);
         let not = |is: bool| u8::from(!is);
-        let headroom = account.quota.headroom(now);
+        let headroom = account.quota.headroom(self.need.model.as_deref(), now);
         let Rules { strategy, reserve: kept, .. } = view.rules;
         // A thread stays where its cache is. Where little is left, one with little cached makes room
         // for one with more: it would have to move in a moment anyway, when a move costs more.
@@ -574,8 +581,9 @@ impl<'a> Scale<'a> {
 
     fn ranks(&self, account: &Account, headroom: f64) -> [u32; 3] {
         let (load, used) = (account.in_flight, permille(100.0 - headroom));
+        let model = self.need.model.as_deref();
         match self.view.rules.strategy {
-            Strategy::Balanced => [crowding(account, self.now), load, used / 50 * 50],
+            Strategy::Balanced => [crowding(account, model, self.now), load, used / 50 * 50],
             Strategy::RoundRobin => {
                 // The longer ago, the smaller; one that never served comes first.
                 let ago = self.view.turn.saturating_sub(account.turn);
@@ -593,7 +601,7 @@ impl<'a> Scale<'a> {
             },
             Strategy::Sequential => [0; 3],
             Strategy::ResetSoonest => {
-                let (long, short) = resets(account, self.now);
+                let (long, short) = resets(account, model, self.now);
                 [long, short, load]
             },
         }
@@ -626,13 +634,13 @@ fn drawn(draw: u64, id: &AccountId) -> u32 {
 }
 
 /// Minutes until the longest main window is renewed, and until the next one of all.
-fn resets(account: &Account, now: Now) -> (u32, u32) {
+fn resets(account: &Account, model: Option<&str>, now: Now) -> (u32, u32) {
     let minutes = |resets: Option<Wall>| {
         let left = resets.map(|at| at.since(now.wall).millis() / 60_000);
         left.and_then(|left| u32::try_from(left).ok()).unwrap_or(u32::MAX)
     };
-    let long = account.quota.longest(now).and_then(|window| window.resets);
-    let all = account.quota.windows().iter().filter_map(|window| window.resets);
+    let long = account.quota.longest(model, now).and_then(|window| window.resets);
+    let all = account.quota.of(model).filter_map(|window| window.resets);
     (minutes(long), minutes(all.filter(|at| *at > now.wall).min()))
 }
 
@@ -642,7 +650,7 @@ fn resets(account: &Account, now: Now) -> (u32, u32) {
 /// What is left of a window, divided by the time until it is renewed, is the pace at which nothing is
 /// lost and nobody is cut off; 1 is the pace of a window used evenly. The short window says how much
 /// an account can take now, the long one how much of it would be lost, so both count.
-fn crowding(account: &Account, now: Now) -> u32 {
+fn crowding(account: &Account, model: Option<&str>, now: Now) -> u32 {
     let threads = account.crowd.thousandths(now.mono) + 1000;
     #[expect(
         clippy::cast_possible_truncation,
@@ -650,14 +658,14 @@ fn crowding(account: &Account, now: Now) -> u32 {
         clippy::cast_precision_loss,
         reason = "a float saturates"
     )]
-    let crowding = (threads as f64 / pace(account, now)) as u32;
+    let crowding = (threads as f64 / pace(account, model, now)) as u32;
     crowding
 }
 
 /// The paces of all windows together, each within bounds so that none decides alone. The bounds and
 /// the least times are those that served most in the simulated weeks of `docs/choosing.md`; a third
 /// more or less of each makes little difference there.
-fn pace(account: &Account, now: Now) -> f64 {
+fn pace(account: &Account, model: Option<&str>, now: Now) -> f64 {
     let of = |window: &Window| {
         let (Some(minutes), Some(resets)) = (window.minutes, window.resets) else { return 1.0 };
         // A window of a day or less is empty again before long, whatever is left of it.
@@ -669,7 +677,7 @@ fn pace(account: &Account, now: Now) -> f64 {
         let ratio = minutes as f64 / left as f64;
         ((1.0 - window.used_at(now) / 100.0) * ratio).clamp(bounds.0, bounds.1)
     };
-    account.quota.running(now).map(of).product()
+    account.quota.running(model, now).map(of).product()
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0..=1000")]

@@ -10,7 +10,7 @@ mod traffic;
 mod upstream;
 
 pub use rule::Contender;
-pub use traffic::{Ask, Traffic, Workload};
+pub use traffic::{Ask, Made, Traffic, Workload};
 
 use crate::time::{Mono, Now, Span, Wall};
 use rule::{Outcome, Rule};

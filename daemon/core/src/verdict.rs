@@ -18,6 +18,7 @@ use http::{
     header::{CONTENT_TYPE, RETRY_AFTER},
 };
 use serde_json::Value;
+use std::sync::Arc;
 
 /// How one attempt ended before its first byte was delivered.
 #[derive(Debug)]
@@ -65,6 +66,13 @@ pub enum Mark {
     Cool(Cause),
     /// Its plan doesn't include the model asked for; other models may be.
     ModelNotIncluded,
+    /// A limit of the model's own is used up; other models go on.
+    ModelLimit {
+        /// The limit's id.
+        limit: Arc<str>,
+        /// The reset upstream named.
+        reset: Option<Wall>,
+    },
     /// Its token was refused: renew it once, then believe it.
     Unauthorized,
     /// The way there failed: a tie-breaker against it for some seconds.
@@ -128,11 +136,18 @@ fn head(status: StatusCode, headers: &HeaderMap, body: Option<&Value>, now: Wall
         ),
         429 if named("usage_limit_reached") || limit_header(headers) => {
             let reset = body.and_then(|body| quota::reset_in_error(body, now));
-            verdict(
-                Act::RetryOther,
-                Mark::Cool(Cause::UsageLimit(reset)),
-                "429 usage limit reached".to_owned(),
-            )
+            // Which limit the refusal is about (Codex CLI 0.169.0 tells the two apart by it).
+            match quota::refused_limit(headers) {
+                Some(limit) => {
+                    let reason = format!("429 the model's own limit `{limit}` is reached");
+                    verdict(Act::RetryOther, Mark::ModelLimit { limit, reset }, reason)
+                },
+                None => verdict(
+                    Act::RetryOther,
+                    Mark::Cool(Cause::UsageLimit(reset)),
+                    "429 usage limit reached".to_owned(),
+                ),
+            }
         },
         429 => {
             let wait = retry_after(headers);
@@ -221,6 +236,21 @@ mod tests {
         let owner = [("x-codex-rate-limit-reached-type", "workspace_owner_credits_depleted")];
         let workspace = Mark::Cool(Cause::UsageLimit(None));
         assert_eq!(judge(429, &owner, &Value::Null), (Act::RetryOther, workspace));
+    }
+
+    #[test]
+    fn a_models_own_limit_leaves_the_account_to_other_models() {
+        let limit = json!({"error": {"type": "usage_limit_reached", "resets_at": 9}});
+        let active = ("x-codex-active-limit", "codex_bengalfox");
+        let own = [active, ("x-codex-bengalfox-primary-used-percent", "100")];
+        let reset = Some(Wall::from_secs(9));
+        let mark = Mark::ModelLimit { limit: "codex_bengalfox".into(), reset };
+        assert_eq!(judge(429, &own, &limit), (Act::RetryOther, mark));
+        // A name without its family is a word of upstream's own; the main limit is everybody's.
+        for main in [&[active][..], &[("x-codex-active-limit", "codex")]] {
+            let mark = Mark::Cool(Cause::UsageLimit(reset));
+            assert_eq!(judge(429, main, &limit), (Act::RetryOther, mark));
+        }
     }
 
     #[test]

@@ -373,7 +373,7 @@ fn rests(account: &Account, now: Now) -> Vec<RestInfo> {
             until: rest.due.shown(now).secs(),
         });
     }
-    if let Some(full) = account.quota.full_until(now) {
+    if let Some(full) = account.quota.full_until(None, now) {
         rests.push(RestInfo {
             scope: "account".to_owned(),
             cause: "its quota window is full".to_owned(),
@@ -385,6 +385,13 @@ fn rests(account: &Account, now: Now) -> Vec<RestInfo> {
     rests.extend(models.map(|(model, due)| RestInfo {
         scope: model.to_string(),
         cause: Cause::NotEntitled.text().to_owned(),
+        source: "upstream's answer".to_owned(),
+        until: due.shown(now).secs(),
+    }));
+    let own = account.limited.iter().filter(|(_model, (_limit, due))| !due.reached(now));
+    rests.extend(own.map(|(model, (limit, due))| RestInfo {
+        scope: model.to_string(),
+        cause: format!("its own limit `{limit}` is used up"),
         source: "upstream's answer".to_owned(),
         until: due.shown(now).secs(),
     }));

@@ -10,7 +10,7 @@ use cma_core::{
     account::Account,
     identity::AccountId,
     pool::{Input, Pool},
-    quota::{MAIN_LIMIT, Window},
+    quota::Window,
     select::{Choice, Excluded, Key, Need},
     time::{Now, Span, Wall},
 };
@@ -61,7 +61,7 @@ pub(super) async fn forecast(
             let retry_at = if first.is_some() { None } else { untils.min().map(Wall::secs) };
             let accounts = all.iter().filter_map(|one| {
                 let account = pool.accounts().iter().find(|account| account.id == one.id)?;
-                Some(account_forecast(pool, account, one, now))
+                Some(account_forecast(pool, account, one, need.model.as_deref(), now))
             });
             Forecast {
                 at: now.wall.secs(),
@@ -112,18 +112,16 @@ fn account_forecast(
     pool: &Pool,
     account: &Account,
     candidate: &cma_core::select::Candidate,
+    model: Option<&str>,
     now: Now,
 ) -> ForecastInfo {
-    let windows = account.quota.windows();
+    let quota = &account.quota;
     let reserve = pool.rules().reserve;
-    let headroom = account.quota.headroom(now);
-    let main = windows.iter().filter(|window| &*window.limit == MAIN_LIMIT);
-    let ends: Vec<Span> = main
-        .clone()
-        .filter_map(|window| empty_at(window, now))
-        .map(|at| at.since(now.wall))
-        .collect();
-    let risk = if main.clone().next().is_none() {
+    let headroom = quota.headroom(model, now);
+    let counting = quota.of(model);
+    let empty = |window: &Window| empty_at(window, quota.trail().day(window), now);
+    let ends: Vec<Span> = counting.filter_map(empty).map(|at| at.since(now.wall)).collect();
+    let risk = if quota.of(model).next().is_none() {
         "unknown"
     } else if headroom < reserve.critical.max(LITTLE) || ends.iter().any(|left| *left < THREAD) {
         "high"
@@ -145,24 +143,29 @@ fn account_forecast(
         reason: candidate.said.clone(),
         wait_secs: until.map(|at| at.since(now.wall).millis().div_ceil(1000)),
         risk: risk.to_owned(),
-        windows: windows.iter().map(|window| window_forecast(window, now)).collect(),
+        windows: quota
+            .windows()
+            .iter()
+            .map(|window| window_forecast(window, empty(window), now))
+            .collect(),
         keys: candidate.key.shown(),
     }
 }
 
-fn window_forecast(window: &Window, now: Now) -> WindowForecast {
+fn window_forecast(window: &Window, empty_at: Option<Wall>, now: Now) -> WindowForecast {
     WindowForecast {
         limit: window.limit.to_string(),
         minutes: window.minutes,
         left_percent: (100.0 - window.used_at(now)).max(0.0),
         resets_at: window.resets.filter(|at| *at > now.wall).map(Wall::secs),
-        empty_at: empty_at(window, now).map(Wall::secs),
+        empty_at: empty_at.map(Wall::secs),
         age_secs: now.wall.since(window.seen).millis() / 1000,
     }
 }
 
-/// When a window is empty at the pace since it began, if that is before its reset.
-fn empty_at(window: &Window, now: Now) -> Option<Wall> {
+/// When a window is empty at today's pace, if that is before its reset. Today is the `day` that its
+/// trail tells of; for one of a day or less, or known for less, the time since it began.
+fn empty_at(window: &Window, day: Option<(f64, Span)>, now: Now) -> Option<Wall> {
     let (minutes, resets) = (window.minutes?, window.resets?);
     let used = window.used_at(now);
     if used <= 0.0 {
@@ -171,8 +174,12 @@ fn empty_at(window: &Window, now: Now) -> Option<Wall> {
     let began = resets.minus(Span::from_secs(minutes.saturating_mul(60)));
     // What was used was used until it was seen. A window that has just begun says little.
     let passed = window.seen.since(began).millis().max(60_000);
+    let (spent, over) = day.map_or((used, passed), |(spent, over)| (spent, over.millis()));
+    if spent <= 0.0 && used < 100.0 {
+        return None;
+    }
     #[expect(clippy::cast_precision_loss, reason = "milliseconds of a month fit")]
-    let left = (100.0 - used).max(0.0) / used * passed as f64;
+    let left = (100.0 - used).max(0.0) / spent.max(f64::MIN_POSITIVE) * over as f64;
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -319,13 +326,17 @@ fn micros(took: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cma_core::{quota::Place, time::Mono};
+    use cma_core::{
+        quota::{MAIN_LIMIT, Place},
+        time::Mono,
+    };
 
     #[test]
     fn a_window_that_is_used_too_fast_is_empty_before_its_reset() {
         let now = Now { mono: Mono::from_millis(1), wall: Wall::from_secs(1_800_000_000) };
         let window = |used: f64, left_minutes: u64| Window {
             limit: MAIN_LIMIT.into(),
+            model: None,
             place: Place::Primary,
             used_percent: used,
             minutes: Some(300),
@@ -333,11 +344,34 @@ mod tests {
             seen: now.wall,
         };
         // Half of it in one hour of five: the other half lasts another hour.
+        let empty_at = |window: &Window, now| empty_at(window, None, now);
         let empty = empty_at(&window(50.0, 240), now).unwrap();
         assert_eq!(empty.since(now.wall), Span::from_secs(3600));
         assert_eq!(empty_at(&window(50.0, 60), now), None, "slow enough");
         assert_eq!(empty_at(&window(0.0, 60), now), None);
         assert_eq!(empty_at(&Window { minutes: None, ..window(50.0, 240) }, now), None);
         assert_eq!(empty_at(&window(100.0, 240), now), Some(now.wall));
+    }
+
+    #[test]
+    fn a_week_is_told_by_the_day_and_not_by_its_beginning() {
+        let now = Now { mono: Mono::from_millis(1), wall: Wall::from_secs(1_800_000_000) };
+        let day = Span::from_secs(24 * 3600);
+        let week = Window {
+            limit: MAIN_LIMIT.into(),
+            model: None,
+            place: Place::Secondary,
+            used_percent: 40.0,
+            minutes: Some(7 * 24 * 60),
+            resets: Some(now.wall.plus(day.times(3))),
+            seen: now.wall,
+        };
+        // Four days have passed with ten percent each: it lasts. With thirty today it ends in two.
+        assert_eq!(empty_at(&week, None, now), None);
+        let empty = empty_at(&week, Some((30.0, day)), now).unwrap();
+        assert_eq!(empty.since(now.wall), day.times(2));
+        assert_eq!(empty_at(&week, Some((0.0, day)), now), None, "nothing was used today");
+        let full = Window { used_percent: 100.0, ..week };
+        assert_eq!(empty_at(&full, Some((0.0, day)), now), Some(now.wall));
     }
 }

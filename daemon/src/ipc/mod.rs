@@ -16,6 +16,7 @@ mod session;
 mod sessions;
 mod survive;
 mod takeover;
+mod tokens;
 mod usage;
 
 use crate::{

@@ -12,7 +12,12 @@ const FRESH: u64 = 10 * 60;
 const RECENT: u64 = 2 * 3600;
 
 /// Begins a run over the accounts named, or all that are enabled.
-pub(super) async fn start(app: &Arc<App>, named: &[String], stale_s: u64) -> Result<(), Fault> {
+pub(super) async fn start(
+    app: &Arc<App>,
+    named: &[String],
+    stale_s: u64,
+    model: Option<String>,
+) -> Result<(), Fault> {
     let ids: Vec<AccountId> = if named.is_empty() {
         let all = app.roster.all();
         let enabled = all.iter().filter(|record| record.enabled);
@@ -28,7 +33,7 @@ pub(super) async fn start(app: &Arc<App>, named: &[String], stale_s: u64) -> Res
         seen.is_some_and(|seen| now.saturating_sub(seen) < stale_s)
     };
     let wanted = ids.into_iter().map(|id| (id.clone(), fresh(&id))).collect();
-    app.probes.begin(&app.proxy, wanted)
+    app.probes.begin(&app.proxy, wanted, model)
 }
 
 /// The run at hand, with what is known of its accounts.

@@ -107,6 +107,7 @@ async fn unlock(app: &Arc<App>, passphrase: Option<Secret>) -> Result<Survived, 
             mirrored.projects.read_in()?;
             mirrored.pins.read_in()?;
             mirrored.proxy.traces.books.budgets.read_in()?;
+            mirrored.proxy.keys.tokens()?.read_in()?;
             mirrored.choosing.read_in()?;
             mirrored.mirror.read_in()
         })

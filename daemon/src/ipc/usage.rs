@@ -7,12 +7,13 @@ use crate::{
     fault::Fault,
     ledger::{
         self, Ledger, prices,
-        row::{Ended, Row},
+        row::{Client, Ended, Row},
         table::{Asked, By, Sums},
     },
     notices,
     proxy::trace::RequestId,
     roster::{self, Roster},
+    tokens,
 };
 use cma_core::{
     budget::{Budget, Standing, Whose},
@@ -50,6 +51,7 @@ pub(super) const fn looks(request: &UsageRequest) -> bool {
             | UsageRequest::Budgets
             | UsageRequest::Monitor
             | UsageRequest::ProbeShow
+            | UsageRequest::Tokens
     )
 }
 
@@ -71,9 +73,9 @@ pub(super) async fn handle(app: &Arc<App>, request: UsageRequest) -> Result<Repl
             .await?
         },
         UsageRequest::BudgetSet(spec) => {
-            let projects = Arc::clone(&app.projects);
+            let from = Arc::clone(app);
             off_the_loop(move || {
-                let budget = budget(&spec, &roster, |text| Ok(projects.named(text)?.key))?;
+                let budget = budget(&spec, &from)?;
                 let name = Arc::clone(&budget.name);
                 budgets.set(budget)?;
                 let mut all = standings(&budgets, &roster);
@@ -97,10 +99,15 @@ pub(super) async fn handle(app: &Arc<App>, request: UsageRequest) -> Result<Repl
             UsageReply::Token(MetricsToken { url, token: Secret(token), expires_at })
         },
         UsageRequest::NotifyTest => UsageReply::Notified(notices::test(app).await?),
-        UsageRequest::ProbeStart { accounts, stale_s } => {
-            super::probes::start(app, &accounts, stale_s).await?;
+        UsageRequest::ProbeStart { accounts, stale_s, model } => {
+            super::probes::start(app, &accounts, stale_s, model).await?;
             UsageReply::Probes(super::probes::shown(app).await?)
         },
+        UsageRequest::TokenCreate { name, seconds, dir } => {
+            super::tokens::create(app, name, seconds, dir).await?
+        },
+        UsageRequest::Tokens => super::tokens::list(app)?,
+        UsageRequest::TokenRevoke { name } => super::tokens::revoke(app, name).await?,
         UsageRequest::ProbeShow => UsageReply::Probes(super::probes::shown(app).await?),
         UsageRequest::ProbeStop => {
             app.probes.stop();
@@ -255,6 +262,7 @@ fn row(row: &Row, roster: &Roster) -> UsageRow {
         outcome: row.ended.word().to_owned(),
         status: row.status,
         client: row.client.word().to_owned(),
+        token: row.token.as_ref().map(ToString::to_string),
         account: row.account.as_ref().map(ToString::to_string),
         account_name: named,
         project: row.project.as_ref().map(ToString::to_string),
@@ -315,7 +323,7 @@ fn info(standing: &Standing, roster: &Roster) -> BudgetInfo {
         },
         of_name: match &budget.whose {
             Whose::Account(id) => called(roster, id.as_str()),
-            Whose::All | Whose::Project(_) | Whose::Client(_) => None,
+            Whose::All | Whose::Project(_) | Whose::Client(_) | Whose::Token(_) => None,
         },
         since_ms: period.from.millis(),
         until_ms: period.until.millis(),
@@ -329,16 +337,18 @@ fn info(standing: &Standing, roster: &Roster) -> BudgetInfo {
     }
 }
 
-fn budget(
-    spec: &BudgetSpec,
-    roster: &Roster,
-    project: impl FnOnce(&str) -> Result<String, Fault>,
-) -> Result<Budget, Fault> {
+fn budget(spec: &BudgetSpec, app: &App) -> Result<Budget, Fault> {
     let bad =
         |what: String| Fault::new(ErrorCode::BadRequest, what, "see `cmactl budget limit --help`");
     let of = match spec.whose.as_str() {
-        "account" => roster.select(&spec.of)?.id.clone(),
-        "project" => project(&spec.of)?,
+        "account" => app.roster.select(&spec.of)?.id.clone(),
+        "project" => app.projects.named(&spec.of)?.key,
+        "client" if Client::ALL.iter().all(|client| client.word() != spec.of) => {
+            return Err(bad(format!("`{}` is none of cli, own, custom", spec.of)));
+        },
+        "token" if !app.proxy.keys.tokens()?.named(&spec.of) => {
+            return Err(tokens::unknown(&spec.of));
+        },
         _ => spec.of.clone(),
     };
     let whose = budgets::whose_of(&spec.whose, &of)

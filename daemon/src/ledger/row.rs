@@ -12,6 +12,8 @@ use std::sync::Arc;
 pub(super) const ROW: usize = 84;
 /// The number that stands for no name.
 pub(super) const NOBODY: u32 = u32::MAX;
+/// Names of a row.
+pub(super) const NAMES: usize = 5;
 /// A time to the first byte that nobody saw.
 const NEVER: u32 = u32::MAX;
 /// The stream told its tokens.
@@ -92,6 +94,8 @@ pub(crate) struct Row {
     pub(crate) attempts: u32,
     pub(crate) ended: Ended,
     pub(crate) client: Client,
+    /// The name of the token it came with.
+    pub(crate) token: Option<Arc<str>>,
     pub(crate) account: Option<AccountId>,
     pub(crate) project: Option<Arc<str>>,
     pub(crate) model: Option<Arc<str>>,
@@ -108,6 +112,7 @@ pub(super) struct Names {
     pub(super) project: u32,
     pub(super) model: u32,
     pub(super) thread: u32,
+    pub(super) token: u32,
 }
 
 /// A row as it was read.
@@ -148,7 +153,7 @@ impl Kept {
     /// Reads a row's bytes.
     pub(super) fn read(bytes: &[u8; ROW]) -> Self {
         let mut at = Reader(bytes);
-        Self {
+        let mut kept = Self {
             at_ms: at.u64(),
             number: at.u64(),
             low: at.u64(),
@@ -164,6 +169,7 @@ impl Kept {
                 project: at.u32(),
                 model: at.u32(),
                 thread: at.u32(),
+                token: NOBODY,
             },
             prefix: at.u16(),
             status: at.u16(),
@@ -171,7 +177,12 @@ impl Kept {
             ended: at.u8(),
             client: at.u8(),
             flags: at.u8(),
-        }
+        };
+        // Its three bytes were empty before there were tokens: 0 is none.
+        let [low, middle, high] = at.take();
+        let token = u32::from_le_bytes([low, middle, high, 0]);
+        kept.names.token = token.checked_sub(1).unwrap_or(NOBODY);
+        kept
     }
 }
 
@@ -186,7 +197,7 @@ impl Row {
         let first = self.first_ms.map_or(NEVER, |first| short(first).min(NEVER - 1));
         let Usage { input, cached, output, reasoning } = usage;
         let tokens = [short(input), short(cached), short(output), short(reasoning)];
-        let Names { account, project, model, thread } = names;
+        let Names { account, project, model, thread, token } = names;
         let [input, cached, output, reasoning] = tokens;
         for word in [
             short(self.total_ms),
@@ -209,17 +220,20 @@ impl Row {
         let told = if self.usage.is_some() { TOLD } else { 0 };
         let priced = if self.cost.priced { PRICED } else { 0 };
         out.extend([self.ended as u8, self.client as u8, told | priced]);
-        // Room for what a later version knows.
+        // A segment has fewer names than three bytes count.
+        let token = token.checked_add(1).unwrap_or_default().to_le_bytes();
+        out.extend(token.iter().take(3));
         out.resize(begun + ROW, 0);
     }
 
     /// What of the row is named by numbers.
-    pub(super) fn names(&self) -> [Option<&str>; 4] {
+    pub(super) fn names(&self) -> [Option<&str>; NAMES] {
         [
             self.account.as_ref().map(AccountId::as_str),
             self.project.as_deref(),
             self.model.as_deref(),
             self.thread.as_deref(),
+            self.token.as_deref(),
         ]
     }
 

@@ -5,7 +5,7 @@
 //! start cuts off; a block that the disk damaged is passed over and the rest still counts. A block
 //! brings the names that its rows are the first to use, and says where their numbers begin.
 
-use super::row::{Kept, NOBODY, Names, ROW, Row};
+use super::row::{Kept, NAMES, NOBODY, Names, ROW, Row};
 use std::{
     collections::HashMap,
     fs::File,
@@ -24,8 +24,8 @@ const HEAD: usize = 12;
 const MAX_ROWS: usize = 4096;
 /// Bytes of a name; what is longer is cut.
 const MAX_NAME: usize = 256;
-/// No block is longer: four names for each row at most.
-const MAX_BLOCK: usize = HEAD + MAX_ROWS * (ROW + 4 * (MAX_NAME + 2));
+/// No block is longer: all names of each row new, at most.
+const MAX_BLOCK: usize = HEAD + MAX_ROWS * (ROW + NAMES * (MAX_NAME + 2));
 
 /// A segment that is written to.
 #[derive(Debug)]
@@ -136,9 +136,9 @@ impl Segment {
         let mut block = std::mem::take(&mut self.block);
         let mut bytes = Vec::with_capacity(rows.len() * ROW);
         for row in rows {
-            let [account, project, model, thread] =
+            let [account, project, model, thread, token] =
                 row.names().map(|name| name.map_or(NOBODY, |name| self.number(name, &mut fresh)));
-            row.write(Names { account, project, model, thread }, &mut bytes);
+            row.write(Names { account, project, model, thread, token }, &mut bytes);
         }
         block.clear();
         block.resize(FRAME, 0);
@@ -229,7 +229,7 @@ fn block(
     let word = |bytes| u32::from_le_bytes(bytes) as usize;
     let (first, fresh, rows) = (word([a, b, c, d]), word([e, f, g, h]), word([i, j, k, l]));
     // Names of a block that was passed over are missing. There can't be more than this of them.
-    if first < names.len() || first > names.len() + 64 * MAX_ROWS || fresh > 4 * MAX_ROWS {
+    if first < names.len() || first > names.len() + 64 * MAX_ROWS || fresh > NAMES * MAX_ROWS {
         return false;
     }
     names.resize(first, None);

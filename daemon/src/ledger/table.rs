@@ -20,6 +20,8 @@ use std::{
 
 /// Groups of one table; what more there are is one group.
 const MAX_GROUPS: usize = 10_000;
+/// Slots of the kinds of clients; those of tokens come behind.
+const KINDS: usize = 256;
 /// How that one is called.
 const OTHERS: &str = "(others)";
 /// By how much a clock may have been set between a row and the time of its file.
@@ -141,6 +143,13 @@ impl Adder<'_> {
             By::Thread => self.of_name(row.names.thread, names),
             By::Outcome => {
                 self.of_slot(row.ended.into(), || Ended::from_number(row.ended).word().to_owned())
+            },
+            By::Client if row.names.token != NOBODY => {
+                let number = row.names.token as usize;
+                self.of_slot(KINDS + number, || {
+                    let name = names.get(number).and_then(|name| name.as_deref());
+                    format!("token:{}", name.unwrap_or("?"))
+                })
             },
             By::Client => self
                 .of_slot(row.client.into(), || Client::from_number(row.client).word().to_owned()),
@@ -265,6 +274,7 @@ fn row(kept: &Kept, names: &[Option<Arc<str>>]) -> Row {
         attempts: kept.attempts.into(),
         ended: Ended::from_number(kept.ended),
         client: Client::from_number(kept.client),
+        token: name(kept.names.token),
         account: super::account(name(kept.names.account).as_ref()),
         project: name(kept.names.project),
         model: name(kept.names.model),

@@ -26,6 +26,7 @@ fn row(number: u64) -> Row {
         attempts: 1,
         ended: if number.is_multiple_of(10) { Ended::Cut } else { Ended::Complete },
         client: Client::Cli,
+        token: if number.is_multiple_of(6) { name("token-", 3) } else { None },
         account: Some(AccountId::from_written(&format!("a{}", number % 4))),
         project: if number.is_multiple_of(5) { None } else { name("p", 9) },
         model: name("gpt-5.", 3),
@@ -175,7 +176,10 @@ fn sums_are_those_of_the_rows_by_every_group() {
             By::Model => word(row.model.as_deref()),
             By::Thread => word(row.thread.as_deref()),
             By::Outcome => row.ended.word().to_owned(),
-            By::Client => row.client.word().to_owned(),
+            By::Client => row
+                .token
+                .as_ref()
+                .map_or_else(|| row.client.word().to_owned(), |name| format!("token:{name}")),
             By::Day => String::new(),
         };
         let mut requests = 0;

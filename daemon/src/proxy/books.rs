@@ -123,9 +123,9 @@ impl Books {
     /// Writes a trace's end down. One that was never admitted has no project and no budget.
     pub(crate) fn end(&self, trace: &mut Trace) {
         let open = trace.open.take();
-        let (project, client) = open
-            .as_ref()
-            .map_or((None, Client::Custom), |open| (open.project.clone(), open.client));
+        let (project, client, token) = open.as_ref().map_or((None, Client::Custom, None), |open| {
+            (open.project.clone(), open.client, open.token.clone())
+        });
         let mut row = Row {
             at_ms: trace.at_ms,
             id: trace.id.parts(),
@@ -135,6 +135,7 @@ impl Books {
             attempts: trace.tried,
             ended: Ended::of(trace.outcome),
             client,
+            token,
             account: trace.account.clone(),
             project,
             model: trace.model.clone(),
@@ -160,6 +161,7 @@ pub(crate) struct Open {
     books: Books,
     project: Option<Arc<str>>,
     client: Client,
+    token: Option<Arc<str>>,
     reservation: Reservation,
     ended: AtomicBool,
     id: (u16, u64),
@@ -183,6 +185,7 @@ impl Drop for Open {
             attempts: 0,
             ended: Ended::Abandoned,
             client: self.client,
+            token: self.token.take(),
             account: None,
             project: self.project.take(),
             model: self.model.take(),
@@ -206,7 +209,7 @@ pub(crate) fn open(proxy: &Proxy, trace: &mut Trace, launch: &Launch) -> Result<
         (_, None) => Client::Cli,
     };
     let project = launch.bounds.books().cloned();
-    let reserved = books.budgets.reserve(project.as_deref(), client);
+    let reserved = books.budgets.reserve(project.as_deref(), client, launch.token.as_deref());
     let (reservation, blocked) = match reserved {
         Ok(reservation) => (reservation, Ok(())),
         Err(blocked) => (Reservation::none(&books.budgets), Err(blocked)),
@@ -215,6 +218,7 @@ pub(crate) fn open(proxy: &Proxy, trace: &mut Trace, launch: &Launch) -> Result<
         books: books.clone(),
         project,
         client,
+        token: launch.token.clone(),
         reservation,
         ended: AtomicBool::new(false),
         id: trace.id.parts(),

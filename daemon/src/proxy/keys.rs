@@ -17,7 +17,7 @@ use ring::hmac;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
-use crate::{clock, fault::Fault, project::Bounds, sys};
+use crate::{clock, fault::Fault, project::Bounds, sys, tokens::Tokens};
 
 /// What every key begins with.
 pub(crate) const PREFIX: &str = "at-cma-";
@@ -45,6 +45,10 @@ enum Kind {
 /// The first byte of a client key that also says a project or accounts; one without means the global
 /// pool.
 const SCOPED: u8 = 4;
+/// The first byte of a named token: a scoped key that says its name too.
+const TOKEN: u8 = 6;
+/// The longest life of a named token, in seconds.
+const TOKEN_LIFE: u64 = 366 * 24 * 3600;
 /// The first byte of what opens `/metrics`.
 const METRICS: u8 = 5;
 /// What a token for `/metrics` begins with. It is no client key and must not look like one.
@@ -71,6 +75,8 @@ pub(crate) struct Launch {
     pub(crate) face: Option<AccountId>,
     /// SHA-256 of the bearer that an own-auth launch began with, in hex; none for other launches.
     pub(crate) bearer: Option<Arc<str>>,
+    /// The name of the token that it is; none for other keys.
+    pub(crate) token: Option<Arc<str>>,
     /// Who may serve the launch. It stands in the key, so that only another launch changes it.
     pub(crate) bounds: Bounds,
 }
@@ -81,6 +87,8 @@ pub(crate) struct Keys {
     mac: hmac::Key,
     boot: u64,
     alive: Mutex<BTreeMap<u64, Instant>>,
+    /// Named tokens that are good; without them none is.
+    tokens: Option<Tokens>,
 }
 
 /// The good key that a connection showed last, and what it says.
@@ -93,7 +101,43 @@ impl Keys {
             mac: hmac::Key::new(hmac::HMAC_SHA256, secret),
             boot: boot(),
             alive: Mutex::new(BTreeMap::new()),
+            tokens: None,
         }
+    }
+
+    /// The same, with the named tokens of a root.
+    pub(crate) fn with_tokens(self, tokens: Tokens) -> Self {
+        Self { tokens: Some(tokens), ..self }
+    }
+
+    /// The named tokens.
+    ///
+    /// # Errors
+    /// In a daemon that was built without them.
+    pub(crate) fn tokens(&self) -> Result<&Tokens, Fault> {
+        self.tokens.as_ref().ok_or_else(|| Fault::internal("there are no named tokens"))
+    }
+
+    /// A key with a name, for a program on this machine; it is good as long as its number is kept.
+    pub(crate) fn mint_token(
+        &self,
+        name: &str,
+        seconds: u64,
+        bounds: Bounds,
+    ) -> Result<(String, Launch), Fault> {
+        if !(1..=TOKEN_LIFE).contains(&seconds) {
+            return Err(Fault::new(
+                ErrorCode::BadRequest,
+                "a token is good for a second at least and 366 days at most",
+                "say it like `cmactl token create NAME --for 30d`",
+            ));
+        }
+        let launch = Launch {
+            token: Some(name.into()),
+            expires_at: clock::unix().saturating_add(seconds),
+            ..self.launch(None, None, bounds)?
+        };
+        Ok((format!("{PREFIX}{}", self.seal(Kind::Client, &launch)?), launch))
     }
 
     /// A key for a process that lives now, or one for a person when `pid` is none.
@@ -159,6 +203,7 @@ impl Keys {
             expires_at: clock::unix() + life,
             face,
             bearer: None,
+            token: None,
             bounds,
         })
     }
@@ -246,6 +291,8 @@ impl Keys {
 
     fn holds(&self, launch: &Launch) -> bool {
         launch.expires_at > clock::unix()
+            && (launch.token.is_none()
+                || self.tokens.as_ref().is_some_and(|tokens| tokens.holds(launch.id)))
             && (launch.pid == 0 || (launch.boot == self.boot && self.lives(launch)))
     }
 
@@ -287,8 +334,14 @@ impl Launch {
         let Bounds { scope, workspaces, accounts, project } = &self.bounds;
         let client = kind == Kind::Client;
         let known = scope.key().or(project.as_ref());
-        let scoped = !client || known.is_some() || accounts.is_some();
-        let mut out = vec![if client && scoped { SCOPED } else { kind as u8 }];
+        let token = self.token.as_ref().filter(|_name| client);
+        let scoped = !client || known.is_some() || accounts.is_some() || token.is_some();
+        let first = match (client && scoped, token) {
+            (true, Some(_name)) => TOKEN,
+            (true, None) => SCOPED,
+            (false, _) => kind as u8,
+        };
+        let mut out = vec![first];
         out.extend(self.id.to_be_bytes());
         out.extend(self.pid.to_be_bytes());
         out.extend(self.start.to_be_bytes());
@@ -300,8 +353,8 @@ impl Launch {
             out.push(b'\n');
             out.extend(text.bytes());
         };
-        if let Some(bearer) = &self.bearer {
-            line(bearer);
+        if let Some(said) = self.bearer.as_ref().or(token) {
+            line(said);
         }
         if scoped {
             line(known.map_or("", |key| key));
@@ -331,11 +384,12 @@ impl Launch {
         let mut names = str::from_utf8(names).ok()?.split('\n');
         let face = names.next().filter(|face| !face.is_empty()).map(AccountId::from_written);
         let scoped = match (kind, first) {
-            (Kind::Client, SCOPED) => true,
+            (Kind::Client, SCOPED | TOKEN) => true,
             _ if first == kind as u8 => kind != Kind::Client,
             _ => return None,
         };
         let bearer = if kind == Kind::Client { None } else { Some(names.next()?.into()) };
+        let token = if first == TOKEN { Some(names.next()?.into()) } else { None };
         let bounds = if scoped { bounds_of(&mut names)? } else { Bounds::default() };
         Some(Self {
             id: u64::from_be_bytes(*id),
@@ -345,6 +399,7 @@ impl Launch {
             expires_at: u64::from_be_bytes(*expires),
             face,
             bearer,
+            token,
             bounds: Bounds {
                 workspaces: names.filter(|name| !name.is_empty()).map(Into::into).collect(),
                 ..bounds

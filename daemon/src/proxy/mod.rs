@@ -3,6 +3,7 @@
 //! Bare hyper, no framework between us and the bytes. Nothing on a request's way touches a file or
 //! a database; everything that wants to be remembered is told after the first byte has left.
 
+pub(crate) mod ask_model;
 pub(crate) mod aux;
 pub(crate) mod body;
 pub(crate) mod books;

@@ -208,3 +208,72 @@ impl Traces {
 pub(crate) fn millis(since: &Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{budgets::Budgets, config::Caps, ledger::Ledger, store::Store};
+    use cma_core::select::{Bar, Choice, Excluded, Key};
+    use cma_proto::endpoint::Root;
+    use std::time::Duration;
+
+    /// What of a trace can be long, in bytes.
+    fn bytes(trace: &Trace) -> usize {
+        let text = |text: &Option<Arc<str>>| text.as_ref().map_or(0, |text| text.len());
+        let attempts: usize = trace.attempts.iter().map(String::capacity).sum();
+        let out = trace.choice.as_ref().map_or(0, |made| size_of_val(&*made.choice.out));
+        size_of::<Trace>() + text(&trace.session) + text(&trace.thread) + attempts + out
+    }
+
+    /// Ten million requests in a release build (`cargo test --release -p cmad any_number`).
+    #[test]
+    fn any_number_of_requests_leaves_a_few_traces() {
+        let count: u64 = if cfg!(debug_assertions) { 50_000 } else { 10_000_000 };
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::at(dir.path());
+        let ledger = Ledger::start(dir.path(), Caps { days: 0, bytes: 0 }).unwrap();
+        let budgets = Budgets::load(dir.path(), Store::new(&root), ledger.clone()).unwrap();
+        let traces = Traces::new(1, Arc::default(), Books::new(ledger, budgets));
+        // The longest that a client and upstream can make of it.
+        let long: Arc<str> = "x".repeat(256).into();
+        let id = AccountId::from_written("0123456789ab");
+        let out = Excluded { bar: Bar::Full, until: None, quota: true };
+        let key = Key {
+            held: 2,
+            away: 0,
+            pin: 1,
+            affinity: 2,
+            token: 0,
+            shaky: 0,
+            taste: 1,
+            reserve: 0,
+            ranks: [0; 3],
+            order: 0,
+            strategy: cma_core::strategy::Strategy::Balanced,
+        };
+        let choice = Choice {
+            key,
+            second: None,
+            able: 1,
+            out: vec![(id.clone(), out); 32].into(),
+            warm: None,
+            forced: false,
+        };
+        let mut most = 0;
+        for number in 1..=count {
+            let mut trace = traces.begin(Some(Arc::clone(&long)), Some(Arc::clone(&long)));
+            trace.choice = Some(Box::new(Made { choice: choice.clone(), took: Duration::ZERO }));
+            trace.attempts = vec![format!("{id}: {}", &long[..128]); 8];
+            traces.end(trace);
+            if number.is_multiple_of(1 + count / 100) {
+                let kept = traces.kept.lock();
+                most = most.max(kept.iter().map(|trace| bytes(trace)).sum::<usize>());
+                assert!(kept.len() <= KEPT);
+            }
+        }
+        println!("{count} requests, at most {most} bytes of traces");
+        assert!(most > 0 && most < 4 << 20, "{most}");
+        assert!(traces.find(&format!("r0001-{count}")).is_some());
+        assert!(traces.find("r0001-1").is_none());
+    }
+}

@@ -38,7 +38,7 @@ use std::{
 /// Folders whose files are truth, with all that is below them.
 const FOLDERS: [&str; 6] = ["accounts", "removed", "backups", "damaged", "flagged", "projects"];
 /// Files of truth in the root itself.
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "state.json",
     "state.previous.json",
     "choosing.json",
@@ -46,6 +46,7 @@ const FILES: [&str; 7] = [
     "takeover/kept.json",
     "threads/pins.json",
     "budgets.json",
+    "tokens.json",
 ];
 /// Shorter ones are guessed in hours, whatever the derivation costs.
 const MIN_PASSPHRASE: usize = 8;

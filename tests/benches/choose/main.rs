@@ -48,6 +48,7 @@ fn pool(accounts: u32, strategy: Strategy, now: Now) -> Pool {
         let used = if n % 10 == 9 { 100.0 } else { f64::from(n * 37 % 90) };
         let window = |place, minutes: u64| Window {
             limit: MAIN_LIMIT.into(),
+            model: None,
             place,
             used_percent: used,
             minutes: Some(minutes),

@@ -211,10 +211,10 @@ pub fn ws_frame(bytes: &[u8]) {
 fn believe(windows: &[Window]) {
     let mut known = Quota::default();
     known.merge(windows);
-    let headroom = known.headroom(NOW);
+    let headroom = known.headroom(None, NOW);
     assert!((0.0..=100.0).contains(&headroom));
-    assert!(known.full_until(NOW).is_none_or(|at| at > NOW.wall));
-    assert!(known.longest(NOW).is_none_or(|window| window.resets.is_some()));
+    assert!(known.full_until(None, NOW).is_none_or(|at| at > NOW.wall));
+    assert!(known.longest(None, NOW).is_none_or(|window| window.resets.is_some()));
     let again = known.windows().to_vec();
     assert!(!known.merge(&again), "the same news is no news");
 }
@@ -286,7 +286,8 @@ impl World {
                 let used_percent = f64::from(much % 101);
                 let (limit, seen) = (MAIN_LIMIT.into(), self.now.wall);
                 let resets = Some(then);
-                let window = Window { limit, place, used_percent, minutes: None, resets, seen };
+                let window =
+                    Window { limit, model: None, place, used_percent, minutes: None, resets, seen };
                 Input::QuotaSeen(id, vec![window])
             },
             5 => match (self.renewing.remove(&id), much % 3) {
@@ -337,7 +338,7 @@ impl World {
                         assert!(one.enabled && one.sendable(self.now));
                         assert_eq!(one.token.generation, generation);
                         assert_eq!(one.rest(self.now), None);
-                        assert_eq!(one.quota.full_until(self.now), None);
+                        assert_eq!(one.quota.full_until(None, self.now), None);
                         self.leases.push(lease);
                     },
                     Grant::Refused(refused) => {

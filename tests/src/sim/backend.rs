@@ -170,11 +170,23 @@ pub(super) fn admit(
         state.record.account(&name).limited += 1;
         return Err(Reply::json(429, &Quota::refusal(&plan, until)).with(headers));
     }
+    let model = body.get("model").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let mut own = account.own.as_mut().filter(|own| own.counts(&model));
+    if let Some(own) = &mut own
+        && let Err(until) = own.charge()
+    {
+        let mut headers = account.quota.headers(&plan);
+        own.headers(&mut headers);
+        state.record.account(&name).limited += 1;
+        return Err(Reply::json(429, &Quota::refusal(&plan, until)).with(headers));
+    }
     account.quota.charge();
     let mut headers = account.quota.headers(&plan);
+    if let Some(own) = own {
+        own.headers(&mut headers);
+    }
     let etag = side::models_etag(&account.spec);
     state.record.account(&name).served += 1;
-    let model = body.get("model").and_then(Value::as_str).unwrap_or_default().to_owned();
     let id = state.serial();
     let item = reply::item(state, (&name, &workspace, id), session, body);
     let thinks = state.config.reasoning && !matches!(item, Item::Compaction(_));

@@ -104,6 +104,8 @@ pub struct AccountSpec {
     pub primary: Window,
     /// The long window.
     pub secondary: Window,
+    /// A limit that one of its models has for itself.
+    pub own_limit: Option<OwnLimit>,
     /// The slugs of its models.
     pub models: Vec<String>,
     /// The ids of its reset credits.
@@ -125,6 +127,7 @@ impl AccountSpec {
             plan: "plus".to_owned(),
             primary: Window::new(0.01, 300, Duration::from_secs(3 * 3600)),
             secondary: Window::new(0.001, 10_080, Duration::from_secs(5 * 86_400)),
+            own_limit: None,
             models: vec!["gpt-5.5".to_owned()],
             reset_credits: Vec::new(),
             origin: None,
@@ -159,6 +162,19 @@ impl AccountSpec {
         self.secondary = window;
         self
     }
+}
+
+/// A limit that counts one model only, beside the two windows that count all.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OwnLimit {
+    /// The slug of the model.
+    pub model: String,
+    /// Its id, as in `metered_feature` and `x-codex-active-limit`.
+    pub id: String,
+    /// What people call it.
+    pub title: String,
+    /// Its window.
+    pub window: Window,
 }
 
 /// A quota window at the start.

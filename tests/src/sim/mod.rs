@@ -45,7 +45,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-pub use config::{AccountSpec, CLIENT_ID, DEFAULT_CANARY, SimConfig, Window};
+pub use config::{AccountSpec, CLIENT_ID, DEFAULT_CANARY, OwnLimit, SimConfig, Window};
 pub use faults::{Cut, Fault, Route, Strange};
 pub use inside::{Inside, What};
 pub use login::Consent;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::clock::UnixMs;
-use super::config::{AccountSpec, Window};
+use super::config::{AccountSpec, OwnLimit, Window};
 
 /// One window as it stands.
 #[derive(Debug, Clone, Copy)]
@@ -73,7 +73,11 @@ impl Bucket {
     }
 
     fn headers(&self, name: &str, into: &mut Vec<(String, String)>) {
-        let prefix = format!("x-codex-{name}");
+        self.family("codex", name, into);
+    }
+
+    fn family(&self, family: &str, name: &str, into: &mut Vec<(String, String)>) {
+        let prefix = format!("x-{family}-{name}");
         into.push((format!("{prefix}-used-percent"), format!("{:?}", self.percent())));
         into.push((format!("{prefix}-window-minutes"), self.minutes.to_string()));
         into.push((format!("{prefix}-reset-at"), self.reset_at.secs().to_string()));
@@ -206,6 +210,59 @@ impl Quota {
                 "approx_cloud_messages": null,
             },
             "promo": null,
+        })
+    }
+}
+
+/// A model's own limit as it stands.
+#[derive(Debug)]
+pub(super) struct Own {
+    spec: OwnLimit,
+    bucket: Bucket,
+}
+
+impl Own {
+    pub(super) fn new(spec: &OwnLimit) -> Self {
+        Self { spec: spec.clone(), bucket: Bucket::new(spec.window, UnixMs::now()) }
+    }
+
+    /// Adds one served response of its model; when it is full, the time of its reset.
+    pub(super) fn charge(&mut self) -> Result<(), UnixMs> {
+        self.bucket.roll(UnixMs::now());
+        if self.bucket.is_full() {
+            return Err(self.bucket.reset_at);
+        }
+        self.bucket.set_used(self.bucket.used + self.bucket.per_request);
+        Ok(())
+    }
+
+    pub(super) fn counts(&self, model: &str) -> bool {
+        self.spec.model == model
+    }
+
+    /// A family of headers of its own, and that the answer is about it.
+    pub(super) fn headers(&self, all: &mut Vec<(String, String)>) {
+        let family = self.spec.id.replace('_', "-");
+        self.bucket.family(&family, "primary", all);
+        all.push((format!("x-{family}-limit-name"), self.spec.title.clone()));
+        for (_name, value) in all.iter_mut().filter(|(name, _)| name == "x-codex-active-limit") {
+            value.clone_from(&self.spec.id);
+        }
+    }
+
+    /// As `/wham/usage` says it.
+    pub(super) fn usage(&mut self) -> Value {
+        let now = UnixMs::now();
+        self.bucket.roll(now);
+        json!({
+            "limit_name": self.spec.title,
+            "metered_feature": self.spec.id,
+            "rate_limit": {
+                "allowed": !self.bucket.is_full(),
+                "limit_reached": self.bucket.is_full(),
+                "primary_window": self.bucket.document(now),
+                "secondary_window": null,
+            },
         })
     }
 }

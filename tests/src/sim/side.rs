@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::around;
 use super::config::AccountSpec;
+use super::quota::Own;
 use super::state::{AccountNo, State};
 use super::wire::{Call, Reply, text};
 
@@ -54,7 +55,10 @@ pub(super) fn answer(call: &Call, no: AccountNo, path: &str) -> Reply {
         },
         "/wham/usage" => {
             account.quota.roll();
-            account.quota.usage(&account.spec)
+            let mut usage = account.quota.usage(&account.spec);
+            let own = account.own.as_mut().map(Own::usage);
+            usage["additional_rate_limits"] = own.into_iter().collect();
+            usage
         },
         "/wham/accounts/check" => accounts(state, no),
         "/wham/rate-limit-reset-credits" => around::credits(&account.spec.reset_credits),

@@ -15,7 +15,7 @@ use super::clock::{UnixMs, rfc3339};
 use super::config::{AccountSpec, CLIENT_ID, SimConfig};
 use super::faults::{Fault, Faults, Route};
 use super::login::Logins;
-use super::quota::Quota;
+use super::quota::{Own, Quota};
 use super::record::Record;
 use super::server::Commands;
 use super::tokens::{Freshness, Tokens};
@@ -40,6 +40,8 @@ pub(super) struct Shared {
 pub(super) struct Account {
     pub(super) spec: AccountSpec,
     pub(super) quota: Quota,
+    /// The limit that one model has for itself.
+    pub(super) own: Option<Own>,
 }
 
 /// A scripted tool call; see [`super::Sim::script_tool_call`].
@@ -99,7 +101,8 @@ impl State {
     pub(super) fn add_account(&mut self, spec: AccountSpec) {
         self.record.account(&spec.name);
         let quota = Quota::new(&spec);
-        self.accounts.push(Account { spec, quota });
+        let own = spec.own_limit.as_ref().map(Own::new);
+        self.accounts.push(Account { spec, quota, own });
     }
 
     pub(super) fn find(&self, name: &str) -> Option<AccountNo> {

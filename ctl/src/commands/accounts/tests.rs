@@ -8,10 +8,13 @@ fn switched(from: Option<&str>, to: Option<&str>) -> Switched {
 
 #[test]
 fn a_switch_says_what_changed() {
-    assert!(said(&switched(None, Some("a"))).starts_with("Pinned to work:"));
-    assert_eq!(said(&switched(Some("a"), Some("a"))), "Already pinned to work.\n");
-    assert!(said(&switched(Some("a"), None)).starts_with("Unpinned"));
-    assert!(said(&switched(None, None)).starts_with("Nothing was pinned"));
+    assert!(said(&switched(None, Some("a")), "the global pool").starts_with("Pinned to work:"));
+    assert_eq!(
+        said(&switched(Some("a"), Some("a")), "the global pool"),
+        "Already pinned to work for the global pool.\n"
+    );
+    assert!(said(&switched(Some("a"), None), "the global pool").starts_with("Unpinned"));
+    assert!(said(&switched(None, None), "the global pool").starts_with("Nothing was pinned"));
 }
 
 #[test]

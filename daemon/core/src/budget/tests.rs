@@ -29,7 +29,7 @@ fn book(budgets: impl IntoIterator<Item = Budget>) -> Book {
     book
 }
 
-const ASKER: Asker<'_> = Asker { project: Some("p"), client: "cli" };
+const ASKER: Asker<'_> = Asker { project: Some("p"), client: "cli", token: Some("editor") };
 
 fn reserve(book: &mut Book, now: u64) -> Result<Hold, Blocked> {
     book.reserve(Wall::from_millis(now), ASKER, &calendar)

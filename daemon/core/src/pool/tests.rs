@@ -23,7 +23,7 @@ use world::{ACCOUNTS, Act, SESSIONS, World, account, acts, calm_acts};
 const HOUR: Span = Span::from_secs(3600);
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
+    #![proptest_config(choosing::config(1))]
 
     #[test]
     fn p1_a_lease_is_granted_only_on_an_account_that_can_serve_at_that_instant(acts in acts()) {
@@ -37,7 +37,7 @@ proptest! {
                 prop_assert!(!refused);
                 prop_assert!(one.token.usable(world.now) && one.token.generation == *generation);
                 prop_assert!(one.cooldown.as_ref().is_none_or(|rest| rest.due.reached(world.now)));
-                prop_assert!(one.quota.full_until(world.now).is_none());
+                prop_assert!(one.quota.full_until(None, world.now).is_none());
                 prop_assert!(!need.exclude.contains(id) && need.only.as_ref().is_none_or(|o| o == id));
                 prop_assert!(need.workspaces.is_empty() || need.workspaces.contains(&one.workspace));
                 prop_assert!(!one.lacks(need.model.as_deref(), world.now));

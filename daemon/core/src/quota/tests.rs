@@ -40,8 +40,8 @@ fn headers_of_any_family_are_windows() {
             ("codex_bengalfox", Place::Secondary, 7.0, None)
         ]
     );
-    assert!((quota.headroom(now(1_000)) - 87.5).abs() < f64::EPSILON);
-    assert!((quota.headroom(now(5_000)) - 100.0).abs() < f64::EPSILON, "reset has passed");
+    assert!((quota.headroom(None, now(1_000)) - 87.5).abs() < f64::EPSILON);
+    assert!((quota.headroom(None, now(5_000)) - 100.0).abs() < f64::EPSILON, "reset has passed");
 }
 
 #[test]
@@ -58,6 +58,37 @@ fn events_and_usage_answers_say_the_same_as_headers() {
 }
 
 #[test]
+fn a_limit_called_after_a_model_counts_for_that_model_alone() {
+    let windows = from_headers(
+        &headers(&[
+            ("x-codex-primary-used-percent", "20"),
+            ("x-codex-primary-reset-at", "5000"),
+            ("x-codex-bengalfox-primary-used-percent", "100"),
+            ("x-codex-bengalfox-primary-reset-at", "7000"),
+            ("x-codex-bengalfox-limit-name", "GPT-5.3-Codex-Spark"),
+        ]),
+        SEEN,
+    );
+    let mut quota = Quota::default();
+    quota.merge(&windows);
+    let own = Some("gpt-5.3-codex-spark");
+    assert_eq!(quota.full_until(own, now(1_000)), Some(Wall::from_secs(7_000)));
+    for other in [None, Some("gpt-5.5"), Some("second-limit")] {
+        assert_eq!(quota.full_until(other, now(1_000)), None);
+        assert!((quota.headroom(other, now(1_000)) - 80.0).abs() < f64::EPSILON);
+    }
+    // An event names the limit alone; whose it is stays known.
+    let event = json!({"metered_limit_name": "codex_bengalfox",
+        "rate_limits": {"primary": {"used_percent": 40, "reset_at": 7_000}}});
+    quota.merge(&from_event(&event, Wall::from_secs(1_001)));
+    assert_eq!(quota.full_until(own, now(1_001)), None);
+    assert!((quota.headroom(own, now(1_001)) - 60.0).abs() < f64::EPSILON);
+    let usage = json!({"additional_rate_limits": [{"limit_name": "Second limit",
+        "metered_feature": "codex_x", "rate_limit": {"primary_window": {"used_percent": 5}}}]});
+    assert_eq!(from_usage(&usage, SEEN)[0].model.as_deref(), Some("second-limit"));
+}
+
+#[test]
 fn a_full_window_names_its_end() {
     let mut quota = Quota::default();
     quota.merge(&from_usage(
@@ -67,8 +98,8 @@ fn a_full_window_names_its_end() {
         }}),
         SEEN,
     ));
-    assert_eq!(quota.full_until(now(1_000)), Some(Wall::from_secs(9_000)));
-    assert_eq!(quota.full_until(now(9_001)), None);
+    assert_eq!(quota.full_until(None, now(1_000)), Some(Wall::from_secs(9_000)));
+    assert_eq!(quota.full_until(None, now(9_001)), None);
     let body = json!({"error": {"type": "usage_limit_reached", "resets_in_seconds": 10}});
     assert_eq!(reset_in_error(&body, SEEN), Some(Wall::from_secs(1_010)));
 }
@@ -76,6 +107,7 @@ fn a_full_window_names_its_end() {
 fn window() -> impl Strategy<Value = Window> {
     (0usize..3, any::<bool>(), 0u32..150, 0u64..50).prop_map(|(limit, first, used, seen)| Window {
         limit: ["codex", "a", "b"][limit].into(),
+        model: None,
         place: if first { Place::Primary } else { Place::Secondary },
         used_percent: f64::from(used),
         minutes: None,

@@ -38,6 +38,7 @@ fn account(n: u32) -> Account {
         stuck: None,
         shaky: None,
         without: BTreeMap::new(),
+        limited: BTreeMap::new(),
         lists: None,
         unlisted: Vec::new(),
         refused_fresh: false,
@@ -51,6 +52,7 @@ fn account(n: u32) -> Account {
 fn used(percent: u32, place: Place, resets_in: Span) -> Window {
     Window {
         limit: MAIN_LIMIT.into(),
+        model: None,
         place,
         used_percent: f64::from(percent),
         minutes: Some(if place == Place::Primary { 300 } else { 10_080 }),
@@ -66,7 +68,11 @@ fn quota(windows: &[Window]) -> Quota {
 }
 
 fn cooling(secs: u64) -> Cooldown {
-    Cooldown { cause: Cause::Forbidden, due: Due::after(NOW, Span::from_secs(secs)) }
+    Cooldown {
+        cause: Cause::Forbidden,
+        since: NOW.wall,
+        due: Due::after(NOW, Span::from_secs(secs)),
+    }
 }
 
 /// The account chosen, and why not the next best.

@@ -2,6 +2,7 @@
 
 use super::upstream::{DAY, HOUR};
 use serde_json::Value;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// One request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +70,21 @@ impl Workload {
     }
 }
 
+/// One request as somebody wrote it down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Made {
+    /// When, in milliseconds of any clock.
+    pub at: u64,
+    /// The name of its thread.
+    pub thread: Arc<str>,
+    /// Tokens of its input.
+    pub input: u64,
+    /// Tokens of its answer.
+    pub output: u64,
+    /// How long the answer took, in milliseconds.
+    pub lasts: u64,
+}
+
 /// All requests, in order of time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Traffic {
@@ -116,8 +132,7 @@ impl Traffic {
     /// # Errors
     /// The first line that is none, from 1, and what is wrong with it.
     pub fn recorded(text: &str) -> Result<Self, String> {
-        let (mut asks, mut threads, mut said) = (Vec::new(), Vec::<String>::new(), Vec::new());
-        let mut first = None;
+        let mut made = Vec::new();
         for (n, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let bad = |what: &str| format!("line {}: {what}", n + 1);
             let line: Value =
@@ -132,34 +147,37 @@ impl Traffic {
                 .and_then(Value::as_str)
                 .ok_or_else(|| bad("it has no `thread`"))?;
             let input = number("input").ok_or_else(|| bad("it has no `input` in tokens"))?;
-            let known = threads.iter().position(|known| known == name).unwrap_or_else(|| {
-                threads.push(name.to_owned());
-                said.push(0);
-                threads.len() - 1
-            });
             #[expect(
                 clippy::cast_possible_truncation,
                 clippy::cast_sign_loss,
                 reason = "a float saturates"
             )]
             let at = (at * 1000.0) as u64;
-            let start = *first.get_or_insert(at);
-            let output = number("output").unwrap_or(0);
-            let before =
-                said.get_mut(known).map(|before| std::mem::replace(before, input + output));
-            asks.push(Ask {
-                at: at.saturating_sub(start),
-                thread: u32::try_from(known).unwrap_or(u32::MAX),
+            made.push(Made {
+                at,
+                thread: name.into(),
                 input,
-                prefix: before.unwrap_or_default().min(input),
-                output,
+                output: number("output").unwrap_or(0),
                 lasts: number("lasts_ms").unwrap_or(8_000),
             });
         }
-        if asks.is_empty() {
-            return Err("it holds no request".to_owned());
-        }
-        Ok(Self::of(asks))
+        Self::made(made).ok_or_else(|| "it holds no request".to_owned())
+    }
+
+    /// Requests that were made, in any order; none without any.
+    pub fn made(mut made: Vec<Made>) -> Option<Self> {
+        made.sort_by(|one, other| (one.at, &one.thread).cmp(&(other.at, &other.thread)));
+        let start = made.first()?.at;
+        // What each thread has said, by its name.
+        let mut threads: BTreeMap<Arc<str>, (u32, u64)> = BTreeMap::new();
+        let asks = made.into_iter().map(|Made { at, thread, input, output, lasts }| {
+            let next = u32::try_from(threads.len()).unwrap_or(u32::MAX);
+            let (thread, said) = threads.entry(thread).or_insert((next, 0));
+            let before = std::mem::replace(said, input.saturating_add(output));
+            let (at, prefix) = (at.saturating_sub(start), before.min(input));
+            Ask { at, thread: *thread, input, prefix, output, lasts }
+        });
+        Some(Self::of(asks.collect()))
     }
 
     fn of(mut asks: Vec<Ask>) -> Self {

@@ -98,6 +98,7 @@ impl Account {
         let Some((short, long)) = self.size else { return Vec::new() };
         let window = |place, used: u64, size: u64, minutes, end: u64| Window {
             limit: MAIN_LIMIT.into(),
+            model: None,
             place,
             used_percent: f64::from(
                 u32::try_from(used * 100 / size.max(1)).unwrap_or(100).min(100),

@@ -220,7 +220,7 @@ impl Run {
             Mark::Cool(Cause::Forbidden | Cause::PaymentRequired | Cause::NotEntitled)
             | Mark::ModelNotIncluded => Mark::ModelNotIncluded,
             // A limit of this kind is no limit of turns; theirs would say so itself.
-            Mark::Cool(_) => Mark::Fine,
+            Mark::Cool(_) | Mark::ModelLimit { .. } => Mark::Fine,
             mark @ (Mark::Fine | Mark::Unauthorized | Mark::Shaky) => mark,
         }
     }

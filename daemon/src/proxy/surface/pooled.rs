@@ -128,6 +128,7 @@ mod tests {
     fn share(primary: f64, secondary: f64, resets: u64) -> Share {
         let window = |place, used_percent, minutes, resets| Window {
             limit: MAIN_LIMIT.into(),
+            model: None,
             place,
             used_percent,
             minutes: Some(minutes),

@@ -157,6 +157,7 @@ fn garbage_resets_and_windows_from_a_future_clock_keep_nobody_out() {
     let mut world = one(None);
     let window = |resets, seen| Window {
         limit: MAIN_LIMIT.into(),
+        model: None,
         place: Place::Primary,
         used_percent: 100.0,
         minutes: None,

@@ -509,6 +509,7 @@ impl World {
     fn window(&self, used: u32, primary: bool, resets: u64) -> Window {
         Window {
             limit: MAIN_LIMIT.into(),
+            model: None,
             place: if primary { Place::Primary } else { Place::Secondary },
             used_percent: f64::from(used),
             minutes: Some(if primary { 300 } else { 10_080 }),
