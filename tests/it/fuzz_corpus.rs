@@ -8,7 +8,7 @@ use std::{fs, path::Path};
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 10] = [
+const TARGETS: [Target; 12] = [
     ("frame", targets::frame),
     ("hello", targets::hello),
     ("message", targets::message),
@@ -19,6 +19,8 @@ const TARGETS: [Target; 10] = [
     ("event", targets::event),
     ("stream", targets::stream),
     ("bound_strip", targets::bound_strip),
+    ("sse", targets::sse),
+    ("ws_frame", targets::ws_frame),
 ];
 
 #[test]

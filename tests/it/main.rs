@@ -96,6 +96,8 @@ mod usage_told;
 #[cfg(test)]
 mod ws;
 #[cfg(test)]
+mod ws_again;
+#[cfg(test)]
 mod ws_codex;
 #[cfg(test)]
 mod ws_joined;

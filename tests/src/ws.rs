@@ -56,8 +56,23 @@ impl Door {
     /// # Panics
     /// When the connection fails.
     pub fn socket(&self, session: &str) -> Result<Socket, Answer> {
+        self.shaken(session, &self.handshake(session).bytes())
+    }
+
+    /// The same for a CLI of that version.
+    ///
+    /// # Errors
+    /// The answer, when it is no upgrade.
+    ///
+    /// # Panics
+    /// When the connection fails.
+    pub fn socket_of(&self, session: &str, version: &str) -> Result<Socket, Answer> {
+        self.shaken(session, &self.handshake(session).header("version", version).bytes())
+    }
+
+    fn shaken(&self, session: &str, handshake: &[u8]) -> Result<Socket, Answer> {
         let mut line = Line::open(self.addr).expect("the proxy listens");
-        line.write(&self.handshake(session).bytes()).expect("the handshake is sent");
+        line.write(handshake).expect("the handshake is sent");
         let head = line.head().expect("a head");
         if head.status != 101 {
             return Err(head);

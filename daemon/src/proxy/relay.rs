@@ -306,8 +306,10 @@ impl Body for Relay {
                 Poll::Ready(Some(Ok(frame)))
             },
             Poll::Ready(Some(Err(error))) => {
-                this.cut();
-                Poll::Ready(Some(Err(error.into())))
+                this.broken = Some(error);
+                this.early = Early::Flushed;
+                context.waker().wake_by_ref();
+                Poll::Pending
             },
             Poll::Ready(None) if this.is_early() => {
                 if !this.is_flushed(context) {

@@ -7,10 +7,12 @@ use cma_core::{
     bound::{self, Leave, Mark as Sealed, Without},
     cooldown::Cause,
     event::{self, Fault, Kind},
+    frame as turn,
     identity::{AccountId, Claims},
     pool::{Effect, Grant, Input, LeaseId, Pool, Release, RenewalFailure, Seed, Ticket},
     quota::{self, MAIN_LIMIT, Place, Quota, Window},
     select::Need,
+    sse::Events,
     stream::{Beginning, Found},
     time::{Mono, Now, Span, Wall},
     token::Generation,
@@ -140,6 +142,70 @@ pub fn stream(bytes: &[u8]) {
     if let Some(Found::Fault(fault)) = whole.0 {
         drop(fault.verdict(NOW.wall));
     }
+}
+
+/// The first byte says where the rest, an answer of events, is split, and how large one may be: the same
+/// texts come out.
+pub fn sse(bytes: &[u8]) {
+    let Some((first, rest)) = bytes.split_first() else { return };
+    let read = |parts: &[&[u8]]| {
+        let (mut events, mut all) = (Events::new(8 + usize::from(*first)), Vec::new());
+        for part in parts {
+            events.feed(part);
+        }
+        while let Some(event) = events.next_event() {
+            all.push(event);
+        }
+        all
+    };
+    let whole = read(&[rest]);
+    let (left, right) = rest.split_at(usize::from(*first).min(rest.len()));
+    assert_eq!(read(&[left, right]), whole);
+    let bytes: Vec<&[u8]> = rest.chunks(1).collect();
+    assert_eq!(read(&bytes), whole);
+    assert!(whole.iter().flatten().all(|text| text.len() <= 8 + usize::from(*first)));
+}
+
+/// Any text as a client's frame or as metadata: every edit keeps what it doesn't name.
+pub fn ws_frame(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let object = |text: &str| match serde_json::from_str::<Value>(text) {
+        Ok(Value::Object(object)) => Some(object),
+        _ => None,
+    };
+    let before = object(text);
+    if let Some(create) = turn::Create::read(text) {
+        let names = create.names(&HeaderMap::new());
+        assert!(names.len() <= 4 && before.is_some());
+        assert!(!create.is_turn() || create.kind == "response.create");
+        assert!(!create.is_prewarm() || create.generate.is_some());
+    }
+    if let Some((body, _headers)) = turn::to_http(text) {
+        let body = object(&body).expect("an edited frame is an object");
+        assert!(
+            ["type", "generate", "previous_response_id"].iter().all(|it| !body.contains_key(*it))
+        );
+    }
+    if let Some(edited) = turn::with_turn_state(text, None) {
+        let edited = object(&edited).expect("an edited frame is an object");
+        assert!(edited["client_metadata"].get(turn::TURN_STATE).is_none());
+    }
+    if let (Some(edited), Some(before)) = (turn::with_turn_state(text, Some("own")), &before) {
+        let edited = object(&edited).expect("an edited frame is an object");
+        assert_eq!(edited.len(), before.len());
+    }
+    if let Some(edited) = turn::with_header(text, turn::MODELS, None) {
+        let edited = object(&edited).expect("an edited event is an object");
+        assert!(edited["headers"].get(turn::MODELS).is_none());
+    }
+    if let Some(input) = turn::input(text) {
+        if let Some(whole) = turn::whole(text, "[{\"type\":\"message\"}]") {
+            let whole = object(&whole).expect("an edited frame is an object");
+            assert!(whole["input"].is_array() && !whole.contains_key("previous_response_id"));
+        }
+        assert!(serde_json::from_str::<Value>(&input).is_ok());
+    }
+    assert!(!turn::is_foreign(bytes) || before.is_some());
 }
 
 fn believe(windows: &[Window]) {

@@ -171,6 +171,8 @@ fn is_time(name: &str) -> bool {
         "processId",
         "end_byte_offset",
         "encrypted_content",
+        // What git says of the folder, which the CLI sends once it knows: a race of its own.
+        "workspaces",
     ];
     exact.contains(&name)
         || name.ends_with("_ms")

@@ -3,6 +3,7 @@
 use super::super::Proxy;
 use cma_core::{
     account::State,
+    cooldown::Cause,
     identity::AccountId,
     pool::Pool,
     quota::Window,
@@ -22,6 +23,8 @@ pub(super) struct Member {
     /// Whether its token may be sent now.
     pub(super) sendable: bool,
     pub(super) state: State,
+    /// Until when a limit that upstream told it keeps it out; a window that is full says so itself.
+    pub(super) limited: Option<Wall>,
     /// Its windows; one whose reset has passed is empty.
     pub(super) windows: Vec<Window>,
     /// Whether it is the one that a new thread would get.
@@ -61,6 +64,10 @@ fn list(pool: &Pool, need: &Need, now: Now) -> Vec<Member> {
             generation: account.token.generation,
             sendable: account.sendable(now),
             state,
+            limited: account
+                .rest(now)
+                .filter(|rest| matches!(rest.cause, Cause::UsageLimit(_)))
+                .map(|rest| rest.due.shown(now)),
             windows: account
                 .quota
                 .windows()

@@ -14,7 +14,6 @@ use super::{
 use crate::{actor, clock};
 use cma_core::{
     account::State,
-    cooldown::Cause,
     identity::AccountId,
     pool::Input,
     quota::{self, MAIN_LIMIT, Place},
@@ -181,13 +180,13 @@ fn document(usage: &Usage, members: &[Member], now: Wall) -> Value {
 }
 
 fn share(member: &Member) -> Share {
-    let limited = match &member.state {
-        State::Cooling(Cause::UsageLimit(_), until) => Some(*until),
-        _ => None,
-    };
     // A throttle of seconds or a renewal under way doesn't keep it from serving.
     let rests = matches!(&member.state, State::Cooling(cause, _) if !cause.is_quota());
-    Share { windows: member.windows.clone(), limited, fit: member.counts() && !rests }
+    Share {
+        windows: member.windows.clone(),
+        limited: member.limited,
+        fit: member.counts() && !rests,
+    }
 }
 
 fn limits(shares: &[Share], limit: &str, now: Wall) -> Value {

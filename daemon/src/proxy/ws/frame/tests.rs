@@ -1,4 +1,5 @@
 use super::*;
+use http::{HeaderName, HeaderValue};
 use proptest::prelude::*;
 
 const FRAME: &str = concat!(
@@ -36,6 +37,16 @@ fn a_turn_state_leaves_and_nothing_else() {
     assert_eq!(edited.as_str(), wanted, "every other byte and its place");
     let edited = with_turn_state(FRAME, Some("another")).unwrap();
     assert_eq!(edited.as_str(), FRAME.replace(r#":"state""#, r#":"another""#));
+}
+
+#[test]
+fn a_header_of_metadata_is_another_or_leaves_and_nothing_else() {
+    let event = r#"{"type":"response.metadata","headers":{"a":"1","X-Models-Etag":"e","b":[2]}}"#;
+    let edited = with_header(event, MODELS, Some("\"own\"")).unwrap();
+    assert_eq!(edited.as_str(), event.replace(r#""e""#, r#""\"own\"""#));
+    let edited = with_header(event, MODELS, None).unwrap();
+    assert_eq!(edited.as_str(), event.replace(r#""X-Models-Etag":"e","#, ""));
+    assert!(with_header("{}", MODELS, None).is_none());
 }
 
 #[test]

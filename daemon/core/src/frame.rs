@@ -1,0 +1,244 @@
+//! Frames of the Responses WebSocket: what a turn's frame says, and the few edits it can need.
+//!
+//! A frame is passed on as its bytes came. It is only written anew where it has to say something else:
+//! without a turn state that another account gave, or as the body of an HTTP request. Edits keep every
+//! other field as it stands, and its place. Pure; a frame comes from a client, and may be anything.
+
+use crate::bound;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
+};
+use serde_json::{Value, value::RawValue};
+use std::fmt;
+
+/// Where a turn's frame carries the sticky token that an earlier answer gave (observed, 0.169.0).
+pub const TURN_STATE: &str = "x-codex-turn-state";
+/// Where metadata carries the tag of the model list.
+pub const MODELS: &str = "x-models-etag";
+/// Fields of a frame that an HTTP body doesn't have.
+const ONLY_HERE: [&str; 3] = ["type", "generate", "previous_response_id"];
+/// Headers that a frame carries inside its metadata, by this prefix and with underscores.
+const HEADER_FIELD: &str = "ws_request_header_";
+/// Metadata that is a header over HTTP, by the same name.
+const ALSO_HEADERS: [&str; 3] = [TURN_STATE, "x-codex-turn-metadata", "x-codex-window-id"];
+/// Metadata that only means something on a WebSocket.
+const STAYS: [&str; 3] = [TURN_STATE, "x-codex-ws-stream-request-start-ms", "traceparent"];
+
+/// What is looked at in a client's frame. The rest is skipped, not built.
+#[derive(Debug, Deserialize)]
+pub struct Create {
+    #[serde(rename = "type")]
+    /// What it asks for.
+    pub kind: String,
+    /// The model.
+    pub model: Option<String>,
+    /// The response that it goes on from.
+    pub previous_response_id: Option<String>,
+    /// False for a prewarm.
+    pub generate: Option<bool>,
+    client_metadata: Option<Metadata>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Metadata {
+    #[serde(rename = "x-codex-turn-state")]
+    turn_state: Option<String>,
+    #[serde(rename = "x-codex-turn-metadata")]
+    turn: Option<String>,
+    session_id: Option<String>,
+    thread_id: Option<String>,
+}
+
+impl Create {
+    /// Reads a frame; `None` when it is no object with a type.
+    pub fn read(text: &str) -> Option<Self> {
+        serde_json::from_str(text).ok()
+    }
+
+    /// Whether the frame begins a turn.
+    pub fn is_turn(&self) -> bool {
+        self.kind == "response.create"
+    }
+
+    /// Whether it only warms the prompt up.
+    pub fn is_prewarm(&self) -> bool {
+        self.generate == Some(false)
+    }
+
+    /// The sticky token it carries.
+    pub fn turn_state(&self) -> Option<&str> {
+        self.client_metadata.as_ref()?.turn_state.as_deref()
+    }
+
+    /// What says of which thread and turn it is, as a request's headers would: the handshake's, and
+    /// what the frame itself says since then.
+    pub fn names(&self, handshake: &HeaderMap) -> HeaderMap {
+        let said = self.client_metadata.as_ref();
+        let [session, thread, turn] = match said {
+            Some(said) => [&said.session_id, &said.thread_id, &said.turn],
+            None => [&None; 3],
+        };
+        let mut names = HeaderMap::with_capacity(4);
+        for (name, value) in
+            [("session-id", session), ("thread-id", thread), ("x-codex-turn-metadata", turn)]
+        {
+            let value = value.as_deref().and_then(|value| HeaderValue::from_str(value).ok());
+            if let Some(value) = value.or_else(|| handshake.get(name).cloned()) {
+                names.insert(HeaderName::from_static(name), value);
+            }
+        }
+        if let Some(state) = self.turn_state().and_then(|state| HeaderValue::from_str(state).ok()) {
+            names.insert(HeaderName::from_static(TURN_STATE), state);
+        }
+        names
+    }
+}
+
+/// An object's fields in their order, values untouched.
+struct Fields<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Vec<(String, &'de RawValue)>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(fields)
+            }
+        }
+        deserializer.deserialize_map(InOrder).map(Fields)
+    }
+}
+
+impl<'a> Fields<'a> {
+    fn read(text: &'a str) -> Option<Self> {
+        serde_json::from_str(text).ok()
+    }
+
+    fn get(&self, name: &str) -> Option<&'a str> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.get())
+    }
+
+    /// The object without the fields that `leave` names, and with other values for those that
+    /// `change` gives one for.
+    fn write(
+        &self,
+        leave: impl Fn(&str) -> bool,
+        change: impl Fn(&str) -> Option<String>,
+    ) -> String {
+        let size = self.0.iter().map(|(name, value)| name.len() + value.get().len() + 4).sum();
+        let mut text = String::with_capacity(size);
+        text.push('{');
+        for (name, value) in self.0.iter().filter(|(name, _)| !leave(name)) {
+            if text.len() > 1 {
+                text.push(',');
+            }
+            text.push_str(&Value::from(name.as_str()).to_string());
+            text.push(':');
+            match change(name) {
+                Some(changed) => text.push_str(&changed),
+                None => text.push_str(value.get()),
+            }
+        }
+        text.push('}');
+        text
+    }
+}
+
+/// The frame with another turn state, or without its own. `None` when it can't be read, which the
+/// caller has ruled out.
+pub fn with_turn_state(text: &str, state: Option<&str>) -> Option<String> {
+    let fields = Fields::read(text)?;
+    let metadata = Fields::read(fields.get("client_metadata")?)?;
+    let metadata = metadata.write(
+        |name| name == TURN_STATE && state.is_none(),
+        |name| {
+            state.filter(|_state| name == TURN_STATE).map(|state| Value::from(state).to_string())
+        },
+    );
+    let edited =
+        fields.write(|_| false, |name| (name == "client_metadata").then(|| metadata.clone()));
+    Some(edited)
+}
+
+/// An event of metadata with another value of one of its headers, or without it. `None` when it can't
+/// be read.
+pub fn with_header(text: &str, header: &str, value: Option<&str>) -> Option<String> {
+    let fields = Fields::read(text)?;
+    let headers = Fields::read(fields.get("headers")?)?;
+    let is_it = |name: &str| name.eq_ignore_ascii_case(header);
+    let headers = headers.write(
+        |name| value.is_none() && is_it(name),
+        |name| value.filter(|_value| is_it(name)).map(|value| Value::from(value).to_string()),
+    );
+    let edited = fields.write(|_| false, |name| (name == "headers").then(|| headers.clone()));
+    Some(edited)
+}
+
+/// Whether an error, as a frame or a body, says that upstream can't read something sealed.
+pub fn is_foreign(error: &[u8]) -> bool {
+    serde_json::from_slice(error).is_ok_and(|error| bound::is_foreign(&error))
+}
+
+/// A frame as an HTTP request: its body, and the headers that it carries inside.
+pub fn to_http(text: &str) -> Option<(String, HeaderMap)> {
+    let fields = Fields::read(text)?;
+    let mut headers = HeaderMap::new();
+    let metadata = fields.get("client_metadata").and_then(Fields::read).map(|metadata| {
+        let all = metadata.0.iter();
+        headers.extend(all.filter_map(|(name, value)| header(name, value.get())));
+        let stays = |name: &str| STAYS.contains(&name) || name.starts_with(HEADER_FIELD);
+        metadata.write(stays, |_| None)
+    });
+    let change = |name: &str| metadata.clone().filter(|_| name == "client_metadata");
+    let body = fields.write(|name| ONLY_HERE.contains(&name), change);
+    Some((body, headers))
+}
+
+/// The frame with its whole input, where it goes on from one that was never sent and had this input.
+pub fn whole(text: &str, before: &str) -> Option<String> {
+    let fields = Fields::read(text)?;
+    let input = joined(before, fields.get("input")?)?;
+    let change = |name: &str| (name == "input").then(|| input.clone());
+    Some(fields.write(|name| name == "previous_response_id", change))
+}
+
+/// A frame's input, as it stands.
+pub fn input(text: &str) -> Option<String> {
+    Fields::read(text)?.get("input").map(str::to_owned)
+}
+
+/// Two arrays as one.
+fn joined(first: &str, second: &str) -> Option<String> {
+    let inner = |text: &str| {
+        let text = text.trim().strip_prefix('[')?.strip_suffix(']')?.trim().to_owned();
+        Some(text)
+    };
+    let (first, second) = (inner(first)?, inner(second)?);
+    let comma = if first.is_empty() || second.is_empty() { "" } else { "," };
+    Some(format!("[{first}{comma}{second}]"))
+}
+
+/// The header that a field of the metadata stands for.
+fn header(field: &str, value: &str) -> Option<(HeaderName, HeaderValue)> {
+    let name = match field.strip_prefix(HEADER_FIELD) {
+        Some(name) => name.replace('_', "-"),
+        None if ALSO_HEADERS.contains(&field) => field.to_owned(),
+        None => return None,
+    };
+    // What says who is asking is ours to say.
+    if !name.starts_with("x-codex-") && !name.starts_with("x-openai-internal-") {
+        return None;
+    }
+    let value: String = serde_json::from_str(value).ok()?;
+    Some((HeaderName::try_from(name).ok()?, HeaderValue::try_from(value).ok()?))
+}
