@@ -9,7 +9,11 @@
 //! It runs in the request's own task and decides nothing about accounts: it says how the beginning
 //! ended, `turn` does the rest.
 
-use super::{headers, sniff::Sniffer};
+use super::{
+    headers,
+    refusal::{ERROR_TIMEOUT, MAX_ERROR},
+    sniff::Sniffer,
+};
 use crate::{clock, config::streams::Streams, upstream::Driven};
 use bytes::Bytes;
 use cma_core::{
@@ -29,9 +33,6 @@ use tokio::time::Instant;
 
 /// A compaction is held this many times as long: it says nothing while it works.
 const COMPACTION: u32 = 3;
-/// Read of an error in a stream's place, and how long it may take.
-const MAX_ERROR: usize = 64 * 1024;
-const ERROR_TIMEOUT: Duration = Duration::from_secs(5);
 /// Silent beginnings of one request that are given up. A model that thinks for that long thinks
 /// elsewhere as well, and each attempt costs quota.
 const MAX_SILENCES: u32 = 2;

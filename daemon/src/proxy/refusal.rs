@@ -7,9 +7,9 @@ use http_body_util::BodyExt as _;
 use std::time::Duration;
 
 /// Enough of an error to judge it.
-const MAX_ERROR: usize = 64 * 1024;
+pub(super) const MAX_ERROR: usize = 64 * 1024;
 /// An error that doesn't come is judged without its body.
-const ERROR_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const ERROR_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Reads an error's body; whether that was all of it, so that its connection can be used again.
 pub(super) async fn read<B: Body<Data = Bytes> + Unpin>(body: &mut B) -> (Bytes, bool) {
