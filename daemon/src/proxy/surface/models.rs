@@ -165,6 +165,10 @@ pub(super) async fn serve(
                 ask(proxy, &need, &version, member, false);
             }
         }
+        // An account that was never heard of this: its first answer is on its way.
+        let new = members.iter().filter(|it| it.sendable && models.is_new(&version, &it.id));
+        let jobs: Vec<_> = new.map(|member| job(&version, &member.id)).collect();
+        proxy.surface.desk.done(&jobs, Instant::now() + FIRST).await;
     }
     let lists = models.lists(&version, &members);
     if lists.is_empty() {
@@ -310,6 +314,10 @@ impl Models {
             shelf.lists.get(&(Arc::clone(version), member.id.clone()))?.list.clone()
         };
         members.iter().filter_map(list).collect()
+    }
+
+    fn is_new(&self, version: &Arc<str>, id: &AccountId) -> bool {
+        !self.0.lock().lists.contains_key(&(Arc::clone(version), id.clone()))
     }
 
     fn is_due(&self, version: &Arc<str>, id: &AccountId) -> bool {
