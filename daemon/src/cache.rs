@@ -40,6 +40,8 @@ const STALE: u64 = 8 * 24 * 3600;
 
 /// Another process has it open for moments only.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// A read or a write that takes longer never ends.
+const LONGEST: Duration = Duration::from_secs(20);
 /// Between two looks at its lock.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -289,10 +291,13 @@ fn fault(folder: &Path, why: &str) -> Fault {
 async fn off_the_loop<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
 ) -> Result<T, Fault> {
-    tokio::task::spawn_blocking(work)
-        .await
+    match tokio::time::timeout(LONGEST, tokio::task::spawn_blocking(work)).await {
+        Ok(Ok(done)) => done,
         // sled may panic on a damaged file; its thread is not ours to lose more than the cache for.
-        .unwrap_or_else(|_panicked| Err(Fault::internal("the cache panicked")))
+        Ok(Err(_panicked)) => Err(Fault::internal("the cache panicked")),
+        // Or read one in circles: neither the work nor a stop waits for that.
+        Err(_elapsed) => Err(Fault::internal("the cache took too long")),
+    }
 }
 
 #[cfg(test)]
