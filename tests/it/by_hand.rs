@@ -248,7 +248,8 @@ fn streams_pass_byte_for_byte() {
 #[test]
 fn a_cut_stream_looks_cut() {
     let (world, door) = world(vec![AccountSpec::new("a")]);
-    for by in [Cut::Reset, Cut::Close] {
+    // A clean end without the event that ends a response is a cut as well.
+    for by in [Cut::Reset, Cut::Close, Cut::CleanEnd] {
         world.sim().fault(None, Route::Responses, Fault::CutMidStream { after: 2, by }, Some(1));
         let mut line = Line::open(door.addr).unwrap();
         line.write(&door.turn().bytes()).unwrap();
@@ -256,10 +257,6 @@ fn a_cut_stream_looks_cut() {
         assert!(line.rest().is_err(), "{by:?} looks whole");
         complete(&door.send(&door.turn()).unwrap());
     }
-    let clean = Fault::CutMidStream { after: 2, by: Cut::CleanEnd };
-    world.sim().fault(None, Route::Responses, clean, Some(1));
-    let answer = door.send(&door.turn()).unwrap();
-    assert!(answer.status == 200 && !answer.is_complete());
     world.assert_clean();
 }
 

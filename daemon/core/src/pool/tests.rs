@@ -71,10 +71,13 @@ proptest! {
                 _ => step.released.as_ref().map(|(id, mark)| (id, mark)),
             };
             if let Some((id, Mark::Cool(cause))) = told
-                && world.account(id).is_some()
+                && let Some(account) = world.account(id)
             {
+                // A limit that names no end ends with the window that is known to be full.
+                let full = account.quota.full_until(None, world.now);
                 let rest = match cause {
                     Cause::UsageLimit(Some(at)) => at.since(world.now.wall),
+                    Cause::UsageLimit(None) if let Some(at) = full => at.since(world.now.wall),
                     Cause::Throttled(Some(wait)) => (*wait).min(Span::from_secs(300)),
                     Cause::Throttled(None) => Span::from_secs(5),
                     Cause::Forbidden => Span::from_secs(60),
