@@ -186,13 +186,13 @@ fn streams_go_on_while_upstream_fails_and_nothing_is_left() {
     let seen = storm(&world, &door, streams, Duration::from_secs(seconds));
     eventually("no lease is left", quiet);
     world.sim().clear_faults();
-    let settled = || sockets(pid) <= held.max(8) && world.status()["proxy"]["connections"] == 0;
-    eventually("no socket is left", settled);
-    eventually("no task is left", || tasks(&door, token) <= alive);
     let ended = Instant::now();
     while streams >= PROMISED && rss_kib(pid) * 10 > before * 11 && ended.elapsed() < 2 * SETTLED {
         std::thread::sleep(Duration::from_secs(1));
     }
+    let settled = || sockets(pid) <= held.max(8) && world.status()["proxy"]["connections"] == 0;
+    eventually("no socket is left", settled);
+    eventually("no task is left", || tasks(&door, token) <= alive);
     let after = rss_kib(pid);
     eprintln!(
         "{streams} streams for {seconds} s: {} answers whole, {} faults, {} wrong; RSS {before} → \
