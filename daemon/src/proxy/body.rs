@@ -11,7 +11,6 @@ use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use std::{
-    future::poll_fn,
     pin::Pin,
     sync::{
         Arc,
@@ -112,21 +111,6 @@ impl Source {
         Some(Replay { source: Arc::clone(&self.0), next: 0, attempt: inner.attempt })
     }
 
-    /// Waits for something else, and has the client's body read meanwhile as far as it has come:
-    /// asked for only afterwards it would take the connection another round.
-    pub(crate) async fn stirred<T>(&self, other: impl Future<Output = T>) -> T {
-        let mut other = std::pin::pin!(other);
-        let mut stirred = false;
-        poll_fn(|context| {
-            let polled = other.as_mut().poll(context);
-            if polled.is_pending() && !std::mem::replace(&mut stirred, true) {
-                self.0.lock().stir(context);
-            }
-            polled
-        })
-        .await
-    }
-
     /// Whether another attempt could be made.
     pub(crate) fn repeatable(&self) -> bool {
         let inner = self.0.lock();
@@ -192,22 +176,6 @@ impl Inner {
                     return Poll::Ready(Some(Ok(data)));
                 },
             }
-        }
-    }
-
-    /// Asks for the first piece before an attempt does, which then finds it kept.
-    fn stir(&mut self, context: &mut Context<'_>) {
-        if self.attempt > 0 || self.came > 0 {
-            return;
-        }
-        if let Poll::Ready(Some(Ok(data))) = self.read(context)
-            && self.overflow
-        {
-            // More than all may keep, by one piece: no attempt would get it otherwise.
-            self.overflow = false;
-            KEPT.fetch_add(data.len(), Ordering::Relaxed);
-            self.kept_len = data.len();
-            self.kept.push(data);
         }
     }
 

@@ -10,8 +10,8 @@
 //! ended, `turn` does the rest.
 
 use super::{
+    error_body::{ERROR_TIMEOUT, MAX_ERROR},
     headers,
-    refusal::{ERROR_TIMEOUT, MAX_ERROR},
     sniff::Sniffer,
 };
 use crate::{clock, config::streams::Streams, upstream::Driven};

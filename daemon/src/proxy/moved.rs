@@ -134,7 +134,8 @@ enum Packing {
     Other,
 }
 
-#[derive(Deserialize)]
+/// What a request says of itself.
+#[derive(Default, Deserialize)]
 struct Metadata<'a> {
     #[serde(borrow)]
     turn_id: Option<Cow<'a, str>>,
@@ -144,20 +145,8 @@ struct Metadata<'a> {
 }
 
 impl Ride {
-    /// Takes a request in and says in `need` and `trace` which thread and turn it is of.
-    pub(super) fn begin(
-        known: &Known,
-        bounds: &Bounds,
-        headers: &HeaderMap,
-        need: &mut Need,
-        trace: &mut Trace,
-    ) -> Self {
-        let mut ride = Self::read(known, bounds, headers, need, trace);
-        ride.count(need, trace);
-        ride
-    }
-
-    /// The same without counting it as a request of its thread: it may not be sent at all.
+    /// Takes a request in and says in `need` and `trace` which thread and turn it is of. It isn't counted
+    /// as a request of its thread yet ([`Self::count`]): it may not be sent at all.
     pub(super) fn read(
         known: &Known,
         bounds: &Bounds,
@@ -167,8 +156,9 @@ impl Ride {
     ) -> Self {
         let id = headers::name(headers, &headers::THREAD).or_else(|| trace.session.clone());
         let key = bounds.session(id.as_ref());
-        let turn = turn(headers);
-        if let (Some(key), Some(from)) = (&key, forked(headers))
+        let said = Metadata::of(headers);
+        let turn = name(said.turn_id.as_deref());
+        if let (Some(key), Some(from)) = (&key, name(said.forked_from_thread_id.as_deref()))
             && known.lock().get(key).is_none()
         {
             // What it copies is sealed for the account of the one before, and cached there.
@@ -495,20 +485,17 @@ fn unpacked(body: &[u8], packing: Packing) -> Option<Cow<'_, [u8]>> {
     }
 }
 
-fn turn(headers: &HeaderMap) -> Option<Arc<str>> {
-    let metadata: Metadata<'_> =
-        serde_json::from_slice(headers.get(&headers::METADATA)?.as_bytes()).ok()?;
-    let turn = metadata.turn_id?;
-    (!turn.is_empty() && turn.len() <= headers::MAX_NAME).then(|| Arc::from(&*turn))
+impl<'a> Metadata<'a> {
+    /// Reads it once for all that is asked of it; empty when a request says nothing of itself.
+    fn of(headers: &'a HeaderMap) -> Self {
+        let said = headers.get(&headers::METADATA).map(HeaderValue::as_bytes);
+        said.and_then(|said| serde_json::from_slice(said).ok()).unwrap_or_default()
+    }
 }
 
-fn forked(headers: &HeaderMap) -> Option<Arc<str>> {
-    let metadata = headers.get(&headers::METADATA)?.as_bytes();
-    // Few are: the others aren't read for it.
-    memchr::memmem::find(metadata, b"\"forked_from_thread_id\"")?;
-    let metadata: Metadata<'_> = serde_json::from_slice(metadata).ok()?;
-    let from = metadata.forked_from_thread_id?;
-    (!from.is_empty() && from.len() <= headers::MAX_NAME).then(|| Arc::from(&*from))
+/// What is said as a name, within bounds.
+fn name(said: Option<&str>) -> Option<Arc<str>> {
+    said.filter(|name| !name.is_empty() && name.len() <= headers::MAX_NAME).map(Arc::from)
 }
 
 fn name_of(proxy: &Proxy, id: &AccountId) -> String {

@@ -13,11 +13,10 @@ use super::{
     body::{BODY_LIMIT, Source, UpBody},
     books,
     course::{self, Course, Missed, head_in_time},
-    headers,
+    error_body, headers,
     held::Ready,
     keys::Launch,
     moved::{Foreign, Ride},
-    refusal,
     relay::{Accounts, Answer, Ending, Out, Relay},
     respond, shown,
     trace::millis,
@@ -104,7 +103,9 @@ pub(crate) fn serve(
     if let Some(blocked) = books::admit(&proxy, &mut trace, launch) {
         return Box::pin(std::future::ready(blocked));
     }
-    let ride = Ride::begin(&proxy.traces.threads, bounds, &parts.headers, &mut need, &mut trace);
+    let known = &proxy.traces.threads;
+    let mut ride = Ride::read(known, bounds, &parts.headers, &mut need, &mut trace);
+    ride.count(&need, &trace);
     parts.headers = headers::upwards(parts.headers, &proxy.host);
     let source = Source::new(incoming);
     let turn = Turn {
@@ -131,8 +132,7 @@ impl Turn {
                 self.course.wait_for_host(pause).await;
                 continue;
             }
-            let select = self.proxy.actor.select(self.course.need.clone());
-            let mut lease = match self.source.stirred(select).await {
+            let mut lease = match self.proxy.actor.select(self.course.need.clone()).await {
                 Err(_gone) => return respond::draining(),
                 Ok(Ok(lease)) => lease,
                 Ok(Err(refused)) => match self.course.over() {
@@ -185,10 +185,6 @@ impl Turn {
             return Step::Again;
         }
         let Some(body) = self.ride.body(&self.source) else {
-            if self.source.client_failed() {
-                drop(lease);
-                return Step::Again;
-            }
             return Step::Say(self.give_up_on(lease));
         };
         self.course.trace.tried += 1;
@@ -254,7 +250,7 @@ impl Turn {
             return Step::Deliver(lease, Box::new(Ready::new(response)), blind.reason);
         }
         let (parts, mut body) = response.into_parts();
-        let (bytes, whole) = refusal::read(&mut body).await;
+        let (bytes, whole) = error_body::read(&mut body).await;
         if whole {
             self.proxy.upstream.give_back(body.into_connection());
         }

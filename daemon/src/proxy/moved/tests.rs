@@ -45,14 +45,14 @@ fn the_turn_is_read_from_its_metadata() {
     let of = |text: &str| {
         let mut headers = HeaderMap::new();
         headers.insert(headers::METADATA, text.parse().unwrap());
-        turn(&headers)
+        name(Metadata::of(&headers).turn_id.as_deref())
     };
     let text = r#"{"root_turn_id":"r","turn_id":"t-1","thread_id":"x","n":{"turn_id":"no"}}"#;
     assert_eq!(of(text).as_deref(), Some("t-1"));
     for none in [r#"{"turn_id":""}"#, r#"{"turn_id":7}"#, "{", "[]", r#"{"turn_id":null}"#] {
         assert_eq!(of(none), None, "{none}");
     }
-    assert_eq!(turn(&HeaderMap::new()), None);
+    assert_eq!(Metadata::of(&HeaderMap::new()).turn_id, None);
 }
 
 #[test]

@@ -14,9 +14,8 @@ use super::{
         body::{BODY_LIMIT, Source, UpBody},
         books,
         course::{Course, head_in_time},
-        headers,
+        error_body, headers,
         keys::Launch,
-        refusal,
         relay::{Accounts, Answer, Ending, Out, Relay},
         respond,
         trace::millis,
@@ -168,7 +167,7 @@ impl Run {
             return Step::Done(self.deliver(lease, response));
         }
         let (parts, mut body) = response.into_parts();
-        let (bytes, whole) = refusal::read(&mut body).await;
+        let (bytes, whole) = error_body::read(&mut body).await;
         if whole {
             self.proxy.upstream.give_back(body.into_connection());
         }

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     actor::Lease,
     clock,
-    proxy::{body::UpBody, course::Missed, headers, refusal},
+    proxy::{body::UpBody, course::Missed, error_body, headers},
     trouble::Place,
     upstream::Driven,
     vault::Pass,
@@ -66,7 +66,7 @@ impl Session {
         let (status, fields) = (response.status(), response.headers());
         if !status.is_success() || verdict::is_page(status, fields) {
             let (parts, mut body) = response.into_parts();
-            let (bytes, whole) = refusal::read(&mut body).await;
+            let (bytes, whole) = error_body::read(&mut body).await;
             if whole {
                 upstream.give_back(body.into_connection());
             }

@@ -2,7 +2,7 @@
 
 use crate::{
     clock,
-    proxy::{body::UpBody, refusal},
+    proxy::{body::UpBody, error_body},
     upstream::{Alpn, Failure, Upstream},
     vault::Pass,
 };
@@ -201,7 +201,7 @@ async fn shake(
     })?;
     if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
         let (parts, mut body) = response.into_parts();
-        let mut body = std::pin::pin!(refusal::read(&mut body));
+        let mut body = std::pin::pin!(error_body::read(&mut body));
         let (bytes, _whole) = std::future::poll_fn(|context| {
             if let Poll::Ready(bytes) = body.as_mut().poll(context) {
                 return Poll::Ready(bytes);
