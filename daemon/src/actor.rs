@@ -336,7 +336,7 @@ impl Desk {
                 continue;
             }
             if let Some(wake) = self.pool.next_wake(self.clock.now()) {
-                let due = Instant::now() + Duration::from_millis(wake.millis());
+                let due = clock::mono() + Duration::from_millis(wake.millis());
                 // One that fires early costs a tick; moving it costs more, and at every request.
                 if due < timer.deadline() {
                     timer.as_mut().reset(due);
@@ -345,7 +345,7 @@ impl Desk {
             if timer.as_mut().poll(context).is_pending() {
                 return;
             }
-            timer.as_mut().reset(Instant::now() + LONGEST_SLEEP);
+            timer.as_mut().reset(clock::mono() + LONGEST_SLEEP);
             let now = self.clock.now();
             self.pool.handle(now, Input::Tick);
             self.apply(now);
@@ -396,6 +396,8 @@ impl Desk {
             Work::Select(need, reply) => {
                 let ticket = Ticket(self.next_ticket);
                 self.next_ticket += 1;
+                // How long a choice takes is told in microseconds.
+                self.begun = Instant::now();
                 self.waiting.insert(ticket, reply);
                 Input::Select(ticket, need)
             },
@@ -409,7 +411,6 @@ impl Desk {
             },
             Work::Renewed(id, from, Err(failure)) => Input::RenewalFailed(id, from, failure),
         };
-        self.begun = Instant::now();
         self.pool.handle(now, input);
         self.apply(now);
     }

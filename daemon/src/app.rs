@@ -47,7 +47,7 @@ use cma_proto::{endpoint::Root, error::ErrorCode};
 use http::HeaderValue;
 use parking_lot::Mutex;
 #[cfg(unix)]
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::TcpListener,
@@ -58,6 +58,8 @@ use tokio_util::task::TaskTracker;
 
 /// What a second signal leaves running responses.
 const HURRY: Duration = Duration::from_secs(5);
+/// After which a start is over, with what clients ask for at once.
+const STARTED: Duration = Duration::from_secs(2);
 
 /// Where the daemon is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -533,11 +535,13 @@ impl Built {
         let stopped = Arc::new(Notify::new());
         let stop_actor = Arc::clone(&stopped);
         let background = Tasks::default();
-        background.spawn("actor", async move { actor.run(stop_actor.notified()).await });
+        let actor = clock::Stopped(Box::pin(async move { actor.run(stop_actor.notified()).await }));
+        background.spawn("actor", actor);
         let proxy = Arc::clone(&app.proxy);
         let accepting = connections.clone();
         background.spawn("proxy", proxy::serve(proxy, listener, accepting, Arc::clone(&app)));
-        background.spawn("settle", relay::settle(settling, app.phases.clone()));
+        let settling = relay::settle(settling, app.phases.clone());
+        background.spawn("settle", clock::Stopped(Box::pin(settling)));
         let cache = cache::keep(
             app.root.clone(),
             app.actor.clone(),
@@ -560,6 +564,7 @@ impl Built {
         background.spawn_idle("notices", notices::keep(Arc::clone(&app)));
         background.spawn_idle("ipc", ipc.serve(Arc::clone(&app), background.clone()));
         app.phases.enter(Phase::Serving);
+        background.spawn_idle("started", started(Arc::clone(&app)));
 
         tokio::select! {
             () = app.stop.asked.notified() => {},
@@ -575,5 +580,13 @@ impl Built {
         app.proxy.upstream.close_idle();
         background.ended().await;
         app.proxy.traces.books.ledger.close();
+    }
+}
+
+/// Gives back what only the start needed, unless somebody is being served.
+async fn started(app: Arc<App>) {
+    tokio::time::sleep(STARTED).await;
+    if app.proxy.traces.counters.active.load(Ordering::Relaxed) == 0 {
+        crate::sys::release_memory();
     }
 }

@@ -3,11 +3,17 @@
 //! The monotonic one stands still while the machine sleeps; the wall clock goes on, and may be set.
 //! Tests shift the wall clock alone, which is both: `CMA_CLOCK_SHIFT` names a file with a number of
 //! milliseconds, read many times a second. It counts with simulated upstreams only.
+//!
+//! A read is cheap and a request used to need fifty: for as long as a task is polled by [`Stopped`],
+//! each clock is read once and stands.
 
 use crate::config::Config;
 use cma_core::time::{Mono, Now, Wall};
 use std::{
+    cell::Cell,
+    pin::Pin,
     sync::atomic::{AtomicI64, Ordering},
+    task::{Context, Poll},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::time::Instant;
@@ -29,12 +35,69 @@ impl Clock {
     }
 
     pub(crate) fn now(self) -> Now {
-        Now { mono: Mono::from_millis(millis(self.start.elapsed().as_millis())), wall: wall() }
+        Now { mono: Mono::from_millis(millis(since(self.start).as_millis())), wall: wall() }
     }
+}
+
+thread_local! {
+    /// What the clocks showed at the first look of this poll; `None` while they run.
+    static STANDS: Cell<Option<Stand>> = const { Cell::new(None) };
+}
+
+/// Clocks that stand, as far as they were looked at.
+#[derive(Debug, Clone, Copy, Default)]
+struct Stand {
+    mono: Option<Instant>,
+    wall: Option<Wall>,
+}
+
+/// A task for which the clocks stand while it is polled. For tasks whose polls take microseconds.
+#[derive(Debug)]
+pub(crate) struct Stopped<F>(pub(crate) F);
+
+impl<F: Future + Unpin> Future for Stopped<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        /// Lets them run again, after a panic too.
+        struct Run;
+        impl Drop for Run {
+            fn drop(&mut self) {
+                STANDS.set(None);
+            }
+        }
+        STANDS.set(Some(Stand::default()));
+        let _run = Run;
+        Pin::new(&mut self.0).poll(context)
+    }
+}
+
+/// The monotonic clock, for what is measured or due in milliseconds.
+pub(crate) fn mono() -> Instant {
+    let Some(stand) = STANDS.get() else { return Instant::now() };
+    stand.mono.unwrap_or_else(|| {
+        let now = Instant::now();
+        STANDS.set(Some(Stand { mono: Some(now), ..stand }));
+        now
+    })
+}
+
+/// How long ago that was, by [`mono`].
+pub(crate) fn since(then: Instant) -> Duration {
+    mono().saturating_duration_since(then)
 }
 
 /// The wall clock.
 pub(crate) fn wall() -> Wall {
+    let Some(stand) = STANDS.get() else { return read_wall() };
+    stand.wall.unwrap_or_else(|| {
+        let now = read_wall();
+        STANDS.set(Some(Stand { wall: Some(now), ..stand }));
+        now
+    })
+}
+
+fn read_wall() -> Wall {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let shift = SHIFT.load(Ordering::Relaxed);
     Wall::from_millis(millis(since.as_millis()).saturating_add_signed(shift))

@@ -303,7 +303,7 @@ impl Threads {
             }
             let known = given.iter().any(|(whose, _state)| whose == account);
             if !known && given.len() < STATES {
-                given.push((account.clone(), state.clone()));
+                given.push((account.clone(), alone(state)));
             }
         }
     }
@@ -422,6 +422,12 @@ impl Thread {
             TurnState::Drop
         }
     }
+}
+
+/// A copy in memory of its own: a value that was read is a part of all that was read with it, and
+/// would keep those kilobytes for as long as its thread is known.
+fn alone(value: &HeaderValue) -> HeaderValue {
+    HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone())
 }
 
 /// What one can't read of the other, the other can't read of the one.

@@ -5,6 +5,7 @@
 //! on and loses its failover. A superseded attempt gets nothing more: two attempts never read the
 //! same client.
 
+use crate::clock;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt as _, Limited};
@@ -95,7 +96,7 @@ impl Source {
             came: 0,
             overflow: false,
             failed: None,
-            done_at: ended.then(Instant::now),
+            done_at: ended.then(clock::mono),
             attempt: 0,
         })))
     }
@@ -151,7 +152,7 @@ impl Inner {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => {
                     self.ended = true;
-                    self.done_at = Some(Instant::now());
+                    self.done_at = Some(clock::mono());
                     return Poll::Ready(None);
                 },
                 Poll::Ready(Some(Err(_broken))) => {
@@ -170,7 +171,7 @@ impl Inner {
                     }
                     if self.incoming.as_ref().is_some_and(Body::is_end_stream) {
                         self.ended = true;
-                        self.done_at = Some(Instant::now());
+                        self.done_at = Some(clock::mono());
                     }
                     self.keep(&data);
                     return Poll::Ready(Some(Ok(data)));

@@ -96,7 +96,7 @@ impl Course {
     pub(super) fn is_spent(&self) -> bool {
         self.trace.tried >= MAX_ATTEMPTS
             || self.refused_rounds > REFUSED_ROUNDS
-            || self.trace.started.elapsed() > BUDGET
+            || clock::since(self.trace.started) > BUDGET
     }
 
     /// Waits with everybody while the host fails for several accounts.
@@ -235,7 +235,7 @@ impl Course {
     /// moments or when upstream said, or (`rounds`) the next round over accounts that only had the
     /// host's faults.
     pub(super) async fn waited(&mut self, proxy: &Proxy, refused: &Refused, rounds: bool) -> bool {
-        let elapsed = self.trace.started.elapsed();
+        let elapsed = clock::since(self.trace.started);
         let patience = if self.stated {
             STATED_WAIT.min(BUDGET.saturating_sub(elapsed))
         } else {
@@ -351,7 +351,7 @@ pub(super) async fn head_in_time(
     limit: Duration,
     send: impl Future<Output = Result<Response<Driven>, Failure>>,
 ) -> Result<Response<Driven>, Missed> {
-    let begun = Instant::now();
+    let begun = clock::mono();
     let mut send = std::pin::pin!(send);
     let mut wake = begun + limit;
     loop {

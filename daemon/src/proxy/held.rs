@@ -155,9 +155,18 @@ impl Ready {
         }
     }
 
-    /// Reads until the beginning shows something, fails, or reaches its bounds.
+    /// Reads until the beginning shows something, fails, or reaches its bounds. Whoever reads along gets
+    /// what was held, to be read when there is time.
     pub(crate) async fn hold(&mut self, bounds: Bounds) -> End {
-        let begun = Instant::now();
+        let end = self.read(bounds).await;
+        if let Some(sniffer) = &mut self.sniffer {
+            sniffer.begins_with(self.held.clone());
+        }
+        end
+    }
+
+    async fn read(&mut self, bounds: Bounds) -> End {
+        let begun = clock::mono();
         let due = begun + bounds.time;
         let mut last = begun;
         let wake = |last: Instant| bounds.silence.map_or(due, |silence| due.min(last + silence));
@@ -186,12 +195,9 @@ impl Ready {
                 Some(Some(Err(_broken))) => return End::Cut,
                 Some(Some(Ok(frame))) => {
                     let Ok(data) = frame.into_data() else { continue };
-                    last = Instant::now();
+                    last = clock::mono();
                     bytes += data.len();
                     let found = beginning.feed(&data);
-                    if let Some(sniffer) = &mut self.sniffer {
-                        sniffer.feed(&data);
-                    }
                     self.held.push(data);
                     match found {
                         Some(Found::Answer) => {
@@ -219,9 +225,6 @@ impl Ready {
             match next.map(|frame| frame.map(Frame::into_data)) {
                 Some(Ok(Ok(data))) => {
                     bytes += data.len();
-                    if let Some(sniffer) = &mut self.sniffer {
-                        sniffer.feed(&data);
-                    }
                     self.held.push(data);
                 },
                 // Trailers have no meaning here.

@@ -297,7 +297,7 @@ impl Keys {
     }
 
     fn lives(&self, launch: &Launch) -> bool {
-        let now = Instant::now();
+        let now = clock::mono();
         let looked = self.alive.lock().get(&launch.id).copied();
         match looked {
             Some(at) if now.duration_since(at) < RECHECK => true,

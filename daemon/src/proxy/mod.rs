@@ -33,6 +33,7 @@ use crate::{
     actor::Handle,
     app::{App, Phase, Phases, Tasks},
     choosing::Choosing,
+    clock,
     config::Config,
     roster::Roster,
     upstream::Upstream,
@@ -162,7 +163,7 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream) {
             Ok::<_, Infallible>(answer.map(|body| Outgoing { body, _busy: busy }))
         }
     });
-    let mut connection = std::pin::pin!(
+    let mut connection = clock::Stopped(std::pin::pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
@@ -172,20 +173,20 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream) {
             .keep_alive(proxy.phases.now() < Phase::Draining)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades()
-    );
+    ));
     // While draining, a new connection is for `whoami` (or for being told to try again): it gets its
     // answer first.
     let last =
         if proxy.phases.now() >= Phase::Draining { Phase::Flushing } else { Phase::Draining };
     let ended = tokio::select! {
         biased;
-        ended = connection.as_mut() => ended,
+        ended = &mut connection => ended,
         () = proxy.phases.reached(last) => {
             tokio::select! {
                 biased;
-                ended = connection.as_mut() => ended,
+                ended = &mut connection => ended,
                 () = lingered(&caller) => {
-                    connection.as_mut().graceful_shutdown();
+                    connection.0.as_mut().graceful_shutdown();
                     connection.await
                 },
             }

@@ -1,11 +1,12 @@
 //! Reads along in a stream of server-sent events: usage, limits, how it ended.
 //!
 //! What the client gets never depends on it, and waits for little of it: only lines that can matter
-//! are kept, up to a bound, and the last one is read when somebody asks; a delta costs one search for
-//! its line end. The same events come out for every way of splitting the
+//! are kept, up to a bound, and the last one is read when somebody asks; what was held of a stream's
+//! beginning is read after it has left; a delta costs one search for its line end. The same events come out for every way of splitting the
 //! same bytes.
 
 pub(crate) use cma_core::usage::Usage;
+use bytes::Bytes;
 use cma_core::{event::Fault, quota, time::Wall};
 use memchr::memmem::Finder;
 use serde::Deserialize;
@@ -49,6 +50,8 @@ pub(crate) enum End {
 /// See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Sniffer {
+    /// What came first and isn't read yet.
+    waiting: Vec<Bytes>,
     line: Vec<u8>,
     skipping: bool,
     /// The last line that matters, not read yet.
@@ -59,11 +62,34 @@ pub(crate) struct Sniffer {
 
 impl Sniffer {
     pub(crate) fn new(seen: Wall) -> Self {
-        Self { line: Vec::new(), skipping: false, unread: Vec::new(), seen, said: Said::default() }
+        Self {
+            waiting: Vec::new(),
+            line: Vec::new(),
+            skipping: false,
+            unread: Vec::new(),
+            seen,
+            said: Said::default(),
+        }
+    }
+
+    /// Takes in how the stream begins, to be read later. Before anything is fed.
+    pub(crate) fn begins_with(&mut self, held: Vec<Bytes>) {
+        self.waiting = held;
     }
 
     /// Takes the next bytes in.
-    pub(crate) fn feed(&mut self, mut bytes: &[u8]) {
+    pub(crate) fn feed(&mut self, bytes: &[u8]) {
+        self.catch_up();
+        self.take(bytes);
+    }
+
+    fn catch_up(&mut self) {
+        for piece in std::mem::take(&mut self.waiting) {
+            self.take(&piece);
+        }
+    }
+
+    fn take(&mut self, mut bytes: &[u8]) {
         while let Some(end) = memchr::memchr(b'\n', bytes) {
             let (line, rest) = bytes.split_at(end);
             bytes = rest.get(1..).unwrap_or_default();
@@ -71,19 +97,19 @@ impl Sniffer {
                 self.skipping = false;
             } else if self.line.is_empty() {
                 match tells(line) {
-                    Tells::Much => self.keep(line.to_vec()),
+                    Tells::End | Tells::Limits => self.keep(line.to_vec()),
                     Tells::Little => {},
                     Tells::Nothing => self.said.unclear = true,
                 }
             } else {
                 self.line.extend_from_slice(line);
                 match tells(&self.line) {
-                    Tells::Much if self.line.len() <= MAX_LINE => {
+                    Tells::End | Tells::Limits if self.line.len() <= MAX_LINE => {
                         let line = std::mem::take(&mut self.line);
                         self.keep(line);
                     },
                     Tells::Little => {},
-                    Tells::Much | Tells::Nothing => self.said.unclear = true,
+                    Tells::End | Tells::Limits | Tells::Nothing => self.said.unclear = true,
                 }
                 self.line.clear();
             }
@@ -96,8 +122,9 @@ impl Sniffer {
             return;
         }
         let told = tells(&self.line);
-        if self.line.len() > MAX_LINE || told != Tells::Much {
-            self.said.unclear |= told != Tells::Little;
+        let little = told == Tells::Little;
+        if self.line.len() > MAX_LINE || little || told == Tells::Nothing {
+            self.said.unclear |= !little;
             self.line.clear();
             self.skipping = true;
         }
@@ -105,6 +132,12 @@ impl Sniffer {
 
     /// Whether the event that ends a response went by, or one that could have been it.
     pub(crate) fn has_ended(&mut self) -> bool {
+        if let [all] = &*self.waiting
+            && ends(all)
+        {
+            return true;
+        }
+        self.catch_up();
         let last = std::mem::take(&mut self.unread);
         self.read(&last);
         self.said.end.is_some() || self.said.unclear
@@ -112,6 +145,7 @@ impl Sniffer {
 
     /// What the stream said.
     pub(crate) fn said(mut self) -> Said {
+        self.catch_up();
         let last = std::mem::take(&mut self.unread);
         self.read(&last);
         self.said
@@ -198,8 +232,10 @@ impl From<Tokens> for Usage {
 /// What a line, or the beginning of one, tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tells {
-    /// It is an event that is kept.
-    Much,
+    /// It is an event that ends a response.
+    End,
+    /// It is about limits.
+    Limits,
     /// It is no event, or one of those that say nothing here.
     Little,
     /// It is an event of which the type isn't seen.
@@ -217,15 +253,28 @@ fn tells(line: &[u8]) -> Tells {
     let Some(at) = TYPE.find(head) else { return Tells::Nothing };
     let value = head.get(at + 6..).unwrap_or_default();
     let value = value.trim_ascii_start().strip_prefix(b":").unwrap_or_default().trim_ascii_start();
-    let kinds: [&[u8]; 5] = [
+    let ends: [&[u8]; 4] = [
         b"\"response.completed\"",
         b"\"response.incomplete\"",
         b"\"response.failed\"",
-        b"\"codex.rate_limits\"",
         b"\"error\"",
     ];
-    let kept = kinds.iter().any(|kind| value.starts_with(kind));
-    if kept { Tells::Much } else { Tells::Little }
+    if ends.iter().any(|kind| value.starts_with(kind)) {
+        Tells::End
+    } else if value.starts_with(b"\"codex.rate_limits\"") {
+        Tells::Limits
+    } else {
+        Tells::Little
+    }
+}
+
+/// Whether the last line of these bytes is plainly the event that ends a response; what it says is
+/// not looked at.
+fn ends(bytes: &[u8]) -> bool {
+    let text = bytes.trim_ascii_end();
+    let last = memchr::memrchr(b'\n', text).map_or(0, |at| at + 1);
+    let line = text.get(last..).unwrap_or_default();
+    bytes.ends_with(b"\n") && line.ends_with(b"}") && tells(line) == Tells::End
 }
 
 #[cfg(test)]
@@ -249,6 +298,29 @@ mod tests {
             sniffer.feed(part);
         }
         sniffer.said()
+    }
+
+    fn begun(bytes: &'static [u8]) -> Sniffer {
+        let mut sniffer = Sniffer::new(Wall::from_secs(1));
+        sniffer.begins_with(vec![Bytes::from_static(bytes)]);
+        sniffer
+    }
+
+    #[test]
+    fn what_was_held_says_the_same_later() {
+        let all = STREAM.as_bytes();
+        assert_eq!(begun(all).said(), said(&[all]));
+        for at in 0..all.len() {
+            let (first, rest) = all.split_at(at);
+            let mut sniffer = begun(first);
+            assert!(!sniffer.has_ended() || rest.iter().all(u8::is_ascii_whitespace), "at {at}");
+            sniffer.feed(rest);
+            assert!(sniffer.has_ended());
+            assert_eq!(sniffer.said(), said(&[all]));
+        }
+        assert!(begun(all).has_ended());
+        assert!(!begun(b"data: {\"type\":\"response.completed\"}").has_ended());
+        assert!(!begun(b"data: {\"type\":\"response.created\"}\n\n").has_ended());
     }
 
     #[test]

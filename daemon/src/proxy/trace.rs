@@ -129,7 +129,7 @@ impl Traces {
             id: RequestId { start: self.prefix, number },
             at: at_ms / 1000,
             at_ms,
-            started: Instant::now(),
+            started: clock::mono(),
             session,
             thread: None,
             model,
@@ -206,7 +206,7 @@ impl Traces {
 
 /// Milliseconds since then.
 pub(crate) fn millis(since: &Instant) -> u64 {
-    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(clock::since(*since).as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! What became of an attempt is told as far as the protocol tells it: a stream that the host refused,
 //! or that a GOAWAY left out, was never processed (RFC 9113, sections 6.8 and 8.7).
 
-use crate::{app::Tasks, config::Endpoint, proxy::body::UpBody};
+use crate::{app::Tasks, clock, config::Endpoint, proxy::body::UpBody};
 use bytes::Bytes;
 use cma_core::identity::AccountId;
 use http::{HeaderValue, Uri, header, uri};
@@ -173,7 +173,7 @@ impl Shared {
     pub(super) fn serves(&self, max_age: Duration) -> bool {
         !self.retired.load(Ordering::Acquire)
             && !self.sender.is_closed()
-            && self.born.elapsed() < max_age
+            && clock::since(self.born) < max_age
     }
 
     /// Whether nobody has had a seat for that long.

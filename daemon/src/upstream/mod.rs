@@ -126,7 +126,7 @@ struct Idle {
 
 impl Idle {
     fn is_fresh(&self) -> bool {
-        self.since.elapsed() < IDLE && self.connection.born.elapsed() < MAX_AGE
+        clock::since(self.since) < IDLE && clock::since(self.connection.born) < MAX_AGE
     }
 }
 
@@ -275,7 +275,7 @@ impl Upstream {
             None => &mut pools.entry(connection.account.clone()).or_default().idle,
         };
         if idle.len() < KEPT {
-            idle.push(Idle { connection, since: Instant::now() });
+            idle.push(Idle { connection, since: clock::mono() });
         }
         drop(pools);
         self.start_sweeping();
@@ -322,9 +322,9 @@ impl Upstream {
 
     /// Whether the wall clock has jumped since the last look.
     fn slept(&self) -> bool {
-        let now = (Instant::now(), clock::wall());
+        let now = (clock::mono(), clock::wall());
         let before = std::mem::replace(&mut *self.clocks.lock(), now);
-        let mono = u64::try_from((now.0 - before.0).as_millis()).unwrap_or(u64::MAX);
+        let mono = u64::try_from(now.0.saturating_duration_since(before.0).as_millis()).unwrap_or(u64::MAX);
         now.1.since(before.1).millis() > mono.saturating_add(SLEPT.millis())
     }
 

@@ -18,11 +18,13 @@
 mod client;
 mod nginx;
 mod parts;
+mod place;
 mod socket;
 mod stats;
 mod upstream;
 
 use cma_tests::{sim::SimConfig, world::World};
+use rustix::thread::{CpuSet, sched_getaffinity};
 use std::process::{Child, Command, Stdio};
 
 /// The machine under measurement.
@@ -33,6 +35,7 @@ pub(crate) struct Bench {
     pub(crate) cmad: u16,
     pub(crate) key: String,
     pub(crate) rounds: usize,
+    allowed: CpuSet,
     upstream: Child,
 }
 
@@ -67,6 +70,7 @@ impl Bench {
             cmad: cmad.expect("the daemon's port"),
             key: launch["client_key"].as_str().expect("a key").to_owned(),
             rounds: rounds.unwrap_or(5),
+            allowed: sched_getaffinity(None).expect("where it may run"),
             world,
             direct,
             upstream,
@@ -79,6 +83,13 @@ impl Bench {
         ways.extend(self.nginx.as_ref().map(|nginx| ("nginx", nginx.port)));
         ways.push(("cmad", self.cmad));
         ways
+    }
+
+    /// Puts client, upstream and proxies there.
+    pub(crate) fn place(&self, place: place::Place) {
+        let mut proxies = vec![self.pid()];
+        proxies.extend(self.nginx.as_ref().map(nginx::Nginx::pid));
+        place.put(&self.allowed, &[std::process::id(), self.upstream.id()], &proxies);
     }
 
     /// The daemon's process.

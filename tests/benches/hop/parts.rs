@@ -3,6 +3,7 @@
 use super::{
     Bench,
     client::{Client, rate as rate_of, request, streams as open_streams},
+    place::Place,
     socket,
     stats::{median, percentile, spread},
 };
@@ -14,7 +15,11 @@ use std::{
 
 /// Added time to first byte of small requests.
 pub(crate) fn ttfb(bench: &Bench) {
-    added(bench, 1024, 2_500);
+    for place in Place::all() {
+        bench.place(place);
+        println!("-- {}", place.name());
+        added(bench, 1024, 2_500);
+    }
 }
 
 /// Added time to first byte and throughput of 2 MiB bodies.
@@ -146,11 +151,28 @@ pub(crate) fn sockets(bench: &Bench) {
     let ways = bench.ways();
     let key = &bench.key;
     let mut rates: Vec<Vec<f64>> = vec![Vec::new(); ways.len()];
-    let (mut first, mut later) = (rates.clone(), rates.clone());
     for round in 0..bench.rounds {
         for (way, (_, port)) in ways.iter().enumerate() {
             rates[way].push(socket::rate(*port, key, 8, Duration::from_secs(2)));
         }
+        let shown =
+            ways.iter().zip(&rates).map(|((name, _), all)| format!("{name} {:.0}", all[round]));
+        println!("round {round}: turns/s: {}", shown.collect::<Vec<_>>().join(", "));
+    }
+    ratio("turns/s", &ways, &rates);
+    for place in Place::all() {
+        bench.place(place);
+        println!("-- {}", place.name());
+        messages(bench);
+    }
+}
+
+/// What is added to a turn's messages.
+fn messages(bench: &Bench) {
+    let (ways, key) = (bench.ways(), &bench.key);
+    let mut first: Vec<Vec<f64>> = vec![Vec::new(); ways.len()];
+    let mut later = first.clone();
+    for round in 0..bench.rounds {
         let mut sockets: Vec<_> =
             ways.iter().map(|(_, port)| socket::Socket::connect(*port, key)).collect();
         let turn = socket::turn("");
@@ -170,16 +192,11 @@ pub(crate) fn sockets(bench: &Bench) {
             first[way].push(median(&added[way]));
             later[way].push(median(&socket::ages(ways[way].1, key)) - direct);
             println!(
-                "round {round}: {}: {:.0} turns/s of {:.0}, added first message p50 {:.0} us, later ones {:.0} us",
-                ways[way].0,
-                rates[way][round],
-                rates[0][round],
-                first[way][round],
-                later[way][round]
+                "round {round}: {}: added first message p50 {:.0} us, later ones {:.0} us",
+                ways[way].0, first[way][round], later[way][round]
             );
         }
     }
-    ratio("turns/s", &ways, &rates);
     ratio("added to a turn's first message, p50", &ways, &first);
     ratio("added to a later message, p50", &ways, &later);
 }
