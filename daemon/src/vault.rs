@@ -10,7 +10,7 @@ use cma_core::{identity::AccountId, token::Generation};
 use http::HeaderValue;
 use parking_lot::RwLock;
 use secrecy::{ExposeSecret as _, SecretString};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// What a request needs to act for an account.
 #[derive(Debug, Clone)]
@@ -19,6 +19,8 @@ pub(crate) struct Pass {
     pub(crate) authorization: HeaderValue,
     /// The `chatgpt-account-id`.
     pub(crate) workspace: HeaderValue,
+    /// The same, to be remembered with threads.
+    pub(crate) workspace_id: Arc<str>,
     /// Whether requests must say that the account is a FedRAMP one.
     pub(crate) fedramp: bool,
     /// Where its Responses go, as its `accounts/check` says.
@@ -121,5 +123,12 @@ fn pass(record: &Record) -> Option<Pass> {
     let mut authorization = HeaderValue::try_from(bearer).ok()?;
     authorization.set_sensitive(true);
     let workspace = HeaderValue::try_from(record.workspace.as_str()).ok()?;
-    Some(Pass { authorization, workspace, fedramp: record.fedramp, way: Way::default() })
+    let workspace_id = record.workspace.as_str().into();
+    Some(Pass {
+        authorization,
+        workspace,
+        workspace_id,
+        fedramp: record.fedramp,
+        way: Way::default(),
+    })
 }

@@ -182,7 +182,14 @@ fn streams_go_on_while_upstream_fails_and_nothing_is_left() {
     std::thread::sleep(if streams >= PROMISED { SETTLED } else { Duration::from_secs(2) });
     let token = world.ctl("metrics token").ok().stdout;
     let token = token.trim();
-    let (before, held, alive) = (rss_kib(pid), sockets(pid), tasks(&door, token));
+    // Looked at in the same way before and after: a look runs through code of its own.
+    let look = || {
+        world.status();
+        let alive = tasks(&door, token);
+        (rss_kib(pid), sockets(pid), alive)
+    };
+    look();
+    let (before, held, alive) = look();
     let seen = storm(&world, &door, streams, Duration::from_secs(seconds));
     eventually("no lease is left", quiet);
     world.sim().clear_faults();
@@ -193,7 +200,7 @@ fn streams_go_on_while_upstream_fails_and_nothing_is_left() {
     let settled = || sockets(pid) <= held.max(8) && world.status()["proxy"]["connections"] == 0;
     eventually("no socket is left", settled);
     eventually("no task is left", || tasks(&door, token) <= alive);
-    let after = rss_kib(pid);
+    let (after, ..) = look();
     eprintln!(
         "{streams} streams for {seconds} s: {} answers whole, {} faults, {} wrong; RSS {before} → \
          {after} KiB, sockets {held} → {}, tasks {alive} → {}",

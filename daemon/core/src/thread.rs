@@ -20,6 +20,7 @@ use crate::{
 use http::HeaderValue;
 use std::{
     collections::{BTreeMap, VecDeque},
+    ops::Bound,
     sync::Arc,
 };
 
@@ -27,6 +28,8 @@ use std::{
 pub const CAPACITY: usize = 4096;
 /// Moves told of one thread; the oldest go first.
 const MOVES: usize = 8;
+/// Names of models kept for all threads: more than anybody uses at a time.
+const MODELS: usize = 16;
 /// Accounts that gave turn states within one turn.
 const STATES: usize = 4;
 /// A turn state is a few hundred bytes; what is longer than this is not kept.
@@ -121,6 +124,17 @@ pub struct Begun<'a> {
     pub model: Option<&'a Arc<str>>,
 }
 
+/// A thread's names as they are kept, for whoever else remembers its requests: one copy of each.
+#[derive(Debug, Clone)]
+pub struct Names {
+    /// What it is kept under.
+    pub key: Arc<str>,
+    /// Its session.
+    pub session: Option<Arc<str>>,
+    /// The model it asked for last.
+    pub model: Option<Arc<str>>,
+}
+
 /// Who an attempt goes to.
 #[derive(Debug, Clone, Copy)]
 pub struct Host<'a> {
@@ -182,6 +196,8 @@ pub struct Threads {
     refuses: BTreeMap<(Arc<str>, Arc<str>), Wall>,
     by_hand: BTreeMap<Arc<str>, ByHand>,
     changes: u64,
+    /// Names of models, one copy of each.
+    models: Vec<Arc<str>>,
 }
 
 impl Threads {
@@ -203,9 +219,10 @@ impl Threads {
         &self.by_hand
     }
 
-    /// A request begins.
-    pub fn begin(&mut self, key: &Arc<str>, begun: &Begun<'_>, now: Wall) {
+    /// A request begins. Gives the thread's names as they are kept.
+    pub fn begin(&mut self, key: &Arc<str>, begun: &Begun<'_>, now: Wall) -> Option<Names> {
         self.changes += 1;
+        let model = begun.model.map(|model| self.one_copy(model));
         if !self.all.contains_key(key) {
             if self.all.len() >= CAPACITY {
                 self.shrink();
@@ -213,7 +230,9 @@ impl Threads {
             let id = Arc::clone(begun.id);
             self.all.insert(Arc::clone(key), Thread { id, first: now, ..Thread::default() });
         }
-        let Some(thread) = self.all.get_mut(key) else { return };
+        // The map's own key, and not the caller's equal one.
+        let (key, thread) =
+            self.all.range_mut::<str, _>((Bound::Included(&**key), Bound::Unbounded)).next()?;
         thread.requests += 1;
         thread.live += 1;
         thread.last = now;
@@ -223,9 +242,23 @@ impl Threads {
         if thread.scope != *begun.scope {
             thread.scope = begun.scope.clone();
         }
-        if begun.model.is_some() && thread.model.as_ref() != begun.model {
-            thread.model = begun.model.cloned();
+        if model.is_some() {
+            thread.model = model;
         }
+        let (session, model) = (thread.session.clone(), thread.model.clone());
+        Some(Names { key: Arc::clone(key), session, model })
+    }
+
+    /// A model's name as it is kept already, or kept from now on.
+    fn one_copy(&mut self, model: &Arc<str>) -> Arc<str> {
+        if let Some(known) = self.models.iter().find(|known| *known == model) {
+            return Arc::clone(known);
+        }
+        if self.models.len() >= MODELS {
+            self.models.remove(0);
+        }
+        self.models.push(Arc::clone(model));
+        Arc::clone(model)
     }
 
     /// A request has ended, whichever way.
@@ -294,7 +327,9 @@ impl Threads {
         thread.foreign = served.foreign;
         thread.lost = served.lost.or(thread.lost);
         if thread.states.turn.as_ref() != served.turn {
-            thread.states = States { turn: served.turn.cloned(), given: Vec::new() };
+            // Nearly always one.
+            let given = Vec::with_capacity(1);
+            thread.states = States { turn: served.turn.cloned(), given };
         }
         let given = &mut thread.states.given;
         if let Some(state) = served.state.filter(|state| state.len() <= MAX_STATE) {

@@ -156,6 +156,7 @@ mod tests {
         let pass = Pass {
             authorization: HeaderValue::from_static("Bearer real"),
             workspace: HeaderValue::from_static("w"),
+            workspace_id: "w".into(),
             fedramp: false,
             way: Way {
                 host: Some(HeaderValue::from_static("eu.up.test")),

@@ -24,7 +24,7 @@ use cma_core::{
     identity::AccountId,
     pool::Refused,
     select::Need,
-    thread::{Begun, Host, Served, Threads, TurnState},
+    thread::{Begun, Host, Names, Served, Threads, TurnState},
     time::Span,
 };
 use cma_proto::error::ErrorCode;
@@ -179,12 +179,20 @@ impl Ride {
     }
 
     /// Counts it as a request of its thread, once.
-    pub(super) fn count(&mut self, need: &Need, trace: &Trace) {
+    pub(super) fn count(&mut self, need: &Need, trace: &mut Trace) {
         if let (false, Some(key), Some(id)) = (self.live, &self.key, &self.id) {
             let session = trace.session.as_ref();
             let begun = Begun { id, session, scope: &need.scope, model: need.model.as_ref() };
-            self.known.lock().begin(key, &begun, clock::wall());
+            let names = self.known.lock().begin(key, &begun, clock::wall());
             self.live = true;
+            if let Some(Names { key, session, model }) = names {
+                // The trace outlives its request by hours; names of its own would hold the pages around
+                // them for as long.
+                trace.session = session;
+                trace.model = trace.model.take().and(model);
+                trace.thread = Some(Arc::clone(&key));
+                self.key = Some(key);
+            }
         }
     }
 
@@ -205,8 +213,8 @@ impl Ride {
         if self.on.as_ref().is_some_and(|on| on.account == *account) {
             return true;
         }
-        let workspace: Arc<str> = pass.workspace.to_str().unwrap_or_default().into();
-        let host = Host { account, workspace: &workspace };
+        let workspace = &pass.workspace_id;
+        let host = Host { account, workspace };
         let met = self.key.as_ref().map(|key| {
             let (turn, shown) = (self.turn.as_ref(), self.shown.as_ref());
             self.known.lock().meet(key, host, turn, shown, clock::wall())
@@ -225,7 +233,8 @@ impl Ride {
             })
             .await
         };
-        let (account, state, from) = (account.clone(), met.state, met.from);
+        let (account, workspace) = (account.clone(), Arc::clone(workspace));
+        let (state, from) = (met.state, met.from);
         self.on = Some(Attempt { account, workspace, from, reason, state, edited });
         true
     }

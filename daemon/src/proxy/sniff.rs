@@ -5,8 +5,8 @@
 //! beginning is read after it has left; a delta costs one search for its line end. The same events come out for every way of splitting the
 //! same bytes.
 
-pub(crate) use cma_core::usage::Usage;
 use bytes::Bytes;
+pub(crate) use cma_core::usage::Usage;
 use cma_core::{event::Fault, quota, time::Wall};
 use memchr::memmem::Finder;
 use serde::Deserialize;

@@ -88,6 +88,25 @@ pub(crate) struct Trace {
     pub(crate) open: Option<Arc<Open>>,
 }
 
+/// A trace as it is kept: in one piece with what else is kept. Five hundred small pieces would each
+/// hold a page of what a burst of streams used.
+#[derive(Debug)]
+struct Kept {
+    trace: Trace,
+    choice: Option<Made>,
+}
+
+impl Kept {
+    fn of(mut trace: Trace) -> Self {
+        let choice = trace.choice.take().map(|made| *made);
+        Self { trace, choice }
+    }
+
+    fn trace(&self) -> Trace {
+        Trace { choice: self.choice.clone().map(Box::new), ..self.trace.clone() }
+    }
+}
+
 /// News of a request, while it runs and at its end.
 #[derive(Debug, Clone)]
 pub(crate) enum News {
@@ -103,7 +122,7 @@ pub(crate) struct Traces {
     pub(crate) books: Books,
     prefix: u16,
     next: AtomicU64,
-    kept: Mutex<VecDeque<Arc<Trace>>>,
+    kept: Mutex<VecDeque<Kept>>,
     news: broadcast::Sender<News>,
 }
 
@@ -116,7 +135,7 @@ impl Traces {
             books,
             prefix,
             next: AtomicU64::new(1),
-            kept: Mutex::new(VecDeque::new()),
+            kept: Mutex::new(VecDeque::with_capacity(KEPT)),
             news,
         }
     }
@@ -164,15 +183,14 @@ impl Traces {
             total_ms = trace.total_ms,
             "served"
         );
-        let trace = Arc::new(trace);
         if self.news.receiver_count() > 0 {
-            let _nobody_listens = self.news.send(News::Served(Arc::clone(&trace)));
+            let _nobody_listens = self.news.send(News::Served(Arc::new(trace.clone())));
         }
         let mut kept = self.kept.lock();
         if kept.len() >= KEPT {
             kept.pop_front();
         }
-        kept.push_back(trace);
+        kept.push_back(Kept::of(trace));
     }
 
     /// Counts a retry and tells of it.
@@ -190,12 +208,12 @@ impl Traces {
     }
 
     /// A kept trace; the newest for an empty id.
-    pub(crate) fn find(&self, id: &str) -> Option<Arc<Trace>> {
+    pub(crate) fn find(&self, id: &str) -> Option<Trace> {
         let kept = self.kept.lock();
         if id.is_empty() || id == "last" {
-            return kept.back().cloned();
+            return kept.back().map(Kept::trace);
         }
-        kept.iter().rev().find(|trace| trace.id.to_string() == id).cloned()
+        kept.iter().rev().find(|kept| kept.trace.id.to_string() == id).map(Kept::trace)
     }
 
     /// News from now on.
@@ -267,7 +285,7 @@ mod tests {
             traces.end(trace);
             if number.is_multiple_of(1 + count / 100) {
                 let kept = traces.kept.lock();
-                most = most.max(kept.iter().map(|trace| bytes(trace)).sum::<usize>());
+                most = most.max(kept.iter().map(|kept| bytes(&kept.trace())).sum::<usize>());
                 assert!(kept.len() <= KEPT);
             }
         }

@@ -105,7 +105,7 @@ pub(crate) fn serve(
     }
     let known = &proxy.traces.threads;
     let mut ride = Ride::read(known, bounds, &parts.headers, &mut need, &mut trace);
-    ride.count(&need, &trace);
+    ride.count(&need, &mut trace);
     parts.headers = headers::upwards(parts.headers, &proxy.host);
     let source = Source::new(incoming);
     let turn = Turn {

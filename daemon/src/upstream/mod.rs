@@ -324,7 +324,8 @@ impl Upstream {
     fn slept(&self) -> bool {
         let now = (clock::mono(), clock::wall());
         let before = std::mem::replace(&mut *self.clocks.lock(), now);
-        let mono = u64::try_from(now.0.saturating_duration_since(before.0).as_millis()).unwrap_or(u64::MAX);
+        let mono = u64::try_from(now.0.saturating_duration_since(before.0).as_millis())
+            .unwrap_or(u64::MAX);
         now.1.since(before.1).millis() > mono.saturating_add(SLEPT.millis())
     }
 

@@ -50,7 +50,8 @@ impl Place {
         };
         for (pids, set) in [(ends, for_ends), (proxies, for_proxies)] {
             for pid in pids {
-                let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("a process that runs");
+                let threads =
+                    fs::read_dir(format!("/proc/{pid}/task")).expect("a process that runs");
                 for thread in threads.flatten() {
                     let id = thread.file_name().to_string_lossy().parse().ok();
                     // A thread that ended meanwhile needs no place.

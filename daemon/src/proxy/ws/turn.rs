@@ -117,7 +117,7 @@ impl Turn {
     pub(super) fn sent(&mut self) {
         self.course.trace.tried += 1;
         if !self.prewarm() {
-            self.ride.count(&self.course.need, &self.course.trace);
+            self.ride.count(&self.course.need, &mut self.course.trace);
         }
     }
 
