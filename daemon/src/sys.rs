@@ -15,17 +15,20 @@ pub(crate) fn release_memory() {
     }
 }
 
-/// Unmaps the pages of programs and libraries that are as they are on the disk. They stay in the page
-/// cache, now for the system to keep or to drop, and come back sixteen at a time when they are touched:
-/// a start runs through most of the code once, and what serves requests is a third of it.
+/// Unmaps the pages of the program that are as they are on the disk. They stay in the page cache, now
+/// for the system to keep or to drop, and come back sixteen at a time when they are touched: a start
+/// runs through most of the code once, and what serves requests is a third of it. Libraries stay: the
+/// system has them in memory for everybody.
 #[cfg(target_os = "linux")]
 fn release_code() {
-    let Ok(maps) = std::fs::read_to_string("/proc/self/smaps") else { return };
-    for (start, length) in clean_code(&maps) {
+    let maps = std::fs::read_to_string("/proc/self/smaps");
+    let own = std::fs::read_link("/proc/self/exe");
+    let (Ok(maps), Ok(own)) = (maps, own) else { return };
+    for (start, length) in clean_code(&maps, &own.to_string_lossy()) {
         #[expect(unsafe_code, reason = "see below")]
-        // SAFETY: the range is a whole mapping of this process that nobody unmaps (libraries are
-        // never unloaded here), private, never writable, and without one page of its own: what is
-        // read there afterwards is what the file has, as before.
+        // SAFETY: the range is a whole mapping of the program itself, which nobody unmaps, private,
+        // never writable, and without one page of its own: what is read there afterwards is what the
+        // file has, as before.
         let told = unsafe {
             rustix::mm::madvise(
                 std::ptr::with_exposed_provenance_mut(start),
@@ -38,16 +41,17 @@ fn release_code() {
     }
 }
 
-/// Start and length of each mapping in `/proc/PID/smaps` that shows a file as it is: not writable,
+/// Start and length of each mapping in `/proc/PID/smaps` that shows this file as it is: not writable,
 /// private, and without pages of its own (relocations, a debugger's breakpoints).
 #[cfg(target_os = "linux")]
-fn clean_code(maps: &str) -> Vec<(usize, usize)> {
+fn clean_code(maps: &str, file: &str) -> Vec<(usize, usize)> {
     let (mut found, mut current) = (Vec::new(), None);
     for line in maps.lines() {
         let mut words = line.split_ascii_whitespace();
         let (Some(first), Some(second)) = (words.next(), words.next()) else { continue };
         if let Some((start, end)) = first.split_once('-') {
-            let of_file = words.nth(3).is_some_and(|path| path.starts_with('/'));
+            // A replaced program's path ends with ` (deleted)` in both places.
+            let of_file = words.nth(2).is_some() && line.ends_with(file);
             let range =
                 usize::from_str_radix(start, 16).ok().zip(usize::from_str_radix(end, 16).ok());
             current = range.filter(|_| of_file && matches!(second, "r-xp" | "r--p"));
@@ -142,7 +146,8 @@ mod tests {
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let own = code_that_was_unmapped_comes_back as fn() as usize;
         let within = |&(start, length): &(usize, usize)| (start..start + length).contains(&own);
-        assert!(clean_code(&maps).iter().any(within), "{maps}");
+        let exe = std::fs::read_link("/proc/self/exe").unwrap();
+        assert!(clean_code(&maps, exe.to_str().unwrap()).iter().any(within), "{maps}");
         let resident = || {
             let status = std::fs::read_to_string("/proc/self/status").unwrap();
             let line = status.lines().find_map(|line| line.strip_prefix("RssFile:")).unwrap();
@@ -164,8 +169,9 @@ mod tests {
             6000-7000 r-xp 00000000 00:00 0 [vdso]\nAnonymous:      0 kB\n\
             7000-8000 r--p 00000000 00:00 0\nAnonymous:      0 kB\n\
             x-8000 r-xp 00000000 08:01 7 /usr/bin/x\nAnonymous:      0 kB\n\
-            8000-a000 r--p 00000000 08:01 7 /a b/x (deleted)\nAnonymous:      0 kB\n";
-        assert_eq!(clean_code(maps), [(0x1000, 0x2000), (0x8000, 0x2000)]);
+            8000-a000 r--p 00000000 08:01 7 /usr/lib/y\nAnonymous:      0 kB\n\
+            b000-c000 r--p 00000000 08:01 7 /usr/bin/x\nAnonymous:      0 kB\n";
+        assert_eq!(clean_code(maps, "/usr/bin/x"), [(0x1000, 0x2000), (0xb000, 0x1000)]);
     }
 
     #[test]

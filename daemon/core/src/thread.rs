@@ -327,9 +327,7 @@ impl Threads {
         thread.foreign = served.foreign;
         thread.lost = served.lost.or(thread.lost);
         if thread.states.turn.as_ref() != served.turn {
-            // Nearly always one.
-            let given = Vec::with_capacity(1);
-            thread.states = States { turn: served.turn.cloned(), given };
+            thread.states = States { turn: served.turn.cloned(), given: Vec::new() };
         }
         let given = &mut thread.states.given;
         if let Some(state) = served.state.filter(|state| state.len() <= MAX_STATE) {
@@ -338,6 +336,8 @@ impl Threads {
             }
             let known = given.iter().any(|(whose, _state)| whose == account);
             if !known && given.len() < STATES {
+                // Nearly always one.
+                given.reserve_exact(1);
                 given.push((account.clone(), alone(state)));
             }
         }

@@ -125,7 +125,7 @@ impl<'a> Flow<'a> {
         trace: &'a mut Trace,
         patience: Patience,
     ) -> Self {
-        let now = Instant::now();
+        let now = clock::mono();
         let hold = patience.hold.silence.unwrap_or(patience.hold.time).min(patience.hold.time);
         let soonest = patience.first.min(hold);
         Self {
@@ -201,7 +201,7 @@ impl<'a> Flow<'a> {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Came::Nothing) => {},
                 Poll::Ready(Came::Text(text)) => {
-                    self.last = Instant::now();
+                    self.last = clock::mono();
                     if let Some(ended) = self.take(local, text) {
                         return Poll::Ready(ended);
                     }

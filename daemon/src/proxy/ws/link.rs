@@ -126,7 +126,7 @@ impl Link {
     /// Whether a turn may still begin on it.
     pub(super) fn is_fresh(&self) -> bool {
         let (mono, wall) = self.since;
-        let lived = mono.elapsed();
+        let lived = clock::since(mono);
         let by_wall = clock::wall().since(wall);
         let lived_ms = u64::try_from(lived.as_millis()).unwrap_or(u64::MAX);
         lived < MAX_AGE && by_wall.millis().saturating_sub(lived_ms) < SLEPT.millis()

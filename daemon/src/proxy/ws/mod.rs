@@ -40,7 +40,7 @@ mod sse;
 mod turn;
 
 use super::{Proxy, headers, keys::Launch, relay::Answer, respond};
-use crate::app::Tasks;
+use crate::{app::Tasks, clock};
 use breaker::Breaker;
 use cma_core::identity::AccountId;
 use cma_proto::error::ErrorCode;
@@ -132,7 +132,7 @@ pub(crate) fn serve(proxy: &Arc<Proxy>, launch: &Launch, request: Request<Incomi
     sockets.tasks.spawn("websocket", async move {
         if let Ok(upgraded) = upgrade.await {
             open.traces.counters.connections.fetch_add(1, Ordering::Relaxed);
-            Box::pin(session.run(upgraded)).await;
+            clock::Stopped(Box::pin(session.run(upgraded))).await;
             open.traces.counters.connections.fetch_sub(1, Ordering::Relaxed);
         }
         drop(permit);
