@@ -131,3 +131,48 @@ pub(crate) fn follow_test(config: &Config) {
 fn millis(ms: u128) -> u64 {
     u64::try_from(ms).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Both clocks before and after a while.
+    fn looks() -> [(Instant, Wall); 2] {
+        [0, 20].map(|ms| {
+            std::thread::sleep(Duration::from_millis(ms));
+            (mono(), wall())
+        })
+    }
+
+    #[test]
+    fn clocks_stand_within_a_poll_and_run_between_two() {
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        let mut polled = || {
+            let looked = Stopped(Box::pin(async { looks() }));
+            match std::pin::pin!(looked).poll(&mut context) {
+                Poll::Ready(looks) => looks,
+                Poll::Pending => unreachable!("it waits for nothing"),
+            }
+        };
+        let ([first, later], [next, _]) = (polled(), polled());
+        assert_eq!(first, later);
+        assert!(next.0 - first.0 >= Duration::from_millis(20), "{first:?} {next:?}");
+        let [before, after] = looks();
+        assert!(after.0 > before.0 && after.1 > before.1, "outside they run");
+    }
+
+    #[test]
+    fn clocks_run_again_after_a_panic() {
+        let broken = std::panic::catch_unwind(|| {
+            let mut context = Context::from_waker(std::task::Waker::noop());
+            let broken = Stopped(Box::pin(async {
+                mono();
+                std::panic::resume_unwind(Box::new(()));
+            }));
+            std::pin::pin!(broken).poll(&mut context)
+        });
+        assert!(broken.is_err());
+        let [before, after] = looks();
+        assert!(after.0 > before.0);
+    }
+}
