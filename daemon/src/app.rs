@@ -47,8 +47,12 @@ use cma_proto::{endpoint::Root, error::ErrorCode};
 use http::HeaderValue;
 use parking_lot::Mutex;
 #[cfg(unix)]
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::sync::atomic::AtomicBool;
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use tokio::{
     net::TcpListener,
     sync::{Notify, mpsc, watch},

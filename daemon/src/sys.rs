@@ -29,15 +29,14 @@ fn release_code() {
         // SAFETY: the range is a whole mapping of the program itself, which nobody unmaps, private,
         // never writable, and without one page of its own: what is read there afterwards is what the
         // file has, as before.
-        let told = unsafe {
+        // Refused for locked memory: then it was to stay.
+        let _refused = unsafe {
             rustix::mm::madvise(
                 std::ptr::with_exposed_provenance_mut(start),
                 length,
                 rustix::mm::Advice::LinuxDontNeed,
             )
         };
-        // Refused for locked memory: then it was to stay.
-        let _refused = told;
     }
 }
 
@@ -51,7 +50,7 @@ fn clean_code(maps: &str, file: &str) -> Vec<(usize, usize)> {
         let (Some(first), Some(second)) = (words.next(), words.next()) else { continue };
         if let Some((start, end)) = first.split_once('-') {
             // A replaced program's path ends with ` (deleted)` in both places.
-            let of_file = words.nth(2).is_some() && line.ends_with(file);
+            let of_file = line.ends_with(file);
             let range =
                 usize::from_str_radix(start, 16).ok().zip(usize::from_str_radix(end, 16).ok());
             current = range.filter(|_| of_file && matches!(second, "r-xp" | "r--p"));

@@ -20,7 +20,6 @@ use crate::{
 use http::HeaderValue;
 use std::{
     collections::{BTreeMap, VecDeque},
-    ops::Bound,
     sync::Arc,
 };
 
@@ -220,19 +219,20 @@ impl Threads {
     }
 
     /// A request begins. Gives the thread's names as they are kept.
-    pub fn begin(&mut self, key: &Arc<str>, begun: &Begun<'_>, now: Wall) -> Option<Names> {
+    pub fn begin(&mut self, key: &Arc<str>, begun: &Begun<'_>, now: Wall) -> Names {
         self.changes += 1;
         let model = begun.model.map(|model| self.one_copy(model));
-        if !self.all.contains_key(key) {
-            if self.all.len() >= CAPACITY {
-                self.shrink();
-            }
-            let id = Arc::clone(begun.id);
-            self.all.insert(Arc::clone(key), Thread { id, first: now, ..Thread::default() });
+        if self.all.len() >= CAPACITY && !self.all.contains_key(key) {
+            self.shrink();
         }
+        let entry = self.all.entry(Arc::clone(key));
         // The map's own key, and not the caller's equal one.
-        let (key, thread) =
-            self.all.range_mut::<str, _>((Bound::Included(&**key), Bound::Unbounded)).next()?;
+        let own = Arc::clone(entry.key());
+        let thread = entry.or_insert_with(|| Thread {
+            id: Arc::clone(begun.id),
+            first: now,
+            ..Thread::default()
+        });
         thread.requests += 1;
         thread.live += 1;
         thread.last = now;
@@ -246,7 +246,7 @@ impl Threads {
             thread.model = model;
         }
         let (session, model) = (thread.session.clone(), thread.model.clone());
-        Some(Names { key: Arc::clone(key), session, model })
+        Names { key: own, session, model }
     }
 
     /// A model's name as it is kept already, or kept from now on.

@@ -183,16 +183,14 @@ impl Ride {
         if let (false, Some(key), Some(id)) = (self.live, &self.key, &self.id) {
             let session = trace.session.as_ref();
             let begun = Begun { id, session, scope: &need.scope, model: need.model.as_ref() };
-            let names = self.known.lock().begin(key, &begun, clock::wall());
+            let Names { key, session, model } = self.known.lock().begin(key, &begun, clock::wall());
             self.live = true;
-            if let Some(Names { key, session, model }) = names {
-                // The trace outlives its request by hours; names of its own would hold the pages around
-                // them for as long.
-                trace.session = session;
-                trace.model = trace.model.take().and(model);
-                trace.thread = Some(Arc::clone(&key));
-                self.key = Some(key);
-            }
+            // The trace outlives its request by hours; names of its own would hold the pages around them
+            // for as long.
+            trace.session = session;
+            trace.model = trace.model.take().and(model);
+            trace.thread = Some(Arc::clone(&key));
+            self.key = Some(key);
         }
     }
 

@@ -24,7 +24,6 @@ mod stats;
 mod upstream;
 
 use cma_tests::{sim::SimConfig, world::World};
-use rustix::thread::{CpuSet, sched_getaffinity};
 use std::process::{Child, Command, Stdio};
 
 /// The machine under measurement.
@@ -35,7 +34,7 @@ pub(crate) struct Bench {
     pub(crate) cmad: u16,
     pub(crate) key: String,
     pub(crate) rounds: usize,
-    allowed: CpuSet,
+    pub(crate) cpus: place::Cpus,
     upstream: Child,
 }
 
@@ -70,7 +69,7 @@ impl Bench {
             cmad: cmad.expect("the daemon's port"),
             key: launch["client_key"].as_str().expect("a key").to_owned(),
             rounds: rounds.unwrap_or(5),
-            allowed: sched_getaffinity(None).expect("where it may run"),
+            cpus: place::Cpus::own(),
             world,
             direct,
             upstream,
@@ -89,7 +88,7 @@ impl Bench {
     pub(crate) fn place(&self, place: place::Place) {
         let mut proxies = vec![self.pid()];
         proxies.extend(self.nginx.as_ref().map(nginx::Nginx::pid));
-        place.put(&self.allowed, &[std::process::id(), self.upstream.id()], &proxies);
+        place.put(&self.cpus, &[std::process::id(), self.upstream.id()], &proxies);
     }
 
     /// The daemon's process.

@@ -15,8 +15,8 @@ use std::{
 
 /// Added time to first byte of small requests.
 pub(crate) fn ttfb(bench: &Bench) {
-    for place in Place::all() {
-        bench.place(place);
+    for place in Place::all(&bench.cpus) {
+        bench.place(*place);
         println!("-- {}", place.name());
         added(bench, 1024, 2_500);
     }
@@ -39,7 +39,9 @@ pub(crate) fn rate(bench: &Bench) {
     println!("cmad   CPU per 1000 requests (8 clients): {cpu:.4} s");
 }
 
-/// Requests go in turn over each way; "added" is the difference to the direct neighbour.
+/// Requests go alternately straight and over one way; "added" is the difference of the neighbours. One
+/// way after the other: with two proxies at work in turn the kernel gives each a CPU, and one of them
+/// the client's.
 fn added(bench: &Bench, body: usize, count: usize) {
     let ways = bench.ways();
     let mut p50: Vec<Vec<f64>> = vec![Vec::new(); ways.len()];
@@ -49,10 +51,9 @@ fn added(bench: &Bench, body: usize, count: usize) {
         let bytes: Vec<_> =
             ways.iter().map(|(_, port)| request(*port, &bench.key, body, "")).collect();
         let mut differences: Vec<Vec<f64>> = vec![Vec::new(); ways.len()];
-        for n in 0..count + 50 {
-            // Direct in front of each other way, so that a pair sees the same machine. One more before
-            // it isn't counted: what the way before still does after its answer would delay it.
-            for way in 1..ways.len() {
+        for way in 1..ways.len() {
+            for n in 0..count + 50 {
+                // Not counted: what the way before still does after its answer would delay the next.
                 clients[0].ask(&bytes[0]);
                 let (straight, _) = clients[0].ask(&bytes[0]);
                 let (through, _) = clients[way].ask(&bytes[way]);
@@ -160,8 +161,8 @@ pub(crate) fn sockets(bench: &Bench) {
         println!("round {round}: turns/s: {}", shown.collect::<Vec<_>>().join(", "));
     }
     ratio("turns/s", &ways, &rates);
-    for place in Place::all() {
-        bench.place(place);
+    for place in Place::all(&bench.cpus) {
+        bench.place(*place);
         println!("-- {}", place.name());
         messages(bench);
     }
@@ -177,8 +178,8 @@ fn messages(bench: &Bench) {
             ways.iter().map(|(_, port)| socket::Socket::connect(*port, key)).collect();
         let turn = socket::turn("");
         let mut added: Vec<Vec<f64>> = vec![Vec::new(); ways.len()];
-        for n in 0..1_050 {
-            for way in 1..ways.len() {
+        for way in 1..ways.len() {
+            for n in 0..1_050 {
                 sockets[0].ask(&turn);
                 let straight = sockets[0].ask(&turn);
                 let through = sockets[way].ask(&turn);

@@ -4,8 +4,8 @@
 //! and changes its mind between two proxies and within a run; a wake-up across CPUs costs more than
 //! either proxy. So what takes microseconds is measured in each place on its own, and free besides.
 
+#[cfg(target_os = "linux")]
 use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
-use std::fs;
 
 /// Where client and upstream, and where the proxies run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,9 +20,8 @@ pub(crate) enum Place {
 
 impl Place {
     /// All that can be had here; only the free one with one CPU.
-    pub(crate) fn all() -> Vec<Self> {
-        let cpus = sched_getaffinity(None).map_or(1, |set| set.count());
-        if cpus > 1 { vec![Self::Together, Self::Apart, Self::Free] } else { vec![Self::Free] }
+    pub(crate) fn all(cpus: &Cpus) -> &'static [Self] {
+        if cpus.several() { &[Self::Together, Self::Apart, Self::Free] } else { &[Self::Free] }
     }
 
     /// Its name in the output.
@@ -34,24 +33,18 @@ impl Place {
         }
     }
 
-    /// Moves the processes there, with all their threads. `allowed` is where they may run at all.
-    pub(crate) fn put(self, allowed: &CpuSet, ends: &[u32], proxies: &[u32]) {
-        let cpus: Vec<usize> =
-            (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).take(2).collect();
-        let only = |at: usize| {
-            let mut set = CpuSet::new();
-            cpus.get(at).or(cpus.first()).into_iter().for_each(|cpu| set.set(*cpu));
-            set
-        };
+    /// Moves the processes there, with all their threads.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn put(self, cpus: &Cpus, ends: &[u32], proxies: &[u32]) {
         let (for_ends, for_proxies) = match self {
-            Self::Together => (only(0), only(0)),
-            Self::Apart => (only(0), only(1)),
-            Self::Free => (*allowed, *allowed),
+            Self::Together => (cpus.only(0), cpus.only(0)),
+            Self::Apart => (cpus.only(0), cpus.only(1)),
+            Self::Free => (cpus.0, cpus.0),
         };
         for (pids, set) in [(ends, for_ends), (proxies, for_proxies)] {
             for pid in pids {
                 let threads =
-                    fs::read_dir(format!("/proc/{pid}/task")).expect("a process that runs");
+                    std::fs::read_dir(format!("/proc/{pid}/task")).expect("a process that runs");
                 for thread in threads.flatten() {
                     let id = thread.file_name().to_string_lossy().parse().ok();
                     // A thread that ended meanwhile needs no place.
@@ -59,5 +52,48 @@ impl Place {
                 }
             }
         }
+    }
+
+    /// Nothing: only Linux lets a process be placed from outside.
+    #[cfg(not(target_os = "linux"))]
+    pub(crate) fn put(self, _cpus: &Cpus, _ends: &[u32], _proxies: &[u32]) {}
+}
+
+/// The CPUs that a measurement may use; none are known where they can't be chosen.
+#[derive(Debug)]
+pub(crate) struct Cpus(#[cfg(target_os = "linux")] CpuSet);
+
+#[cfg(target_os = "linux")]
+impl Cpus {
+    /// Those of this process.
+    pub(crate) fn own() -> Self {
+        Self(sched_getaffinity(None).expect("where it may run"))
+    }
+
+    fn several(&self) -> bool {
+        self.0.count() > 1
+    }
+
+    /// The first or the second of them.
+    fn only(&self, at: usize) -> CpuSet {
+        let mut set = CpuSet::new();
+        (0..CpuSet::MAX_CPU)
+            .filter(|cpu| self.0.is_set(*cpu))
+            .nth(at)
+            .into_iter()
+            .for_each(|cpu| set.set(cpu));
+        set
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+impl Cpus {
+    /// Those of this process.
+    pub(crate) const fn own() -> Self {
+        Self()
+    }
+
+    const fn several(&self) -> bool {
+        false
     }
 }
