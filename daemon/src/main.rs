@@ -14,6 +14,7 @@ mod crash;
 mod dirs;
 mod disk;
 mod fault;
+mod gather;
 mod handover;
 mod ipc;
 mod launch;

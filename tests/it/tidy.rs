@@ -16,9 +16,9 @@ const MAX_LINES: usize = 800;
 const LONG: [(&str, &str); 0] = [];
 
 /// The daemon's floors, lowest first: who may not look at whom.
-const GROUND: [&str; 11] = [
+const GROUND: [&str; 12] = [
     "config", "network", "names", "dirs", "clock", "sys", "fault", "crash", "disk", "trouble",
-    "truth",
+    "truth", "gather",
 ];
 const KEEPERS: [&str; 8] =
     ["actor", "roster", "vault", "store", "cache", "ledger", "budgets", "tokens"];

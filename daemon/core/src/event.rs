@@ -61,7 +61,7 @@ impl Kind {
     /// The kind of a whole event.
     pub fn of(json: &[u8]) -> Self {
         Self::peek(json).unwrap_or_else(|| match serde_json::from_slice::<Typed<'_>>(json) {
-            Ok(typed) => Self::named(&typed.kind),
+            Ok(typed) => Self::named(typed.kind.as_bytes()),
             Err(_not_one) if matches!(json.trim_ascii(), b"" | b"[DONE]") => Self::Other,
             Err(_not_one) => Self::Garbage,
         })
@@ -70,31 +70,36 @@ impl Kind {
     /// The kind of an event of which only the beginning is there; `None` when that doesn't tell.
     /// More than [`TELLS_BY`] bytes tell no more.
     pub fn peek(start: &[u8]) -> Option<Self> {
-        let head = start.get(..start.len().min(TELLS_BY))?.trim_ascii_start();
-        let head = head.strip_prefix(b"{")?.trim_ascii_start().strip_prefix(b"\"type\"")?;
-        let head = head.trim_ascii_start().strip_prefix(b":")?.trim_ascii_start();
-        let name = head.strip_prefix(b"\"")?;
-        let end = name.iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
-        if name.get(end) != Some(&b'"') {
-            return None;
-        }
-        Some(Self::named(str::from_utf8(name.get(..end)?).ok()?))
+        let start = start.get(..start.len().min(TELLS_BY))?;
+        // As upstream writes it, or with spaces.
+        let name = match start.strip_prefix(br#"{"type":""#) {
+            Some(name) => name,
+            None => {
+                let head = start.trim_ascii_start().strip_prefix(b"{")?.trim_ascii_start();
+                let head = head.strip_prefix(br#""type""#)?.trim_ascii_start();
+                head.strip_prefix(b":")?.trim_ascii_start().strip_prefix(b"\"")?
+            },
+        };
+        let end = memchr::memchr2(b'"', b'\\', name)?;
+        let (name, after) = name.split_at_checked(end)?;
+        let whole = after.first() == Some(&b'"');
+        (whole && (name.is_ascii() || str::from_utf8(name).is_ok())).then(|| Self::named(name))
     }
 
     /// The kind that a type names.
-    fn named(name: &str) -> Self {
+    fn named(name: &[u8]) -> Self {
         match name {
-            "response.created" | "response.in_progress" | "response.queued" | "keepalive" => {
+            b"response.created" | b"response.in_progress" | b"response.queued" | b"keepalive" => {
                 Self::Preamble
             },
-            "response.metadata" | "codex.response.metadata" => Self::Metadata,
-            "codex.rate_limits" => Self::Limits,
-            "response.completed" => Self::Completed,
-            "response.incomplete" => Self::Incomplete,
-            "response.failed" => Self::Failed,
-            "error" => Self::Error,
-            "" => Self::Other,
-            _ if name.starts_with("codex.") || name.starts_with("responsesapi.") => Self::Other,
+            b"response.metadata" | b"codex.response.metadata" => Self::Metadata,
+            b"codex.rate_limits" => Self::Limits,
+            b"response.completed" => Self::Completed,
+            b"response.incomplete" => Self::Incomplete,
+            b"response.failed" => Self::Failed,
+            b"error" => Self::Error,
+            b"" => Self::Other,
+            _ if name.starts_with(b"codex.") || name.starts_with(b"responsesapi.") => Self::Other,
             // A type that nobody knows yet may be a part of the answer: it isn't kept from the client.
             _ => Self::Visible,
         }

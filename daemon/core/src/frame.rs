@@ -15,6 +15,12 @@ use std::fmt;
 
 /// Where a turn's frame carries the sticky token that an earlier answer gave (observed, 0.169.0).
 pub const TURN_STATE: &str = "x-codex-turn-state";
+/// The same as a header's name.
+static STATE: HeaderName = HeaderName::from_static(TURN_STATE);
+/// As which headers an HTTP request says of which session, thread and turn it is.
+static SESSION: HeaderName = HeaderName::from_static("session-id");
+static THREAD: HeaderName = HeaderName::from_static("thread-id");
+static TURN: HeaderName = HeaderName::from_static("x-codex-turn-metadata");
 /// Where metadata carries the tag of the model list.
 pub const MODELS: &str = "x-models-etag";
 /// Fields of a frame that an HTTP body doesn't have.
@@ -81,16 +87,14 @@ impl Create {
             None => [&None; 3],
         };
         let mut names = HeaderMap::with_capacity(4);
-        for (name, value) in
-            [("session-id", session), ("thread-id", thread), ("x-codex-turn-metadata", turn)]
-        {
+        for (name, value) in [(&SESSION, session), (&THREAD, thread), (&TURN, turn)] {
             let value = value.as_deref().and_then(|value| HeaderValue::from_str(value).ok());
             if let Some(value) = value.or_else(|| handshake.get(name).cloned()) {
-                names.insert(HeaderName::from_static(name), value);
+                names.insert(name, value);
             }
         }
         if let Some(state) = self.turn_state().and_then(|state| HeaderValue::from_str(state).ok()) {
-            names.insert(HeaderName::from_static(TURN_STATE), state);
+            names.insert(&STATE, state);
         }
         names
     }

@@ -35,6 +35,7 @@ use crate::{
     choosing::Choosing,
     clock,
     config::Config,
+    gather::Gather,
     roster::Roster,
     upstream::Upstream,
     vault::Vault,
@@ -171,7 +172,7 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream) {
             .max_headers(MAX_HEADERS)
             .writev(false)
             .keep_alive(proxy.phases.now() < Phase::Draining)
-            .serve_connection(TokioIo::new(stream), service)
+            .serve_connection(TokioIo::new(Gather(stream)), service)
             .with_upgrades()
     ));
     // While draining, a new connection is for `whoami` (or for being told to try again): it gets its

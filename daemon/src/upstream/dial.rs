@@ -5,6 +5,7 @@
 //! kernel's own probes: after a VPN flip nothing else would tell.
 
 use crate::{
+    gather::Gather,
     names::Names,
     network::{Manner, Network, Proxy},
 };
@@ -55,7 +56,7 @@ impl Wire {
     /// One type for all of them.
     pub(crate) fn boxed(self) -> Box<dyn Io> {
         match self {
-            Self::Plain(stream) => Box::new(stream),
+            Self::Plain(stream) => Box::new(Gather(stream)),
             Self::Tls(stream) => stream,
             Self::Nested(stream) => stream,
         }

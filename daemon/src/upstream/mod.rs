@@ -17,7 +17,8 @@ mod connection;
 mod dial;
 
 use crate::{
-    app::Tasks, clock, config::Endpoint, names::Names, network::Network, proxy::body::UpBody,
+    app::Tasks, clock, config::Endpoint, gather::Gather, names::Names, network::Network,
+    proxy::body::UpBody,
 };
 use cma_core::{
     identity::AccountId,
@@ -395,7 +396,7 @@ impl Upstream {
             self.http1_only.store(true, Ordering::Relaxed);
             let account = account.clone();
             return match wire {
-                Wire::Plain(stream) => Connection::greet(stream, account).await,
+                Wire::Plain(stream) => Connection::greet(Gather(stream), account).await,
                 Wire::Tls(stream) => Connection::greet(stream, account).await,
                 Wire::Nested(stream) => Connection::greet(stream, account).await,
             }

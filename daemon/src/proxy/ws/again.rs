@@ -5,6 +5,7 @@
 //! Kept by thread, since nothing else is the same of both; for a minute, since the official CLI comes
 //! back at once (0.169.0, observed).
 
+use super::socket::Text;
 use cma_core::{
     pool::Refused,
     quota,
@@ -15,7 +16,6 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::time::Instant;
-use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 /// A client that comes later begins anew.
 const KEPT_FOR: Duration = Duration::from_secs(60);
@@ -28,9 +28,9 @@ const SAME_TIME: Span = Span::from_secs(60);
 #[derive(Debug, Clone)]
 pub(super) struct Last {
     /// What came before it on its connection and was held back: limits are told with it.
-    pub(super) before: Vec<Utf8Bytes>,
+    pub(super) before: Vec<Text>,
     /// As the client would get it.
-    pub(super) frame: Utf8Bytes,
+    pub(super) frame: Text,
     /// Whether the CLI stops on it by itself.
     pub(super) stops: bool,
     /// Whether it only says that there were too many requests.
@@ -42,7 +42,7 @@ pub(super) struct Last {
 impl Last {
     /// An error as the client would get it; `stops` says that the CLI stops on what it says.
     pub(super) fn new(
-        frame: Utf8Bytes,
+        frame: Text,
         (status, headers): (Option<StatusCode>, &HeaderMap),
         stops: bool,
         body: Value,
@@ -54,7 +54,7 @@ impl Last {
     }
 
     /// With what was held back before it.
-    pub(super) fn after(self, before: Vec<Utf8Bytes>) -> Self {
+    pub(super) fn after(self, before: Vec<Text>) -> Self {
         Self { before, ..self }
     }
 
@@ -135,7 +135,7 @@ mod tests {
         };
         let last = |stops, throttled, resets: u64| Last {
             before: Vec::new(),
-            frame: Utf8Bytes::from_static("{}"),
+            frame: Text::from_static("{}"),
             stops,
             throttled,
             body: json!({"error": {"type": "usage_limit_reached", "resets_at": resets}}),

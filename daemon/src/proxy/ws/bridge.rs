@@ -4,9 +4,9 @@
 use super::{
     flow::{Ended, Flow, Source},
     frame,
-    link::Socket,
     listen::listening,
     session::{Session, Warm, say},
+    socket::Socket,
     sse,
     turn::{Step, Turn, patience},
 };

@@ -8,7 +8,8 @@
 
 use super::{
     frame,
-    link::{Came, Link, Socket},
+    link::{Came, Link},
+    socket::{Said, Socket, Text},
     sse,
 };
 use crate::{
@@ -27,7 +28,6 @@ use cma_core::{
     identity::AccountId,
     verdict::{self, Act, Outcome, Verdict},
 };
-use futures_util::{Sink as _, SinkExt as _, Stream as _};
 use http::HeaderValue;
 use std::{
     pin::Pin,
@@ -36,7 +36,6 @@ use std::{
     time::Duration,
 };
 use tokio::time::{Instant, Sleep};
-use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 /// A client that takes nothing for this long has gone.
 const BLOCKED: Duration = Duration::from_secs(300);
@@ -59,7 +58,7 @@ pub(super) struct Heard {
     /// The turn state that it gave.
     pub(super) state: Option<HeaderValue>,
     /// What is held back.
-    pub(super) held: Vec<Utf8Bytes>,
+    pub(super) held: Vec<Text>,
 }
 
 /// Where an attempt's events come from.
@@ -84,13 +83,13 @@ pub(super) enum Ended {
     /// The final event was passed on. With its fault, if that is what it was.
     Final(Option<Fault>),
     /// Nothing was shown: it can begin again. With the frame that said so, if one did.
-    Hidden(Verdict, Option<(Utf8Bytes, Fault)>),
+    Hidden(Verdict, Option<(Text, Fault)>),
     /// Nothing was shown, and nothing more came.
     Silent,
     /// Nothing was shown, and upstream can't read something sealed. With the frame that said so.
-    Foreign(Utf8Bytes, Fault),
+    Foreign(Text, Fault),
     /// Nothing was shown, and what it goes on from is not known there. With the frame that said so.
-    Unknown(Utf8Bytes),
+    Unknown(Text),
     /// It broke off after something was shown.
     Broken(&'static str),
     /// Nobody listens any more.
@@ -151,24 +150,24 @@ impl<'a> Flow<'a> {
         &mut self,
         local: &mut Socket,
         mut source: Source<'_>,
-        next: &mut Option<Utf8Bytes>,
+        next: &mut Option<Text>,
     ) -> Ended {
         let ended = std::future::poll_fn(|context| {
             if let Poll::Ready(ended) = self.down(local, &mut source, context) {
                 return Poll::Ready(ended);
             }
             if self.dirty {
-                match Pin::new(&mut *local).poll_flush(context) {
+                match local.poll_flush(context) {
                     Poll::Ready(Ok(())) => self.dirty = false,
                     Poll::Ready(Err(_gone)) => return Poll::Ready(Ended::ClientGone),
                     Poll::Pending => {},
                 }
             }
             while next.is_none() {
-                match Pin::new(&mut *local).poll_next(context) {
+                match local.poll_said(context) {
                     Poll::Pending => break,
-                    Poll::Ready(Some(Ok(Message::Text(text)))) => *next = Some(text),
-                    Poll::Ready(Some(Ok(Message::Ping(_) | Message::Pong(_)))) => {},
+                    Poll::Ready(Ok(Said::Text(text))) => *next = Some(text),
+                    Poll::Ready(Ok(Said::Sign)) => {},
                     Poll::Ready(_gone_or_broken) => return Poll::Ready(Ended::ClientGone),
                 }
             }
@@ -192,7 +191,7 @@ impl<'a> Flow<'a> {
         context: &mut Context<'_>,
     ) -> Poll<Ended> {
         loop {
-            match Pin::new(&mut *local).poll_ready(context) {
+            match local.poll_ready(context) {
                 Poll::Ready(Ok(())) => {},
                 Poll::Ready(Err(_gone)) => return Poll::Ready(Ended::ClientGone),
                 Poll::Pending => return Poll::Pending,
@@ -218,7 +217,7 @@ impl<'a> Flow<'a> {
         }
     }
 
-    fn take(&mut self, local: &mut Socket, text: Utf8Bytes) -> Option<Ended> {
+    fn take(&mut self, local: &mut Socket, text: Text) -> Option<Ended> {
         let mut text = text;
         let kind = Kind::of(text.as_bytes());
         match kind {
@@ -293,9 +292,9 @@ impl<'a> Flow<'a> {
     }
 
     /// Gives a message to the client's socket. Returns whether the client has gone.
-    fn pass(&mut self, local: &mut Socket, text: Utf8Bytes) -> bool {
+    fn pass(&mut self, local: &mut Socket, text: Text) -> bool {
         self.dirty = true;
-        Pin::new(local).start_send(Message::Text(text)).is_err()
+        local.give(text).is_err()
     }
 
     /// What time alone decides.

@@ -1,22 +1,22 @@
 //! Messages of the Responses WebSocket as the two legs take them: a turn's frame with its edits
 //! ([`cma_core::frame`]), and the frames that are made here.
 
+use super::socket::Text;
 use bytes::Bytes;
 pub(super) use cma_core::frame::{Create, MODELS, TURN_STATE, input, is_foreign};
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
-use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::proxy::relay::{Answer, Out};
 
 /// As [`cma_core::frame::with_turn_state`].
-pub(super) fn with_turn_state(text: &str, state: Option<&str>) -> Option<Utf8Bytes> {
+pub(super) fn with_turn_state(text: &str, state: Option<&str>) -> Option<Text> {
     cma_core::frame::with_turn_state(text, state).map(Into::into)
 }
 
 /// As [`cma_core::frame::with_header`].
-pub(super) fn with_header(text: &str, header: &str, value: Option<&str>) -> Option<Utf8Bytes> {
+pub(super) fn with_header(text: &str, header: &str, value: Option<&str>) -> Option<Text> {
     cma_core::frame::with_header(text, header, value).map(Into::into)
 }
 
@@ -26,13 +26,13 @@ pub(super) fn to_http(text: &str) -> Option<(Bytes, HeaderMap)> {
 }
 
 /// As [`cma_core::frame::whole`].
-pub(super) fn whole(text: &str, before: &str) -> Option<Utf8Bytes> {
+pub(super) fn whole(text: &str, before: &str) -> Option<Text> {
     cma_core::frame::whole(text, before).map(Into::into)
 }
 
 /// An HTTP answer as the frame that stands for it (the CLI treats it like that answer, observed with
 /// 0.169.0). Only for answers that are whole.
-pub(super) async fn wrapped(answer: Answer) -> Utf8Bytes {
+pub(super) async fn wrapped(answer: Answer) -> Text {
     let (parts, body) = answer.into_parts();
     let whole = matches!(body, Out::Whole(_));
     let body = if whole { body.collect().await.ok().map(|body| body.to_bytes()) } else { None };
@@ -45,14 +45,14 @@ pub(super) async fn wrapped(answer: Answer) -> Utf8Bytes {
 
 /// One line on which the CLI stops and which it prints as it is: of a wrapped 400 it prints the whole
 /// frame, of this failure only the message (observed, 0.169.0).
-pub(super) fn stop(line: &str) -> Utf8Bytes {
+pub(super) fn stop(line: &str) -> Text {
     let error = json!({"code": "invalid_prompt", "message": line});
     let response = json!({"id": "resp_cma", "status": "failed", "error": error});
     ordered(&[("type", "response.failed".into()), ("response", response)])
 }
 
 /// The frame that stands for an HTTP error.
-pub(super) fn wrap(status: u16, headers: &HeaderMap, body: &[u8]) -> Utf8Bytes {
+pub(super) fn wrap(status: u16, headers: &HeaderMap, body: &[u8]) -> Text {
     let error = match serde_json::from_slice::<Value>(body) {
         Ok(mut json) if json.get("error").is_some_and(Value::is_object) => {
             json.get_mut("error").map(Value::take).unwrap_or_default()
@@ -83,7 +83,7 @@ pub(super) fn wrap(status: u16, headers: &HeaderMap, body: &[u8]) -> Utf8Bytes {
 
 /// The error at which the CLI opens another connection and sends its whole input, without a word to
 /// the person (observed, 0.169.0).
-pub(super) fn previous_not_found(id: &str) -> Utf8Bytes {
+pub(super) fn previous_not_found(id: &str) -> Text {
     let error = json!({
         "type": "invalid_request_error",
         "code": "previous_response_not_found",
@@ -94,7 +94,7 @@ pub(super) fn previous_not_found(id: &str) -> Utf8Bytes {
 }
 
 /// The two events that answer a prewarm which nobody sent anywhere.
-pub(super) fn warmed(id: &str) -> [Utf8Bytes; 2] {
+pub(super) fn warmed(id: &str) -> [Text; 2] {
     let event =
         |kind: &str, response: Value| ordered(&[("type", kind.into()), ("response", response)]);
     let usage = json!({"input_tokens": 0, "output_tokens": 0, "total_tokens": 0});
@@ -105,7 +105,7 @@ pub(super) fn warmed(id: &str) -> [Utf8Bytes; 2] {
 }
 
 /// The event that carries headers of an HTTP answer.
-pub(super) fn metadata(headers: &HeaderMap) -> Option<Utf8Bytes> {
+pub(super) fn metadata(headers: &HeaderMap) -> Option<Text> {
     let state = headers.get(TURN_STATE)?.to_str().ok()?;
     let headers = json!({ TURN_STATE: state });
     Some(ordered(&[("type", "response.metadata".into()), ("headers", headers)]))
@@ -113,7 +113,7 @@ pub(super) fn metadata(headers: &HeaderMap) -> Option<Utf8Bytes> {
 
 /// The event that tells the quota of an HTTP answer's headers, as upstream tells it on a WebSocket
 /// (fields observed with 0.169.0): the CLI keeps it with the thread and shows it as `/status`.
-pub(super) fn limits(headers: &HeaderMap) -> Option<Utf8Bytes> {
+pub(super) fn limits(headers: &HeaderMap) -> Option<Text> {
     let text = |name: &str| headers.get(format!("x-codex-{name}"))?.to_str().ok();
     let window = |place: &str| {
         let number = |field: &str| text(&format!("{place}-{field}"))?.parse::<u64>().ok();
@@ -146,7 +146,7 @@ pub(super) fn limits(headers: &HeaderMap) -> Option<Utf8Bytes> {
 }
 
 /// An object whose type comes first, as upstream writes it.
-fn ordered(fields: &[(&str, Value)]) -> Utf8Bytes {
+fn ordered(fields: &[(&str, Value)]) -> Text {
     let fields: Vec<_> = fields.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
     format!("{{{}}}", fields.join(",")).into()
 }

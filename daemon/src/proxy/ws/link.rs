@@ -1,5 +1,6 @@
 //! The upstream leg: one WebSocket, of one account, for one client's socket.
 
+use super::socket::{CloseCode, Ended, Said, Socket, Text};
 use crate::{
     clock,
     proxy::{body::UpBody, error_body},
@@ -12,13 +13,11 @@ use cma_core::{
     identity::AccountId,
     time::{Span, Wall},
 };
-use futures_util::{SinkExt as _, Stream as _};
 use http::{HeaderMap, HeaderValue, Request, Uri, header, response};
 use hyper::{client::conn::http1, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use ring::digest;
 use std::{
-    pin::Pin,
     task::{Context, Poll},
     time::Duration,
 };
@@ -26,24 +25,12 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::Instant,
 };
-use tokio_tungstenite::{
-    WebSocketStream,
-    tungstenite::{
-        Error, Message, Utf8Bytes,
-        protocol::{Role, WebSocketConfig},
-    },
-};
 
 /// A message from a client: its whole input at the first turn, pictures in base64 included. The same
 /// as an HTTP request may have for a second attempt, four times over.
 pub(super) const MAX_REQUEST: usize = 64 * 1024 * 1024;
 /// A message from upstream: the final one repeats the whole answer, megabytes at worst.
 pub(super) const MAX_EVENT: usize = 16 * 1024 * 1024;
-/// Read and written at once. An event has a few hundred bytes; more only costs memory, and there are
-/// two of each for a socket.
-const BUFFER: usize = 8 * 1024;
-/// Messages that a full socket buffer may leave with us: the last one and what was gathered before.
-const MAX_WAITING: usize = MAX_REQUEST + 64 * 1024;
 /// Upstream ends a connection after 60 minutes, in the middle of a turn if there is one (0.169.0's
 /// error code for it says so). A connection this old is replaced between two turns.
 const MAX_AGE: Duration = Duration::from_secs(55 * 60);
@@ -55,20 +42,6 @@ const MAX_HEAD: usize = 256 * 1024;
 const CLOSE: Duration = Duration::from_secs(1);
 /// What the answer to a key is made with (RFC 6455, section 1.3).
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
-
-/// One end of a WebSocket.
-pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
-
-/// How both ends behave: no message without a bound, and no buffer.
-pub(super) async fn socket(upgraded: Upgraded, role: Role, max: usize) -> Socket {
-    let config = WebSocketConfig::default()
-        .read_buffer_size(BUFFER)
-        .write_buffer_size(BUFFER)
-        .max_write_buffer_size(MAX_WAITING)
-        .max_message_size(Some(max))
-        .max_frame_size(Some(max));
-    WebSocketStream::from_raw_socket(TokioIo::new(upgraded), role, Some(config)).await
-}
 
 /// A connection to upstream.
 #[derive(Debug)]
@@ -94,7 +67,7 @@ pub(super) enum NoLink {
 /// What comes from upstream.
 #[derive(Debug)]
 pub(super) enum Came {
-    Text(Utf8Bytes),
+    Text(Text),
     /// A ping or pong; answered already.
     Nothing,
     /// The end, in words for the trace.
@@ -117,7 +90,7 @@ impl Link {
             tokio::time::timeout(limit, shake).await.map_err(|_elapsed| NoLink::TimedOut)??;
         Ok(Self {
             account: account.clone(),
-            socket: socket(upgraded, Role::Client, MAX_EVENT).await,
+            socket: Socket::upstream(upgraded, MAX_EVENT),
             since: (Instant::now(), clock::wall()),
             has_history: false,
         })
@@ -133,29 +106,29 @@ impl Link {
     }
 
     /// Sends a turn's frame.
-    pub(super) async fn send(&mut self, frame: Utf8Bytes) -> Result<(), Error> {
-        self.socket.send(Message::Text(frame)).await
+    pub(super) async fn send(&mut self, frame: Text) -> Result<(), Ended> {
+        self.socket.send(frame).await
     }
 
     /// The next message.
     pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Came> {
-        let next = Pin::new(&mut self.socket).poll_next(context);
-        next.map(|message| match message {
-            Some(Ok(Message::Text(text))) => Came::Text(text),
-            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Came::Nothing,
-            Some(Ok(Message::Binary(_))) => Came::End("a binary message came"),
-            Some(Ok(Message::Close(_))) => Came::End("upstream closed the connection"),
-            None | Some(Err(Error::ConnectionClosed | Error::AlreadyClosed | Error::Io(_))) => {
-                Came::End("the connection ended")
+        self.socket.poll_said(context).map(|said| match said {
+            Ok(Said::Text(text)) => Came::Text(text),
+            Ok(Said::Sign) => Came::Nothing,
+            Ok(Said::Binary) => Came::End("a binary message came"),
+            Ok(Said::Close) => Came::End("upstream closed the connection"),
+            Err(Ended::Cut) => Came::End("the connection ended"),
+            Err(Ended::TooLarge) => Came::End("a message was too large"),
+            Err(Ended::NotText | Ended::NoFrame) => {
+                Came::End("what came is not a WebSocket message")
             },
-            Some(Err(Error::Capacity(_))) => Came::End("a message was too large"),
-            Some(Err(_)) => Came::End("what came is not a WebSocket message"),
         })
     }
 
     /// Says goodbye.
     pub(super) async fn close(mut self) {
-        let _gone = tokio::time::timeout(CLOSE, self.socket.close(None)).await;
+        let _gone =
+            tokio::time::timeout(CLOSE, self.socket.close(CloseCode::NORMAL_CLOSURE, "")).await;
     }
 }
 

@@ -12,6 +12,7 @@
 //!   wait: nothing is read that can't be written.
 //! - [`link`]: the connection to upstream; [`bridge`] and [`sse`]: the way over HTTP where there is
 //!   none; [`breaker`]: which of both.
+//! - [`socket`]: one end, with the library behind it.
 //! - [`frame`]: what the messages say. [`again`]: what goes on with a turn that is sent once more;
 //!   [`refusal`]: handshakes that fail; [`listen`]: waiting for a client that may have gone.
 //!
@@ -20,11 +21,11 @@
 //! everything, without a word (0.169.0, observed). A frame that has everything already is simply sent
 //! elsewhere.
 //!
-//! Frames are tungstenite's, through tokio-tungstenite without its handshake: the most used and
-//! reviewed implementation, with a bound for every buffer, no `unsafe` beyond UTF-8 that it has
-//! checked, and payloads as `Bytes`, so that a message goes through without being copied but into the
-//! socket's buffer. (fastwebsockets is faster at large messages, which are rare here, by code that is
-//! `unsafe` in places.) The handshakes are ours, over the connections that HTTP uses.
+//! Frames are those of tokio-websockets, without its handshake: bounded, strict, and payloads as
+//! `Bytes` that go from one socket's buffer to the other socket. tungstenite, more widely used, fills
+//! its read buffer with zeros at each look at a socket and copies messages on their way out: a third of
+//! the instructions of a turn (docs/performance.md). The handshakes are ours, over the connections that
+//! HTTP uses.
 //! permessage-deflate is declined: on loopback it only costs, and upstream isn't offered it.
 
 mod again;
@@ -36,6 +37,7 @@ mod link;
 mod listen;
 mod refusal;
 mod session;
+mod socket;
 mod sse;
 mod turn;
 

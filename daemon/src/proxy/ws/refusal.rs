@@ -11,6 +11,7 @@ use super::{
     frame,
     link::NoLink,
     session::{ANEW, Session},
+    socket::Text,
     turn::{Step, Turn, Way},
 };
 use crate::{
@@ -30,7 +31,6 @@ use http::StatusCode;
 use serde_json::Value;
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
-use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 /// How long an account whose handshake was refused is served over HTTP on this socket.
 const BRIDGED: Duration = Duration::from_secs(600);
@@ -103,7 +103,7 @@ impl Session {
         &mut self,
         turn: &mut Turn,
         lease: Lease,
-        said: Utf8Bytes,
+        said: Text,
         verdict: &Verdict,
     ) -> Step {
         let proxy = Arc::clone(&self.proxy);

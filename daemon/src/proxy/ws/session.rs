@@ -2,7 +2,8 @@
 
 use super::{
     frame::{self, Create},
-    link::{self, Came, Link, MAX_REQUEST, Socket},
+    link::{Came, Link, MAX_REQUEST},
+    socket::{CloseCode, Ended, Said, Socket, Text},
 };
 use crate::{
     app::Phase,
@@ -14,15 +15,10 @@ use cma_core::{
     identity::AccountId,
     pool::Input,
 };
-use futures_util::{SinkExt as _, Stream as _};
 use http::{HeaderMap, StatusCode};
 use hyper::upgrade::Upgraded;
-use std::{pin::Pin, sync::Arc, task::Poll, time::Duration};
+use std::{sync::Arc, task::Poll, time::Duration};
 use tokio::time::Instant;
-use tokio_tungstenite::tungstenite::{
-    Error, Message, Utf8Bytes,
-    protocol::{CloseFrame, Role, frame::coding::CloseCode},
-};
 
 /// A socket without a turn for this long is closed; its CLI opens another at its next turn. A person
 /// comes back to a thread after a day's meetings, so it is longer than that.
@@ -53,7 +49,7 @@ pub(super) struct Session {
     /// An account whose handshake upstream refused, and when.
     pub(super) bridged: Option<(AccountId, Instant)>,
     /// A frame that came during the turn before.
-    pub(super) next: Option<Utf8Bytes>,
+    pub(super) next: Option<Text>,
 }
 
 /// How a client's socket ends.
@@ -66,14 +62,17 @@ pub(super) enum Leave {
 }
 
 /// Upstream broke off within an answer: so does the client's socket, and the CLI begins again.
-pub(super) const BROKEN: Leave = Leave::Close(CloseCode::Error, "upstream broke off");
+pub(super) const BROKEN: Leave =
+    Leave::Close(CloseCode::INTERNAL_SERVER_ERROR, "upstream broke off");
 /// A client that doesn't know `previous_response_not_found` opens another socket on a close, and sends
 /// everything there (0.128.0, observed).
-pub(super) const ANEW: Leave = Leave::Close(CloseCode::Again, "send all of it again");
+pub(super) const ANEW: Leave = Leave::Close(CloseCode::SERVICE_OVERLOAD, "send all of it again");
 /// The oldest official CLI that is known to understand that error; 0.128.0 stops on it (observed).
 const KNOWS_PREVIOUS: (u32, u32) = (0, 149);
+/// A client that speaks another language.
+const BINARY: Leave = Leave::Close(CloseCode::UNSUPPORTED_DATA, "frames are text");
 /// The CLI opens another socket, to the daemon that comes next.
-const RESTART: Leave = Leave::Close(CloseCode::Restart, "the daemon restarts");
+const RESTART: Leave = Leave::Close(CloseCode::SERVICE_RESTART, "the daemon restarts");
 
 impl Session {
     pub(super) fn new(proxy: Arc<Proxy>, launch: &Launch, head: HeaderMap) -> Self {
@@ -94,7 +93,7 @@ impl Session {
 
     /// Serves turns until either side has had enough.
     pub(super) async fn run(mut self, upgraded: Upgraded) {
-        let mut local = link::socket(upgraded, Role::Server, MAX_REQUEST).await;
+        let mut local = Socket::local(upgraded, MAX_REQUEST);
         let leave = loop {
             let frame = match self.next.take() {
                 Some(frame) => frame,
@@ -112,13 +111,12 @@ impl Session {
         };
         if let Leave::Close(code, reason) = leave {
             tracing::debug!(code = u16::from(code), reason, "websocket closed");
-            let close = CloseFrame { code, reason: Utf8Bytes::from_static(reason) };
-            let _gone = tokio::time::timeout(SAY, local.close(Some(close))).await;
-            if code != CloseCode::Restart {
+            let _gone = tokio::time::timeout(SAY, local.close(code, reason)).await;
+            if code != CloseCode::SERVICE_RESTART {
                 // What the client still sends would make the system reset the connection, and the
                 // reason would be lost.
                 let mut rest = tokio::io::sink();
-                let read = tokio::io::copy(local.get_mut(), &mut rest);
+                let read = tokio::io::copy(local.bytes(), &mut rest);
                 let _its_end = tokio::time::timeout(GOODBYE, read).await;
             }
         }
@@ -128,14 +126,14 @@ impl Session {
     }
 
     /// Waits for a frame between two turns.
-    async fn idle(&mut self, local: &mut Socket) -> Result<Utf8Bytes, Leave> {
+    async fn idle(&mut self, local: &mut Socket) -> Result<Text, Leave> {
         let phases = self.proxy.phases.clone();
         let mut drains = std::pin::pin!(phases.reached(Phase::Draining));
         let mut over = std::pin::pin!(tokio::time::sleep(IDLE));
         loop {
             let came = std::future::poll_fn(|context| {
-                if let Poll::Ready(message) = Pin::new(&mut *local).poll_next(context) {
-                    return Poll::Ready(Idle::Client(message));
+                if let Poll::Ready(said) = local.poll_said(context) {
+                    return Poll::Ready(Idle::Client(said));
                 }
                 if let Some(link) = &mut self.link
                     && let Poll::Ready(came) = link.poll(context)
@@ -147,13 +145,15 @@ impl Session {
                 }
                 over.as_mut()
                     .poll(context)
-                    .map(|()| Idle::Over(Leave::Close(CloseCode::Away, "idle for too long")))
+                    .map(|()| Idle::Over(Leave::Close(CloseCode::GOING_AWAY, "idle for too long")))
             })
             .await;
             match came {
-                Idle::Client(Some(Ok(Message::Text(text)))) => return Ok(text),
-                Idle::Client(Some(Ok(Message::Ping(_) | Message::Pong(_)))) => {},
-                Idle::Client(message) => return Err(leave(message.as_ref())),
+                Idle::Client(Ok(Said::Text(text))) => return Ok(text),
+                Idle::Client(Ok(Said::Sign)) => {},
+                Idle::Client(Ok(Said::Binary)) => return Err(BINARY),
+                Idle::Client(Ok(Said::Close)) => return Err(Leave::Gone),
+                Idle::Client(Err(ended)) => return Err(leave(ended)),
                 Idle::Upstream(came) => self.between(local, came).await?,
                 Idle::Over(leave) => return Err(leave),
             }
@@ -189,7 +189,7 @@ impl Session {
     }
 
     /// Serves one frame of the client's.
-    async fn frame(&mut self, local: &mut Socket, text: Utf8Bytes) -> Result<(), Leave> {
+    async fn frame(&mut self, local: &mut Socket, text: Text) -> Result<(), Leave> {
         match Create::read(&text) {
             Some(create) if create.is_turn() => Box::pin(self.turn(local, text, create)).await,
             Some(create) => {
@@ -211,25 +211,26 @@ impl Session {
 
 /// What happens between two turns.
 enum Idle {
-    Client(Option<Result<Message, Error>>),
+    Client(Result<Said, Ended>),
     Upstream(Came),
     Over(Leave),
 }
 
 /// How a socket ends on which that came in a frame's place.
-fn leave(message: Option<&Result<Message, Error>>) -> Leave {
-    match message {
-        Some(Ok(Message::Binary(_))) => Leave::Close(CloseCode::Unsupported, "frames are text"),
-        Some(Err(Error::Capacity(_))) => Leave::Close(CloseCode::Size, "the frame is too large"),
-        Some(Err(Error::Utf8(_))) => Leave::Close(CloseCode::Invalid, "the frame is not text"),
-        Some(Err(Error::Protocol(_))) => Leave::Close(CloseCode::Protocol, "not a frame"),
-        _ => Leave::Gone,
+const fn leave(ended: Ended) -> Leave {
+    match ended {
+        Ended::TooLarge => Leave::Close(CloseCode::MESSAGE_TOO_BIG, "the frame is too large"),
+        Ended::NotText => {
+            Leave::Close(CloseCode::INVALID_FRAME_PAYLOAD_DATA, "the frame is not text")
+        },
+        Ended::NoFrame => Leave::Close(CloseCode::PROTOCOL_ERROR, "not a frame"),
+        Ended::Cut => Leave::Gone,
     }
 }
 
 /// Sends a frame of our own.
-pub(super) async fn say(local: &mut Socket, text: Utf8Bytes) -> Result<(), Leave> {
-    match tokio::time::timeout(SAY, local.send(Message::Text(text))).await {
+pub(super) async fn say(local: &mut Socket, text: Text) -> Result<(), Leave> {
+    match tokio::time::timeout(SAY, local.send(text)).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) | Err(_) => Err(Leave::Gone),
     }

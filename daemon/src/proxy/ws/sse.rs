@@ -1,7 +1,10 @@
 //! A turn over HTTP behind a client's WebSocket: server-sent events as they come, one text each
 //! ([`cma_core::sse`]).
 
-use super::link::{Came, MAX_EVENT};
+use super::{
+    link::{Came, MAX_EVENT},
+    socket::Text,
+};
 use crate::upstream::{Driven, Upstream};
 use cma_core::sse::Events;
 use futures_util::FutureExt as _;
@@ -13,7 +16,6 @@ use std::{
     sync::Arc,
     task::{Context, Poll},
 };
-use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 /// An answer that is read as events.
 #[derive(Debug)]
@@ -21,7 +23,7 @@ pub(super) struct Stream {
     body: Driven,
     events: Events,
     /// Events of ours that go first.
-    front: VecDeque<Utf8Bytes>,
+    front: VecDeque<Text>,
 }
 
 impl Stream {
@@ -30,7 +32,7 @@ impl Stream {
     }
 
     /// Puts an event in front.
-    pub(super) fn begin_with(&mut self, event: Utf8Bytes) {
+    pub(super) fn begin_with(&mut self, event: Text) {
         self.front.push_front(event);
     }
 

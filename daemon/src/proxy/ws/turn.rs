@@ -8,9 +8,10 @@ use super::{
     again::{Carried, Last},
     flow::{Ended, Flow, Heard, Patience, Source},
     frame::{self, Create},
-    link::{Link, Socket},
+    link::Link,
     listen::listening,
     session::{BROKEN, Leave, Session, say},
+    socket::{CloseCode, Socket, Text},
 };
 use crate::{
     actor::Lease,
@@ -49,7 +50,6 @@ use std::{
     time::Duration,
 };
 use tokio::time::Instant;
-use tokio_tungstenite::tungstenite::{Utf8Bytes, protocol::frame::coding::CloseCode};
 
 /// A handshake that takes longer is not worth waiting for while there is HTTP. The CLI gives up after
 /// 15 s (`websocket_connect_timeout_ms`, 0.169.0).
@@ -59,7 +59,7 @@ const SLOWEST: usize = 32 * 1024;
 
 /// A turn in progress.
 pub(super) struct Turn {
-    pub(super) frame: Utf8Bytes,
+    pub(super) frame: Text,
     pub(super) create: Create,
     pub(super) course: Course,
     ride: Ride,
@@ -74,7 +74,7 @@ pub(super) struct Turn {
 pub(super) enum Step {
     Again,
     /// A word of our own ends the turn.
-    Say(Utf8Bytes),
+    Say(Text),
     /// The turn is over.
     Over(Result<(), Leave>),
 }
@@ -159,7 +159,7 @@ impl Session {
     pub(super) async fn turn(
         &mut self,
         local: &mut Socket,
-        frame: Utf8Bytes,
+        frame: Text,
         create: Create,
     ) -> Result<(), Leave> {
         let proxy = Arc::clone(&self.proxy);
@@ -194,7 +194,7 @@ impl Session {
             let mut lease = match selected {
                 Err(_gone) => {
                     books::again(&mut turn.course.trace);
-                    return Err(Leave::Close(CloseCode::Restart, "the daemon stops"));
+                    return Err(Leave::Close(CloseCode::SERVICE_RESTART, "the daemon stops"));
                 },
                 Ok(Ok(lease)) => lease,
                 Ok(Err(refused)) => match turn.course.over() {
@@ -250,7 +250,7 @@ impl Session {
     }
 
     /// Takes a turn in, with the budget that keeps it out if there is one.
-    fn begin(&mut self, frame: Utf8Bytes, create: Create) -> (Turn, Option<Blocked>) {
+    fn begin(&mut self, frame: Text, create: Create) -> (Turn, Option<Blocked>) {
         let (mut frame, mut create) = (frame, create);
         // A prewarm that was answered here is sent with its turn.
         if let Some(warm) = self.warm.take()
@@ -603,8 +603,8 @@ impl Session {
 
     /// The turn's frame for an account: without what only another one can read, and with a turn state
     /// of its own if any.
-    pub(super) fn signed(&self, turn: &Turn, account: &AccountId) -> Utf8Bytes {
-        let edited = turn.ride.frame().and_then(|bytes| Utf8Bytes::try_from(bytes.clone()).ok());
+    pub(super) fn signed(&self, turn: &Turn, account: &AccountId) -> Text {
+        let edited = turn.ride.frame().and_then(|bytes| Text::try_from(bytes.clone()).ok());
         let frame = edited.unwrap_or_else(|| turn.frame.clone());
         let Some(shown) = turn.create.turn_state() else { return frame };
         let edited = match turn.ride.turn_state() {
