@@ -342,10 +342,15 @@ pub fn signal(pid: u32, signal: rustix::process::Signal) {
 /// # Panics
 /// When it doesn't come to hold.
 #[track_caller]
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub fn eventually(what: &str, holds: impl FnMut() -> bool) {
+    within(Duration::from_secs(10), what, holds);
+}
+
+/// As [`eventually`], for what takes longer.
+pub fn within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
-        assert!(begun.elapsed() < Duration::from_secs(10), "not within 10 s: {what}");
+        assert!(begun.elapsed() < limit, "not within {} s: {what}", limit.as_secs());
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -27,8 +27,9 @@ use std::{
 pub const CAPACITY: usize = 4096;
 /// Moves told of one thread; the oldest go first.
 const MOVES: usize = 8;
-/// Names of models kept for all threads: more than anybody uses at a time.
-const MODELS: usize = 16;
+/// Names of models, and words of moves, of which there is one copy for all threads: more than are in use
+/// at a time.
+const COPIES: usize = 32;
 /// Accounts that gave turn states within one turn.
 const STATES: usize = 4;
 /// A turn state is a few hundred bytes; what is longer than this is not kept.
@@ -48,9 +49,9 @@ pub struct Move {
     /// To which account.
     pub to: AccountId,
     /// Why, for a person.
-    pub reason: String,
+    pub reason: Arc<str>,
     /// What was left out of the request, for a person.
-    pub dropped: String,
+    pub dropped: Arc<str>,
 }
 
 /// One thread.
@@ -96,7 +97,37 @@ pub struct Thread {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct States {
     turn: Option<Arc<str>>,
-    given: Vec<(AccountId, HeaderValue)>,
+    given: Vec<(AccountId, Vec<u8>)>,
+    /// The memory of one that was forgotten, for the next: a piece that a thread had taken anew at
+    /// each of its requests would end up on a page of its own.
+    spare: Vec<u8>,
+}
+
+impl States {
+    /// Forgets those of the turn before, or of one account.
+    fn forget(&mut self, whose: Option<&AccountId>) {
+        let spare = &mut self.spare;
+        self.given.retain_mut(|(account, state)| {
+            let stays = whose.is_some_and(|whose| whose != account);
+            if !stays {
+                *spare = std::mem::take(state);
+            }
+            stays
+        });
+    }
+
+    /// Notes which one an account gave; the first one of a turn holds.
+    fn note(&mut self, account: &AccountId, state: &HeaderValue) {
+        if self.given.len() < STATES && !self.given.iter().any(|(whose, _state)| whose == account) {
+            let mut bytes = std::mem::take(&mut self.spare);
+            bytes.clear();
+            bytes.reserve_exact(state.len());
+            bytes.extend_from_slice(state.as_bytes());
+            // Nearly always one.
+            self.given.reserve_exact(1);
+            self.given.push((account.clone(), bytes));
+        }
+    }
 }
 
 /// A thread that its person moved.
@@ -197,6 +228,8 @@ pub struct Threads {
     changes: u64,
     /// Names of models, one copy of each.
     models: Vec<Arc<str>>,
+    /// What moves say, one copy of each.
+    words: Vec<Arc<str>>,
 }
 
 impl Threads {
@@ -221,7 +254,7 @@ impl Threads {
     /// A request begins. Gives the thread's names as they are kept.
     pub fn begin(&mut self, key: &Arc<str>, begun: &Begun<'_>, now: Wall) -> Names {
         self.changes += 1;
-        let model = begun.model.map(|model| self.one_copy(model));
+        let model = begun.model.map(|model| one_copy(&mut self.models, Arc::clone(model)));
         if self.all.len() >= CAPACITY && !self.all.contains_key(key) {
             self.shrink();
         }
@@ -247,18 +280,6 @@ impl Threads {
         }
         let (session, model) = (thread.session.clone(), thread.model.clone());
         Names { key: own, session, model }
-    }
-
-    /// A model's name as it is kept already, or kept from now on.
-    fn one_copy(&mut self, model: &Arc<str>) -> Arc<str> {
-        if let Some(known) = self.models.iter().find(|known| *known == model) {
-            return Arc::clone(known);
-        }
-        if self.models.len() >= MODELS {
-            self.models.remove(0);
-        }
-        self.models.push(Arc::clone(model));
-        Arc::clone(model)
     }
 
     /// A request has ended, whichever way.
@@ -316,6 +337,8 @@ impl Threads {
             if thread.moves.len() >= MOVES {
                 thread.moves.pop_front();
             }
+            let (reason, dropped) =
+                (one_copy(&mut self.words, reason), one_copy(&mut self.words, dropped));
             thread.moves.push_back(Move { at: now, from, to, reason, dropped });
         }
         if thread.account.as_ref() != Some(account) {
@@ -327,19 +350,14 @@ impl Threads {
         thread.foreign = served.foreign;
         thread.lost = served.lost.or(thread.lost);
         if thread.states.turn.as_ref() != served.turn {
-            thread.states = States { turn: served.turn.cloned(), given: Vec::new() };
+            thread.states.turn = served.turn.cloned();
+            thread.states.forget(None);
         }
-        let given = &mut thread.states.given;
         if let Some(state) = served.state.filter(|state| state.len() <= MAX_STATE) {
             if served.turn.is_none() {
-                given.retain(|(whose, _state)| whose != account);
+                thread.states.forget(Some(account));
             }
-            let known = given.iter().any(|(whose, _state)| whose == account);
-            if !known && given.len() < STATES {
-                // Nearly always one.
-                given.reserve_exact(1);
-                given.push((account.clone(), alone(state)));
-            }
+            thread.states.note(account, state);
         }
     }
 
@@ -434,19 +452,19 @@ impl Thread {
         turn: Option<&Arc<str>>,
         shown: &HeaderValue,
     ) -> TurnState {
-        let States { turn: known, given } = &self.states;
+        let States { turn: known, given, .. } = &self.states;
         if turn.is_none() && known.is_none() {
             // A client that names no turn keeps a state as long as it likes.
-            match given.iter().find(|(_whose, state)| state == shown) {
+            match given.iter().find(|(_whose, state)| state == shown.as_bytes()) {
                 Some((whose, _state)) if whose == account => return TurnState::Shown,
                 Some(_another) => return TurnState::Drop,
                 None => {},
             }
         } else if known.as_ref() == turn {
             if let Some((_whose, own)) = given.iter().find(|(whose, _own)| whose == account) {
-                return TurnState::Own(own.clone());
+                return HeaderValue::from_bytes(own).map_or(TurnState::Drop, TurnState::Own);
             }
-            if given.iter().any(|(_whose, state)| state == shown) {
+            if given.iter().any(|(_whose, state)| state == shown.as_bytes()) {
                 return TurnState::Drop;
             }
         }
@@ -459,10 +477,17 @@ impl Thread {
     }
 }
 
-/// A copy in memory of its own: a value that was read is a part of all that was read with it, and
-/// would keep those kilobytes for as long as its thread is known.
-fn alone(value: &HeaderValue) -> HeaderValue {
-    HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone())
+/// A name or a word as it is kept already, or kept from now on.
+fn one_copy(known: &mut Vec<Arc<str>>, text: impl AsRef<str> + Into<Arc<str>>) -> Arc<str> {
+    if let Some(same) = known.iter().find(|known| ***known == *text.as_ref()) {
+        return Arc::clone(same);
+    }
+    if known.len() >= COPIES {
+        known.remove(0);
+    }
+    let text = text.into();
+    known.push(Arc::clone(&text));
+    text
 }
 
 /// What one can't read of the other, the other can't read of the one.

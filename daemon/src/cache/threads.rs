@@ -191,8 +191,8 @@ fn kept_move(moved: &Move) -> KeptMove {
         at: moved.at.secs(),
         from: moved.from.to_string(),
         to: moved.to.to_string(),
-        reason: moved.reason.clone(),
-        dropped: moved.dropped.clone(),
+        reason: moved.reason.to_string(),
+        dropped: moved.dropped.to_string(),
     }
 }
 
@@ -201,8 +201,8 @@ fn thread(kept: Kept) -> (Arc<str>, Thread) {
         at: Wall::from_secs(moved.at),
         from: AccountId::from_written(&moved.from),
         to: AccountId::from_written(&moved.to),
-        reason: moved.reason,
-        dropped: moved.dropped,
+        reason: moved.reason.into(),
+        dropped: moved.dropped.into(),
     };
     let thread = Thread {
         id: kept.id.into(),

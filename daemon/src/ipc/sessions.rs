@@ -100,8 +100,8 @@ async fn show(app: &App, id: &str) -> Result<SessionDetail, Fault> {
         from_name: name_of(app, &moved.from),
         to: moved.to.to_string(),
         to_name: name_of(app, &moved.to),
-        reason: moved.reason.clone(),
-        dropped: moved.dropped.clone(),
+        reason: moved.reason.to_string(),
+        dropped: moved.dropped.to_string(),
     });
     Ok(SessionDetail { session, moves: moves.collect(), notes })
 }
