@@ -95,6 +95,9 @@ pub(crate) async fn keep(root: Root, actor: Handle, phases: Phases, roster: Arc<
         if stopping {
             return;
         }
+        if actor.look(|pool, _now| pool.outstanding() == 0).await == Ok(true) {
+            give_back().await;
+        }
     }
 }
 
@@ -302,6 +305,16 @@ fn fault(folder: &Path, why: &str) -> Fault {
         format!("the cache `{}` can't be used: {why}", folder.display()),
         "remove that folder; nothing is lost with it",
     )
+}
+
+/// Writing takes megabytes for a moment, and nobody else would notice that they are free again. For
+/// moments in which nobody is served.
+async fn give_back() {
+    let _never_fails = off_the_loop(|| {
+        crate::sys::release_freed();
+        Ok(())
+    })
+    .await;
 }
 
 async fn off_the_loop<T: Send + 'static>(

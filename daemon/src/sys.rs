@@ -6,6 +6,11 @@
 pub(crate) fn release_memory() {
     #[cfg(target_os = "linux")]
     release_code();
+    release_freed();
+}
+
+/// Gives back what was freed, and only that. Whoever allocates meanwhile waits for up to a millisecond.
+pub(crate) fn release_freed() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         #[expect(unsafe_code, reason = "malloc_trim has no preconditions and is thread-safe")]

@@ -120,6 +120,10 @@ pub(crate) async fn keep(
             let Some(_permit) = roster.truth().to_change().await else { return };
             write_now(&root, &threads).await;
             written = changes;
+            let rests = threads.lock().all().all(|(_key, thread)| thread.live == 0);
+            if rests && !stopping {
+                super::give_back().await;
+            }
         }
         if stopping {
             return;
