@@ -147,7 +147,6 @@ fn run(how: &Run) -> Result<(), Fault> {
         let _already_leads = rustix::process::setsid();
     }
     let root = Root::from_env().map_err(|refusal| Fault { refusal })?;
-    sys::one_heap();
     dirs::prepare(&root)?;
     // The path is canonical only now that it exists.
     let root = Root::at(root.path());

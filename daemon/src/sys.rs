@@ -9,20 +9,6 @@ pub(crate) fn release_memory() {
     release_freed();
 }
 
-/// All threads allocate from one place. glibc gives each its own, and what is free at the end of such a
-/// one is never given back: two megabytes of each moment in which the cache was written. The threads
-/// beside the first have little to do, so that they don't wait for each other. To be called before there
-/// are any.
-pub(crate) fn one_heap() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        #[expect(unsafe_code, reason = "mallopt has no preconditions")]
-        unsafe {
-            libc::mallopt(libc::M_ARENA_MAX, 1);
-        }
-    }
-}
-
 /// Gives back what was freed, and only that. Whoever allocates meanwhile waits for up to a millisecond.
 pub(crate) fn release_freed() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
