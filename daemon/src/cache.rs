@@ -210,7 +210,7 @@ fn write(folder: &Path, entries: &[Entry]) -> Result<(), Fault> {
 struct Open {
     // First: it is closed before the mark goes, and that before the lock.
     db: sled::Db,
-    _swept: Sweep,
+    _closing: Closing,
     _mark: Marked,
     _alone: File,
 }
@@ -233,15 +233,36 @@ fn alone(folder: &Path) -> Result<File, Fault> {
     }
 }
 
-/// Frees what a database left when it was closed. sled leaves that to a collector that only works while
-/// some database is used: each one that was open for a moment left half a megabyte to the next.
-struct Sweep;
+/// Waits at a closing until the database is really closed. sled leaves what it held to a collector that
+/// only works while some database is used (half a megabyte each time), and the file, with sled's lock on
+/// it, to whichever of its threads is done last: an opening right after would find it locked.
+struct Closing(PathBuf);
 
-impl Drop for Sweep {
+impl Drop for Closing {
     fn drop(&mut self) {
-        for _ in 0..SWEEPS {
-            crossbeam_epoch::pin().flush();
+        // What isn't closed by then is waited for by the next opening.
+        let _closed = closed(&self.0);
+    }
+}
+
+/// Waits until nothing of an earlier opening has the database's file. Whether that is so.
+fn closed(folder: &Path) -> bool {
+    let begun = Instant::now();
+    loop {
+        sweep();
+        let held = File::open(folder.join("db"))
+            .is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)));
+        if !held || begun.elapsed() > PATIENCE {
+            return !held;
         }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// Turns sled's collector.
+fn sweep() {
+    for _ in 0..SWEEPS {
+        crossbeam_epoch::pin().flush();
     }
 }
 
@@ -280,6 +301,9 @@ fn open(folder: &Path) -> Result<Open, Fault> {
             .print_profile_on_drop(false)
     };
     let alone = alone(folder)?;
+    if !closed(folder) {
+        return Err(fault(folder, "it is still being closed"));
+    }
     let (mark, left_open) = Marked::make(folder)?;
     if left_open {
         tracing::info!("a daemon died while the cache was open; made anew");
@@ -296,7 +320,7 @@ fn open(folder: &Path) -> Result<Open, Fault> {
             config(folder).open().map_err(|error| fault(folder, &error.to_string()))?
         },
     };
-    Ok(Open { db, _swept: Sweep, _mark: mark, _alone: alone })
+    Ok(Open { db, _closing: Closing(folder.to_owned()), _mark: mark, _alone: alone })
 }
 
 fn fault(folder: &Path, why: &str) -> Fault {
@@ -391,6 +415,25 @@ mod tests {
     }
 
     #[test]
+    fn what_was_closed_can_be_opened_at_once() {
+        let round = |name: usize| {
+            let dir = tempfile::tempdir().unwrap();
+            let folder = dir.path().join("cache").join("v1");
+            for time in 0..20_u32 {
+                write(&folder, &[entry("a", f64::from(time))]).unwrap();
+                let back = read(&folder).unwrap();
+                assert_eq!(back.len(), 1, "database {name} was lost at time {time}");
+            }
+        };
+        // Beside each other they keep each other's collector and threads busy.
+        std::thread::scope(|scope| {
+            for name in 0..4 {
+                scope.spawn(move || round(name));
+            }
+        });
+    }
+
+    #[test]
     fn what_a_closed_database_left_is_freed() {
         let freed = Arc::new(());
         let held = Arc::clone(&freed);
@@ -399,7 +442,7 @@ mod tests {
         while Arc::strong_count(&freed) > 1 {
             // Beside other tests that use databases a turn may be in vain.
             assert!(begun.elapsed() < LONGEST, "nobody turns the collector");
-            drop(Sweep);
+            sweep();
         }
     }
 }
