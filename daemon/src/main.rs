@@ -147,6 +147,7 @@ fn run(how: &Run) -> Result<(), Fault> {
         let _already_leads = rustix::process::setsid();
     }
     let root = Root::from_env().map_err(|refusal| Fault { refusal })?;
+    sys::keep_large_pieces_apart();
     dirs::prepare(&root)?;
     // The path is canonical only now that it exists.
     let root = Root::at(root.path());
