@@ -2,8 +2,8 @@
 //!
 //! What the client gets never depends on it, and waits for little of it: only lines that can matter
 //! are kept, up to a bound, and the last one is read when somebody asks; what was held of a stream's
-//! beginning is read after it has left; a delta costs one search for its line end. The same events come out for every way of splitting the
-//! same bytes.
+//! beginning is read after it has left; a delta costs one search for its line end. The same events come
+//! out for every way of splitting the same bytes.
 
 use bytes::Bytes;
 pub(crate) use cma_core::usage::Usage;
@@ -83,6 +83,15 @@ impl Sniffer {
         self.take(bytes);
     }
 
+    /// Takes in an event that came by itself, as over a WebSocket.
+    pub(crate) fn event(&mut self, data: &[u8]) {
+        if data.len() > MAX_LINE {
+            self.said.unclear = true;
+        } else {
+            self.read_event(data);
+        }
+    }
+
     fn catch_up(&mut self) {
         for piece in std::mem::take(&mut self.waiting) {
             self.take(&piece);
@@ -157,7 +166,12 @@ impl Sniffer {
     }
 
     fn read(&mut self, line: &[u8]) {
-        let Some(data) = line.strip_prefix(b"data:") else { return };
+        if let Some(data) = line.strip_prefix(b"data:") {
+            self.read_event(data);
+        }
+    }
+
+    fn read_event(&mut self, data: &[u8]) {
         let Ok(event) = serde_json::from_slice::<Event<'_>>(data) else { return };
         let response = event.response.unwrap_or_default();
         if let Some(model) = response.model.filter(|model| model.len() <= MAX_MODEL) {
@@ -330,6 +344,23 @@ mod tests {
         assert_eq!(said.model.as_deref(), Some("m-1"));
         assert_eq!((said.end, said.windows.len()), (Some(End::Completed), 1));
         assert!(!said.unclear);
+    }
+
+    #[test]
+    fn an_event_by_itself_says_what_its_line_says() {
+        let (mut alone, mut lines) =
+            (Sniffer::new(Wall::from_secs(1)), Sniffer::new(Wall::from_secs(1)));
+        for line in STREAM.lines().filter(|line| line.starts_with("data:")) {
+            alone.event(&line.as_bytes()[5..]);
+            lines.feed(line.as_bytes());
+            lines.feed(b"\n");
+        }
+        let said = alone.said();
+        assert_eq!(said, lines.said());
+        assert_eq!((said.end, said.windows.len()), (Some(End::Completed), 1));
+        let mut long = Sniffer::new(Wall::from_secs(1));
+        long.event(&vec![b' '; MAX_LINE + 1]);
+        assert!(long.said().unclear);
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod client;
 mod nginx;
 mod parts;
 mod place;
+mod programs;
 mod socket;
 mod stats;
 mod upstream;

@@ -4,7 +4,7 @@ use super::{
     Bench,
     client::{Client, rate as rate_of, request, streams as open_streams},
     place::Place,
-    socket,
+    programs, socket,
     stats::{median, percentile, spread},
 };
 use std::{
@@ -149,23 +149,28 @@ pub(crate) fn deltas(bench: &Bench) {
 
 /// WebSocket: turns a second, what a turn's first message and each later one costs.
 pub(crate) fn sockets(bench: &Bench) {
-    let ways = bench.ways();
-    let key = &bench.key;
-    let mut rates: Vec<Vec<f64>> = vec![Vec::new(); ways.len()];
-    for round in 0..bench.rounds {
-        for (way, (_, port)) in ways.iter().enumerate() {
-            rates[way].push(socket::rate(*port, key, 8, Duration::from_secs(2)));
-        }
-        let shown =
-            ways.iter().zip(&rates).map(|((name, _), all)| format!("{name} {:.0}", all[round]));
-        println!("round {round}: turns/s: {}", shown.collect::<Vec<_>>().join(", "));
-    }
-    ratio("turns/s", &ways, &rates);
+    turns(bench, "bare ends", socket::rate);
+    turns(bench, "programs", programs::rate);
     for place in Place::all(&bench.cpus) {
         bench.place(*place);
         println!("-- {}", place.name());
         messages(bench);
     }
+}
+
+/// Turns a second between two ends of a kind.
+fn turns(bench: &Bench, ends: &str, rate: fn(u16, &str, usize, Duration) -> f64) {
+    let ways = bench.ways();
+    let mut rates: Vec<Vec<f64>> = vec![Vec::new(); ways.len()];
+    for round in 0..bench.rounds {
+        for (way, (_, port)) in ways.iter().enumerate() {
+            rates[way].push(rate(*port, &bench.key, 8, Duration::from_secs(2)));
+        }
+        let shown =
+            ways.iter().zip(&rates).map(|((name, _), all)| format!("{name} {:.0}", all[round]));
+        println!("round {round}: {ends}: turns/s: {}", shown.collect::<Vec<_>>().join(", "));
+    }
+    ratio(&format!("turns/s, {ends}"), &ways, &rates);
 }
 
 /// What is added to a turn's messages.

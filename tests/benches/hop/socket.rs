@@ -2,7 +2,7 @@
 //!
 //! nginx tunnels bytes here and looks at none; the daemon reads each message, chooses an account for each
 //! turn and counts its tokens. The client and the upstream are as bare as the others: frames are made
-//! before, and looked for by their last bytes.
+//! before, and looked for by their last bytes. With [`super::programs`] they are programs instead.
 
 use super::upstream::nanos;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -15,6 +15,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// What every turn's last frame ends with.
 pub(crate) const END: &[u8] = b"\"total_tokens\":15}}}";
+const LAST: &str = r#"{"type":"response.completed","response":{"id":"resp_1","usage":{"input_tokens":10,"output_tokens":5,"total_tokens":15}}}"#;
+/// The word of a turn whose upstream reads and writes frames by a library.
+pub(crate) const BY_LIBRARY: &str = "by-library";
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
 /// A text frame with a length that fits in two bytes.
@@ -37,17 +40,20 @@ fn frame(text: &str, masked: bool) -> Vec<u8> {
     out
 }
 
-/// All frames of one turn's answer.
-pub(crate) fn answer() -> Vec<u8> {
-    let mut out = frame(r#"{"type":"response.created","response":{"id":"resp_1"}}"#, false);
+/// One turn's answer, event by event.
+pub(crate) fn events() -> Vec<String> {
+    let mut out = vec![r#"{"type":"response.created","response":{"id":"resp_1"}}"#.to_owned()];
     for n in 0..7 {
         let pad = "x".repeat(150);
-        let delta = format!(r#"{{"type":"response.output_text.delta","n":{n},"delta":"{pad}"}}"#);
-        out.extend(frame(&delta, false));
+        out.push(format!(r#"{{"type":"response.output_text.delta","n":{n},"delta":"{pad}"}}"#));
     }
-    let last = r#"{"type":"response.completed","response":{"id":"resp_1","usage":{"input_tokens":10,"output_tokens":5,"total_tokens":15}}}"#;
-    out.extend(frame(last, false));
+    out.push(LAST.to_owned());
     out
+}
+
+/// All frames of one turn's answer.
+pub(crate) fn answer() -> Vec<u8> {
+    events().iter().flat_map(|event| frame(event, false)).collect()
 }
 
 /// One frame that carries when it was sent.
@@ -58,8 +64,7 @@ pub(crate) fn stamped() -> Vec<u8> {
 
 /// The last frame alone.
 pub(crate) fn completed() -> Vec<u8> {
-    let last = r#"{"type":"response.completed","response":{"id":"resp_1","usage":{"input_tokens":10,"output_tokens":5,"total_tokens":15}}}"#;
-    frame(last, false)
+    frame(LAST, false)
 }
 
 /// The server's word that it speaks WebSocket from here on.
@@ -94,11 +99,15 @@ fn handshake(port: u16, key: &str, query: &str) -> String {
 
 /// A turn's only frame up: everything is in it, as in a thread's first turn.
 pub(crate) fn turn(query: &str) -> Vec<u8> {
+    frame(&turn_text(query), true)
+}
+
+/// What that frame carries.
+pub(crate) fn turn_text(query: &str) -> String {
     let pad = "y".repeat(700);
-    let text = format!(
+    format!(
         r#"{{"type":"response.create","model":"gpt-5.5","input":[{{"type":"message","role":"user","content":[{{"type":"input_text","text":"{query}{pad}"}}]}}],"stream":true,"store":false}}"#
-    );
-    frame(&text, true)
+    )
 }
 
 /// One socket, one turn at a time.
@@ -134,7 +143,8 @@ impl Socket {
     }
 }
 
-async fn connected(port: u16, key: &str) -> tokio::net::TcpStream {
+/// A socket on which nothing was said after its handshake.
+pub(crate) async fn connected(port: u16, key: &str) -> tokio::net::TcpStream {
     let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.expect("connected");
     stream.set_nodelay(true).expect("no delay");
     stream.write_all(handshake(port, key, "").as_bytes()).await.expect("asked");

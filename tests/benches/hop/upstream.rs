@@ -92,6 +92,11 @@ async fn connection(mut stream: TcpStream, answer: &[u8]) -> std::io::Result<()>
         if memchr::memmem::find(&buffer[..head], b"ebsocket").is_some() {
             let accepted = super::socket::accepted(&String::from_utf8_lossy(&buffer[..head]));
             stream.write_all(accepted.as_bytes()).await?;
+            // The first turn says how it wants to be served.
+            let n = stream.peek(&mut scratch).await?;
+            if n > 8 && has_word(&scratch[..n], super::socket::BY_LIBRARY) {
+                return super::programs::answer_turns(stream).await;
+            }
             return socket(stream).await;
         }
         let (length, plan) = {
@@ -160,7 +165,7 @@ async fn socket(mut stream: TcpStream) -> std::io::Result<()> {
         if scratch[0] & 0x0f == 8 {
             return Ok(());
         }
-        if unmasked(&scratch[..length]).windows(6).any(|part| part == b"slowly") {
+        if has_word(&scratch[..length], "slowly") {
             let mut ticks = tokio::time::interval(Duration::from_millis(10));
             for _ in 0..300 {
                 ticks.tick().await;
@@ -183,6 +188,11 @@ fn frame_length(bytes: &[u8]) -> Option<usize> {
         return Some(8 + usize::from(length));
     }
     Some(6 + usize::from(told))
+}
+
+/// Whether a masked frame has a word near its beginning.
+fn has_word(frame: &[u8], word: &str) -> bool {
+    memchr::memmem::find(&unmasked(frame), word.as_bytes()).is_some()
 }
 
 /// What a masked frame carries, as far as a word in it goes.

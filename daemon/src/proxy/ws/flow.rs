@@ -244,9 +244,7 @@ impl<'a> Flow<'a> {
                 }
             },
             _ if kind == Kind::Limits || kind.is_final() => {
-                for part in [b"data:".as_slice(), text.as_bytes(), b"\n"] {
-                    self.heard.sniffer.feed(part);
-                }
+                self.heard.sniffer.event(text.as_bytes());
             },
             _ => {},
         }
