@@ -17,6 +17,8 @@ use std::{
 
 /// A line longer than this isn't kept: completed events carry the whole answer, megabytes at worst.
 const MAX_LINE: usize = 4 * 1024 * 1024;
+/// What an event's line begins with.
+const DATA: &[u8] = b"data:";
 /// A model's name that is longer is none.
 const MAX_MODEL: usize = 256;
 /// By this many bytes an event has told its type: upstream writes it first.
@@ -54,8 +56,8 @@ pub(crate) struct Sniffer {
     waiting: Vec<Bytes>,
     line: Vec<u8>,
     skipping: bool,
-    /// The last line that matters, not read yet.
-    unread: Vec<u8>,
+    /// The last event that matters, not read yet.
+    unread: Bytes,
     seen: Wall,
     said: Said,
 }
@@ -66,7 +68,7 @@ impl Sniffer {
             waiting: Vec::new(),
             line: Vec::new(),
             skipping: false,
-            unread: Vec::new(),
+            unread: Bytes::new(),
             seen,
             said: Said::default(),
         }
@@ -83,13 +85,14 @@ impl Sniffer {
         self.take(bytes);
     }
 
-    /// Takes in an event that came by itself, as over a WebSocket.
-    pub(crate) fn event(&mut self, data: &[u8]) {
+    /// Takes in an event that came by itself, as over a WebSocket, to be read when somebody asks.
+    pub(crate) fn event(&mut self, data: Bytes) {
         if data.len() > MAX_LINE {
             self.said.unclear = true;
-        } else {
-            self.read_event(data);
+            return;
         }
+        let before = std::mem::replace(&mut self.unread, data);
+        self.read(&before);
     }
 
     fn catch_up(&mut self) {
@@ -161,17 +164,13 @@ impl Sniffer {
     }
 
     fn keep(&mut self, line: Vec<u8>) {
-        let before = std::mem::replace(&mut self.unread, line);
-        self.read(&before);
-    }
-
-    fn read(&mut self, line: &[u8]) {
-        if let Some(data) = line.strip_prefix(b"data:") {
-            self.read_event(data);
+        let line = Bytes::from(line);
+        if line.starts_with(DATA) {
+            self.event(line.slice(DATA.len()..));
         }
     }
 
-    fn read_event(&mut self, data: &[u8]) {
+    fn read(&mut self, data: &[u8]) {
         let Ok(event) = serde_json::from_slice::<Event<'_>>(data) else { return };
         let response = event.response.unwrap_or_default();
         if let Some(model) = response.model.filter(|model| model.len() <= MAX_MODEL) {
@@ -261,7 +260,7 @@ enum Tells {
 fn tells(line: &[u8]) -> Tells {
     static TYPE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"type\""));
     let head = line.get(..line.len().min(TELLS_BY)).unwrap_or_default();
-    if !head.starts_with(b"data:") {
+    if !head.starts_with(DATA) {
         return Tells::Little;
     }
     let Some(at) = TYPE.find(head) else { return Tells::Nothing };
@@ -351,7 +350,7 @@ mod tests {
         let (mut alone, mut lines) =
             (Sniffer::new(Wall::from_secs(1)), Sniffer::new(Wall::from_secs(1)));
         for line in STREAM.lines().filter(|line| line.starts_with("data:")) {
-            alone.event(&line.as_bytes()[5..]);
+            alone.event(Bytes::copy_from_slice(&line.as_bytes()[DATA.len()..]));
             lines.feed(line.as_bytes());
             lines.feed(b"\n");
         }
@@ -359,7 +358,7 @@ mod tests {
         assert_eq!(said, lines.said());
         assert_eq!((said.end, said.windows.len()), (Some(End::Completed), 1));
         let mut long = Sniffer::new(Wall::from_secs(1));
-        long.event(&vec![b' '; MAX_LINE + 1]);
+        long.event(vec![b' '; MAX_LINE + 1].into());
         assert!(long.said().unclear);
     }
 

@@ -1,6 +1,6 @@
 //! Raw clients: a kept connection each, no parser in the way of the clock.
 
-use super::upstream::nanos;
+use super::{stats::a_second, upstream::nanos};
 use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
@@ -92,9 +92,7 @@ pub(crate) fn rate(port: u16, request: &[u8], clients: usize, time: Duration) ->
         });
         join(tasks).await.into_iter().sum()
     });
-    #[expect(clippy::cast_precision_loss, reason = "a count")]
-    let done = done as f64;
-    done / begun.elapsed().as_secs_f64()
+    a_second(done, begun.elapsed())
 }
 
 /// What streams showed.

@@ -4,7 +4,7 @@
 //! Between bare ends ([`super::socket`]) a turn costs both ends together less than nginx, and the rate
 //! is the proxy's alone. Here the ends have their share of the machine.
 
-use super::socket;
+use super::{socket, stats::a_second};
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde::Deserialize;
 use std::{
@@ -75,7 +75,5 @@ pub(crate) fn rate(port: u16, key: &str, clients: usize, time: Duration) -> f64 
         let done: u64 = super::client::join(tasks).await.into_iter().sum();
         (done, begun.elapsed())
     });
-    #[expect(clippy::cast_precision_loss, reason = "a count")]
-    let done = done as f64;
-    done / took.as_secs_f64()
+    a_second(done, took)
 }

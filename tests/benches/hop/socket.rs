@@ -4,7 +4,7 @@
 //! turn and counts its tokens. The client and the upstream are as bare as the others: frames are made
 //! before, and looked for by their last bytes. With [`super::programs`] they are programs instead.
 
-use super::upstream::nanos;
+use super::{stats::a_second, upstream::nanos};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use std::{
     io::{Read as _, Write as _},
@@ -183,9 +183,7 @@ pub(crate) fn rate(port: u16, key: &str, clients: usize, time: Duration) -> f64 
         let done: u64 = super::client::join(tasks).await.into_iter().sum();
         (done, begun.elapsed())
     });
-    #[expect(clippy::cast_precision_loss, reason = "a count")]
-    let done = done as f64;
-    done / took.as_secs_f64()
+    a_second(done, took)
 }
 
 /// Ages of messages that come 10 ms apart on one socket, in microseconds.

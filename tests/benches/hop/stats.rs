@@ -1,4 +1,6 @@
-//! Medians and percentiles.
+//! Medians, percentiles and rates.
+
+use std::time::Duration;
 
 /// The value below which `share` (0..1) of the values lie.
 pub(crate) fn percentile(values: &[f64], share: f64) -> f64 {
@@ -22,4 +24,11 @@ pub(crate) fn spread(values: &[f64]) -> String {
         percentile(values, 0.0),
         percentile(values, 1.0)
     )
+}
+
+/// How many of them were done a second.
+pub(crate) fn a_second(done: u64, took: Duration) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "a count")]
+    let done = done as f64;
+    done / took.as_secs_f64()
 }

@@ -23,6 +23,7 @@ use crate::{
         trace::{Trace, millis},
     },
 };
+use bytes::Bytes;
 use cma_core::{
     event::{self, Fault, Kind, OfConnection},
     identity::AccountId,
@@ -243,9 +244,12 @@ impl<'a> Flow<'a> {
                     }
                 }
             },
-            _ if kind == Kind::Limits || kind.is_final() => {
-                self.heard.sniffer.event(text.as_bytes());
+            // Kept until the next one: a copy, for what it was read with isn't held as long.
+            Kind::Limits => {
+                self.heard.sniffer.event(Bytes::copy_from_slice(text.as_bytes()));
             },
+            // It repeats the whole answer, and is read once it has left.
+            _ if kind.is_final() => self.heard.sniffer.event(text.clone().into()),
             _ => {},
         }
         let fault = kind.is_fault().then(|| Fault::read(text.as_bytes()));
