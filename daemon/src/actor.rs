@@ -6,8 +6,9 @@
 //! by one-shot channels, renewals as tracked tasks, changes to whoever listens.
 //!
 //! A task empties the inboxes whenever something comes in, and waits for the one timer. Whoever asks
-//! for an account empties them at once, if nobody is at it, the own question last: a request would
-//! otherwise be put aside and taken up again twice, for nothing.
+//! for an account empties them at once, if nobody is at it, and is answered where it stands: a request
+//! would otherwise be put aside and taken up again twice, for nothing. Only one that has to wait goes by
+//! a channel.
 //!
 //! The work inbox is unbounded on purpose: it holds at most one select and one release for each
 //! client connection, and those are bounded at the gate. That makes a release infallible and
@@ -50,6 +51,8 @@ const CHANGES: usize = 256;
 const LONGEST_SLEEP: Duration = Duration::from_secs(600);
 
 type Look = Box<dyn FnOnce(&Pool, Now) + Send>;
+/// What somebody who asks gets, and how long the choice took.
+type Granted = (Grant, Duration);
 
 enum Control {
     Input(Input, oneshot::Sender<u64>),
@@ -59,7 +62,9 @@ enum Control {
 }
 
 enum Work {
-    Select(Need, oneshot::Sender<(Grant, Duration)>),
+    Select(Need, oneshot::Sender<Granted>),
+    /// Somebody who asked at the desk waits from now on: the timer may be due earlier.
+    Waits,
     /// Somebody who asked went away.
     Gone,
     Input(Input),
@@ -143,13 +148,16 @@ impl Handle {
     ///
     /// Cancellation-safe: a grant that nobody takes is released by the actor.
     pub(crate) async fn select(&self, need: Need) -> Result<Result<Lease, Refused>, Gone> {
-        let (reply, grant) = oneshot::channel();
-        self.work.send(Work::Select(need, reply)).map_err(|_closed| Gone)?;
-        self.desk.catch_up();
-        let mut asking = Asking(Some(&self.work));
-        let granted = grant.await;
-        asking.0 = None;
-        match granted.map_err(|_closed| Gone)? {
+        let granted = match self.desk.ask(need) {
+            Asked::Answered(granted) => granted,
+            Asked::Waits(grant) => self.granted(grant).await?,
+            Asked::NotNow(need) => {
+                let (reply, grant) = oneshot::channel();
+                self.work.send(Work::Select(need, reply)).map_err(|_closed| Gone)?;
+                self.granted(grant).await?
+            },
+        };
+        match granted {
             (Grant::Lease { lease, account, generation, choice }, took) => {
                 let choice = Some(Box::new(Made { choice: *choice, took }));
                 let (id, work) = (Some(lease), self.work.clone());
@@ -157,6 +165,14 @@ impl Handle {
             },
             (Grant::Refused(refused), _took) => Ok(Err(refused)),
         }
+    }
+
+    /// Waits for an answer. Going away meanwhile tells the actor.
+    async fn granted(&self, grant: oneshot::Receiver<Granted>) -> Result<Granted, Gone> {
+        let mut asking = Asking(Some(&self.work));
+        let granted = grant.await;
+        asking.0 = None;
+        granted.map_err(|_closed| Gone)
     }
 
     /// Tells something about an account outside a lease.
@@ -226,13 +242,20 @@ impl std::fmt::Debug for SharedDesk {
     }
 }
 
+/// What comes of asking at the desk.
+enum Asked {
+    Answered(Granted),
+    Waits(oneshot::Receiver<Granted>),
+    /// Somebody is at it, or nobody there: the question has to wait in the inbox.
+    NotNow(Need),
+}
+
 impl SharedDesk {
-    /// Empties the inboxes, unless somebody is at it: who is, sees what came meanwhile.
-    fn catch_up(&self) {
-        if let Some(mut desk) = self.0.try_lock()
-            && let Some(desk) = desk.as_mut()
-        {
-            desk.catch_up();
+    /// Asks for an account, after all that waits in the inboxes.
+    fn ask(&self, need: Need) -> Asked {
+        match self.0.try_lock().as_deref_mut() {
+            Some(Some(desk)) => desk.ask(need),
+            Some(None) | None => Asked::NotNow(need),
         }
     }
 }
@@ -257,7 +280,10 @@ struct Desk {
     changes: broadcast::Sender<Change>,
     renewer: Arc<Renewer>,
     tasks: Tasks,
-    waiting: BTreeMap<Ticket, oneshot::Sender<(Grant, Duration)>>,
+    waiting: BTreeMap<Ticket, oneshot::Sender<Granted>>,
+    /// Who asks at the desk, and the answer.
+    asking: Option<Ticket>,
+    answer: Option<Grant>,
     /// When the choice began that is being made.
     begun: Instant,
     next_ticket: u64,
@@ -280,6 +306,8 @@ impl Actor {
             renewer,
             tasks,
             waiting: BTreeMap::new(),
+            asking: None,
+            answer: None,
             begun: Instant::now(),
             next_ticket: 1,
             renewing: true,
@@ -365,6 +393,33 @@ impl Desk {
         }
     }
 
+    /// Takes in what waits, and then a question.
+    fn ask(&mut self, need: Need) -> Asked {
+        self.catch_up();
+        let now = self.clock.now();
+        let ticket = self.ticket();
+        self.asking = Some(ticket);
+        self.pool.handle(now, Input::Select(ticket, need));
+        self.apply(now);
+        self.asking = None;
+        if let Some(grant) = self.answer.take() {
+            return Asked::Answered((grant, self.begun.elapsed()));
+        }
+        let (reply, grant) = oneshot::channel();
+        self.waiting.insert(ticket, reply);
+        let _stopping = self.work_in.send(Work::Waits);
+        Asked::Waits(grant)
+    }
+
+    /// For a choice that begins now.
+    fn ticket(&mut self) -> Ticket {
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        // How long a choice takes is told in microseconds.
+        self.begun = Instant::now();
+        ticket
+    }
+
     /// Takes in what waits in the work inbox, until something waits in the other one.
     fn works(&mut self, first: Work) {
         let now = self.clock.now();
@@ -394,14 +449,13 @@ impl Desk {
     fn work(&mut self, now: Now, work: Work) {
         let input = match work {
             Work::Select(need, reply) => {
-                let ticket = Ticket(self.next_ticket);
-                self.next_ticket += 1;
-                // How long a choice takes is told in microseconds.
-                self.begun = Instant::now();
+                let ticket = self.ticket();
                 self.waiting.insert(ticket, reply);
                 Input::Select(ticket, need)
             },
             Work::Input(input) => input,
+            // The task is awake, and looks at its timer next.
+            Work::Waits => return,
             Work::Gone => {
                 self.sweep(now);
                 return;
@@ -446,6 +500,10 @@ impl Desk {
     }
 
     fn reply(&mut self, now: Now, ticket: Ticket, grant: Grant) {
+        if self.asking == Some(ticket) {
+            self.answer = Some(grant);
+            return;
+        }
         let Some(reply) = self.waiting.remove(&ticket) else { return };
         // Whoever asked is gone: nobody will give the account back but us.
         if let Err((Grant::Lease { lease, .. }, _took)) = reply.send((grant, self.begun.elapsed()))

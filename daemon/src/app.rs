@@ -51,6 +51,7 @@ use std::sync::atomic::AtomicBool;
 use std::{
     net::SocketAddr,
     sync::{Arc, atomic::Ordering},
+    task::{Poll, Waker},
     time::Duration,
 };
 use tokio::{
@@ -130,11 +131,28 @@ impl Phases {
         }
     }
 
-    /// Resolves when that phase or a later one is reached.
+    /// Resolves when that phase or a later one is reached. Connections ask at each of their steps:
+    /// while the phase is the one before and the asker too, that is one look.
     pub(crate) async fn reached(&self, phase: Phase) {
         let mut phases = self.0.subscribe();
         // The sender lives as long as `self`.
-        drop(phases.wait_for(|now| *now >= phase).await);
+        let mut reached = std::pin::pin!(phases.wait_for(|now| *now >= phase));
+        let mut asked: Option<(Phase, Waker)> = None;
+        std::future::poll_fn(|context| {
+            let now = self.now();
+            let as_before = |(before, waker): &(Phase, Waker)| {
+                *before == now && waker.will_wake(context.waker())
+            };
+            if asked.as_ref().is_some_and(as_before) {
+                return Poll::Pending;
+            }
+            if reached.as_mut().poll(context).is_ready() {
+                return Poll::Ready(());
+            }
+            asked = Some((now, context.waker().clone()));
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Changes of the phase from now on.
@@ -592,5 +610,34 @@ async fn started(app: Arc<App>) {
     tokio::time::sleep(STARTED).await;
     if app.proxy.traces.counters.active.load(Ordering::Relaxed) == 0 {
         crate::sys::release_memory();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One that looks only when it was woken misses nothing, whatever phases go by in between.
+    #[tokio::test]
+    async fn a_phase_is_reached_through_those_before_it() {
+        let phases = Phases::new(Given::default());
+        let waiting = phases.clone();
+        let task = tokio::spawn(async move {
+            let mut flushing = std::pin::pin!(waiting.reached(Phase::Flushing));
+            // As a connection does: asks again though nothing has changed.
+            for _ in 0..3 {
+                assert!(futures_util::poll!(flushing.as_mut()).is_pending());
+            }
+            flushing.await;
+        });
+        for phase in [Phase::Serving, Phase::Draining] {
+            tokio::task::yield_now().await;
+            phases.enter(phase);
+        }
+        tokio::task::yield_now().await;
+        assert!(!task.is_finished());
+        phases.enter(Phase::Flushing);
+        let reached = tokio::time::timeout(Duration::from_secs(5), task).await;
+        assert!(reached.expect("it was never woken").is_ok());
     }
 }

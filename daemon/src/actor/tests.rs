@@ -108,6 +108,35 @@ async fn who_goes_away_while_waiting_is_waited_for_no_more() {
     assert!(handle.select(Need::default()).await.unwrap().is_ok());
 }
 
+/// What is asked at the desk moves the timer of whoever waits for it.
+#[tokio::test(start_paused = true)]
+async fn who_waits_is_answered_when_its_time_is_over() {
+    let (_dir, actor, handle) = actor(1, Some(1));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(actor.run(std::future::pending()));
+    let held = handle.select(Need::default()).await.unwrap().unwrap();
+    // Long enough for the actor to have gone to sleep.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let begun = Instant::now();
+    assert!(handle.select(Need::default()).await.unwrap().is_err());
+    let waited = begun.elapsed();
+    assert!((60..=62).contains(&waited.as_secs()), "{waited:?}");
+    drop(held);
+}
+
+#[tokio::test]
+async fn who_asks_before_there_is_a_desk_is_answered_at_it() {
+    let (_dir, actor, handle) = actor(1, None);
+    let mut early = Box::pin(handle.select(Need::default()));
+    assert!(still_waits(&mut early).await);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(actor.run(std::future::pending()));
+    assert!(early.await.unwrap().is_ok());
+    tasks.abort_all();
+    while tasks.join_next().await.is_some() {}
+    assert_eq!(handle.select(Need::default()).await.unwrap_err(), Gone);
+}
+
 /// Whether a future is still under way after the actor had its turn.
 async fn still_waits<T>(future: &mut (impl Future<Output = T> + Unpin)) -> bool {
     let short = Duration::from_millis(50);

@@ -37,6 +37,9 @@ const COMPACTION: u32 = 3;
 /// elsewhere as well, and each attempt costs quota.
 const MAX_SILENCES: u32 = 2;
 
+/// Pieces that a short answer comes in.
+const PIECES: usize = 8;
+
 /// What has come along with the first part of an answer leaves with it, up to this.
 const TOGETHER: usize = 16 * 1024;
 
@@ -110,7 +113,7 @@ impl Ready {
         let (parts, body) = response.into_parts();
         let plain = !parts.headers.contains_key(header::CONTENT_ENCODING);
         let sniffer = (plain && is_stream(&parts.headers)).then(|| Sniffer::new(clock::wall()));
-        Self { parts, body, held: Vec::new(), broken: None, sniffer }
+        Self { parts, body, held: Vec::with_capacity(PIECES), broken: None, sniffer }
     }
 
     /// Whether it is a stream that can be read along.

@@ -10,6 +10,7 @@
 
 use super::{
     Proxy,
+    body::Source,
     sniff::{End, Sniffer},
     trace::Trace,
 };
@@ -21,7 +22,7 @@ use crate::{
 };
 use bytes::Bytes;
 use cma_core::{pool::Release, verdict::Mark};
-use http::Response;
+use http::{Response, request};
 use http_body::{Body, Frame, SizeHint};
 use std::{
     pin::Pin,
@@ -121,6 +122,15 @@ impl Silence {
 pub(crate) struct Ending {
     pub(crate) sniffer: Option<Sniffer>,
     pub(crate) accounts: Accounts,
+    /// Freed once the answer's beginning has left: a body of megabytes goes back to the system.
+    pub(crate) asked: Option<Asked>,
+}
+
+/// What was asked for, and isn't needed any more.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(crate) _parts: request::Parts,
+    pub(crate) _source: Source,
 }
 
 /// What has to be settled at the end.
@@ -293,9 +303,11 @@ impl Body for Relay {
         match Pin::new(&mut *body).poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
                 let last = body.is_end_stream();
-                let sniffer = this.ending.as_mut().and_then(|ending| ending.sniffer.as_mut());
-                if let (Some(sniffer), Some(data)) = (sniffer, frame.data_ref()) {
-                    sniffer.feed(data);
+                if let Some(ending) = &mut this.ending {
+                    ending.asked = None;
+                    if let (Some(sniffer), Some(data)) = (&mut ending.sniffer, frame.data_ref()) {
+                        sniffer.feed(data);
+                    }
                 }
                 if let Some(silence) = &mut this.silence {
                     silence.heard = true;

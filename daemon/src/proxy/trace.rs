@@ -88,6 +88,15 @@ pub(crate) struct Trace {
     pub(crate) open: Option<Arc<Open>>,
 }
 
+impl Trace {
+    /// Its end: all of it, but for the names that whoever had it still knows its request by.
+    pub(crate) fn take(&mut self) -> Self {
+        let (choice, open) = (self.choice.take(), self.open.take());
+        let attempts = std::mem::take(&mut self.attempts);
+        Self { choice, open, attempts, ..self.clone() }
+    }
+}
+
 /// A trace as it is kept: in one piece with what else is kept. Five hundred small pieces would each
 /// hold a page of what a burst of streams used.
 #[derive(Debug)]

@@ -17,8 +17,13 @@ use cma_core::{
 };
 use http::{HeaderMap, StatusCode};
 use hyper::upgrade::Upgraded;
-use std::{sync::Arc, task::Poll, time::Duration};
-use tokio::time::Instant;
+use std::{
+    pin::{Pin, pin},
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
+use tokio::time::{Instant, Sleep};
 
 /// A socket without a turn for this long is closed; its CLI opens another at its next turn. A person
 /// comes back to a thread after a day's meetings, so it is longer than that.
@@ -71,6 +76,7 @@ pub(super) const ANEW: Leave = Leave::Close(CloseCode::SERVICE_OVERLOAD, "send a
 const KNOWS_PREVIOUS: (u32, u32) = (0, 149);
 /// A client that speaks another language.
 const BINARY: Leave = Leave::Close(CloseCode::UNSUPPORTED_DATA, "frames are text");
+const LONG_IDLE: Leave = Leave::Close(CloseCode::GOING_AWAY, "idle for too long");
 /// The CLI opens another socket, to the daemon that comes next.
 const RESTART: Leave = Leave::Close(CloseCode::SERVICE_RESTART, "the daemon restarts");
 
@@ -94,10 +100,14 @@ impl Session {
     /// Serves turns until either side has had enough.
     pub(super) async fn run(mut self, upgraded: Upgraded) {
         let mut local = Socket::local(upgraded, MAX_REQUEST);
+        // Made once for all pauses: there is one before each turn.
+        let phases = self.proxy.phases.clone();
+        let mut drains = pin!(phases.reached(Phase::Draining));
+        let mut over = pin!(tokio::time::sleep(IDLE));
         let leave = loop {
             let frame = match self.next.take() {
                 Some(frame) => frame,
-                None => match self.idle(&mut local).await {
+                None => match self.idle(&mut local, drains.as_mut(), over.as_mut()).await {
                     Ok(frame) => frame,
                     Err(leave) => break leave,
                 },
@@ -125,11 +135,14 @@ impl Session {
         }
     }
 
-    /// Waits for a frame between two turns.
-    async fn idle(&mut self, local: &mut Socket) -> Result<Text, Leave> {
-        let phases = self.proxy.phases.clone();
-        let mut drains = std::pin::pin!(phases.reached(Phase::Draining));
-        let mut over = std::pin::pin!(tokio::time::sleep(IDLE));
+    /// Waits for a frame between two turns. `over` is a timer that may be due too early.
+    async fn idle(
+        &mut self,
+        local: &mut Socket,
+        mut drains: Pin<&mut impl Future<Output = ()>>,
+        mut over: Pin<&mut Sleep>,
+    ) -> Result<Text, Leave> {
+        let due = clock::mono() + IDLE;
         loop {
             let came = std::future::poll_fn(|context| {
                 if let Poll::Ready(said) = local.poll_said(context) {
@@ -143,9 +156,13 @@ impl Session {
                 if drains.as_mut().poll(context).is_ready() {
                     return Poll::Ready(Idle::Over(RESTART));
                 }
-                over.as_mut()
-                    .poll(context)
-                    .map(|()| Idle::Over(Leave::Close(CloseCode::GOING_AWAY, "idle for too long")))
+                while over.as_mut().poll(context).is_ready() {
+                    if Instant::now() >= due {
+                        return Poll::Ready(Idle::Over(LONG_IDLE));
+                    }
+                    over.as_mut().reset(due);
+                }
+                Poll::Pending
             })
             .await;
             match came {

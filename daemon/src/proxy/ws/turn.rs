@@ -555,7 +555,7 @@ impl Session {
     fn traced(&self, turn: &mut Turn, outcome: &'static str) {
         turn.course.trace.outcome = outcome;
         if !turn.prewarm() {
-            self.proxy.traces.end(turn.course.trace.clone());
+            self.proxy.traces.end(turn.course.trace.take());
         }
     }
 
