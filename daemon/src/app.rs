@@ -30,7 +30,7 @@ use crate::{
         keys::Keys,
         moved::Known,
         own::Lent,
-        relay::{self, Ending},
+        relay::{self, Beside},
         surface::Surface,
         trace::Traces,
     },
@@ -267,7 +267,7 @@ pub(crate) struct Built {
     actor: Actor,
     listener: TcpListener,
     ipc: ipc::Listener,
-    settling: mpsc::UnboundedReceiver<Box<Ending>>,
+    settling: mpsc::UnboundedReceiver<Beside>,
     /// Connections and renewals: a stop waits for the first within limits, for the second always.
     connections: Tasks,
     renewals: Tasks,
@@ -372,7 +372,7 @@ pub(crate) fn build(root: Root, config: Config, whence: Whence) -> Result<Built,
     let instance = format!("{:08x}", actor::seed() & 0xffff_ffff);
     let host = HeaderValue::try_from(config.backend.authority.as_str())
         .map_err(|error| Fault::internal(error.to_string()))?;
-    let (ended, settling) = mpsc::unbounded_channel();
+    let (beside, settling) = mpsc::unbounded_channel();
     let network = config.network.clone();
     let proxy = Arc::new(Proxy {
         config: Arc::clone(&config),
@@ -394,7 +394,7 @@ pub(crate) fn build(root: Root, config: Config, whence: Whence) -> Result<Built,
         phases: phases.clone(),
         port: at.port(),
         host,
-        ended,
+        beside,
         responses: proxy::joined(&config.backend.path, "/codex/responses"),
     });
     let logins = Arc::new(Logins::new(
@@ -622,7 +622,8 @@ mod tests {
     async fn a_phase_is_reached_through_those_before_it() {
         let phases = Phases::new(Given::default());
         let waiting = phases.clone();
-        let task = tokio::spawn(async move {
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(async move {
             let mut flushing = std::pin::pin!(waiting.reached(Phase::Flushing));
             // As a connection does: asks again though nothing has changed.
             for _ in 0..3 {
@@ -635,9 +636,9 @@ mod tests {
             phases.enter(phase);
         }
         tokio::task::yield_now().await;
-        assert!(!task.is_finished());
+        assert!(tasks.try_join_next().is_none());
         phases.enter(Phase::Flushing);
-        let reached = tokio::time::timeout(Duration::from_secs(5), task).await;
-        assert!(reached.expect("it was never woken").is_ok());
+        let reached = tokio::time::timeout(Duration::from_secs(5), tasks.join_next()).await;
+        assert!(reached.expect("it was never woken").unwrap().is_ok());
     }
 }

@@ -43,6 +43,32 @@ struct Ran {
     turn: Option<(Arc<str>, Mono)>,
 }
 
+/// Where a thread is at home.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Home<'a> {
+    /// Its person moved it there.
+    pub pinned: Option<&'a AccountId>,
+    /// Its turn runs there.
+    pub held: Option<&'a AccountId>,
+    /// It ran there last.
+    pub ran: Option<&'a AccountId>,
+    /// Its session did.
+    pub session: Option<&'a AccountId>,
+}
+
+impl Home<'_> {
+    /// How an account stands to the thread, smaller is closer. First what outranks the pool's choices:
+    /// 0 for the account that its person moved it to, 1 for the one its turn runs on, 2 for any other.
+    /// Then what comes among them: 0 for the one the thread ran on, 1 for its session's, 2 for any
+    /// other.
+    pub fn place(&self, account: &AccountId) -> (u8, u8) {
+        let is = |it: Option<&AccountId>| it == Some(account);
+        let held = if is(self.pinned) { 0 } else { 2 - u8::from(is(self.held)) };
+        let warm = if is(self.ran) { 0 } else { 2 - u8::from(is(self.session)) };
+        (held, warm)
+    }
+}
+
 /// Thread → account.
 #[derive(Debug, Clone, Default)]
 pub struct Affinity {
@@ -63,29 +89,17 @@ impl Affinity {
         self.pins.get(thread)
     }
 
-    /// How an account stands to the thread of a request, smaller is closer. First what outranks the
-    /// pool's choices: 0 for the account that its person moved it to, 1 for the one its turn runs
-    /// on, 2 for any other. Then what comes among them: 0 for the one the thread ran on, 1 for its
-    /// session's, 2 for any other.
-    pub fn place(&self, need: &Need, account: &AccountId, now: Mono) -> (u8, u8) {
-        let Some(thread) = need.thread() else { return (2, 2) };
+    /// Where the thread of a request is at home, to be asked for each account.
+    pub fn home(&self, need: &Need, now: Mono) -> Home<'_> {
+        let Some(thread) = need.thread() else { return Home::default() };
         let ran = self.ran(thread, now);
-        let held = if self.pins.get(thread) == Some(account) {
-            0
-        } else if ran.is_some_and(|ran| ran.account == *account && self.holds(ran, need)) {
-            1
-        } else {
-            2
-        };
-        let session = || need.session.as_deref().and_then(|session| self.ran(session, now));
-        let warm = if ran.is_some_and(|ran| ran.account == *account) {
-            0
-        } else if session().is_some_and(|ran| ran.account == *account) {
-            1
-        } else {
-            2
-        };
-        (held, warm)
+        let session = need.session.as_ref().filter(|session| *session != thread);
+        Home {
+            pinned: self.pinned(thread),
+            held: ran.filter(|ran| self.holds(ran, need)).map(|ran| &ran.account),
+            ran: ran.map(|ran| &ran.account),
+            session: session.and_then(|session| self.get(session, now)),
+        }
     }
 
     /// Whether the turn asked for runs there, and nobody has chosen since it does.
@@ -239,11 +253,11 @@ mod tests {
         let mut affinity = Affinity::default();
         affinity.runs(&need("s", "s", "1"), &id("a"), at(1));
         let child = need("s", "child", "2");
-        assert_eq!(affinity.place(&child, &id("a"), at(2)), (2, 1));
-        assert_eq!(affinity.place(&child, &id("b"), at(2)), (2, 2));
+        assert_eq!(affinity.home(&child, at(2)).place(&id("a")), (2, 1));
+        assert_eq!(affinity.home(&child, at(2)).place(&id("b")), (2, 2));
         affinity.runs(&child, &id("b"), at(3));
-        assert_eq!(affinity.place(&child, &id("b"), at(4)).1, 0);
-        assert_eq!(affinity.place(&child, &id("a"), at(4)).1, 1);
+        assert_eq!(affinity.home(&child, at(4)).place(&id("b")).1, 0);
+        assert_eq!(affinity.home(&child, at(4)).place(&id("a")).1, 1);
         assert_eq!(affinity.get("s", at(4)), Some(&id("a")), "the session stays where it was");
         // One whose session is unknown speaks for it.
         affinity.runs(&need("t", "t-child", "3"), &id("b"), at(5));
@@ -255,14 +269,18 @@ mod tests {
         let mut affinity = Affinity::default();
         let turn = need("s", "s", "1");
         affinity.runs(&turn, &id("a"), at(1));
-        assert_eq!(affinity.place(&turn, &id("a"), at(2)), (1, 0));
-        assert_eq!(affinity.place(&need("s", "s", "2"), &id("a"), at(2)), (2, 0), "the next turn");
+        assert_eq!(affinity.home(&turn, at(2)).place(&id("a")), (1, 0));
+        assert_eq!(
+            affinity.home(&need("s", "s", "2"), at(2)).place(&id("a")),
+            (2, 0),
+            "the next turn"
+        );
         affinity.chosen(at(3));
-        assert_eq!(affinity.place(&turn, &id("a"), at(4)), (2, 0));
+        assert_eq!(affinity.home(&turn, at(4)).place(&id("a")), (2, 0));
         // The choice moved it: from then on it stays again.
         affinity.runs(&turn, &id("b"), at(5));
         affinity.runs(&turn, &id("b"), at(6));
-        assert_eq!(affinity.place(&turn, &id("b"), at(7)), (1, 0));
+        assert_eq!(affinity.home(&turn, at(7)).place(&id("b")), (1, 0));
     }
 
     #[test]
@@ -272,8 +290,8 @@ mod tests {
         let turn = need("s", "s", "1");
         affinity.runs(&turn, &id("a"), at(1));
         affinity.told(now, Told::Pin("s".into(), Some(id("b"))));
-        assert_eq!(affinity.place(&turn, &id("b"), at(2)).0, 0);
-        assert_eq!(affinity.place(&turn, &id("a"), at(2)).0, 1);
+        assert_eq!(affinity.home(&turn, at(2)).place(&id("b")).0, 0);
+        assert_eq!(affinity.home(&turn, at(2)).place(&id("a")).0, 1);
         affinity.forget(&id("b"));
         assert_eq!(affinity.pinned("s"), None);
         for n in 0..2 * MAX_PINS {

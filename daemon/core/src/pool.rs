@@ -365,7 +365,7 @@ impl Pool {
         let need = Need { scope: scope.clone(), ..Need::default() };
         let view = self.view(&need, now);
         // A pinned account finishes its own threads while it is drained; it is new ones that go on.
-        select::barred(&view, account, &need, now).map(|excluded| excluded.said(account, now))
+        select::barred(&view, &need, now)(account).map(|excluded| excluded.said(account, now))
     }
 
     /// How choices are made.

@@ -10,7 +10,7 @@
 
 use crate::{
     account::{Account, Login, State},
-    affinity::Affinity,
+    affinity::{Affinity, Home},
     cooldown::Cause,
     identity::AccountId,
     quota::Window,
@@ -344,6 +344,8 @@ pub struct Scratch {
     second: Option<(usize, Key)>,
     able: u32,
     out: Vec<(usize, Excluded)>,
+    warm: u32,
+    forced: bool,
 }
 
 impl Scratch {
@@ -356,14 +358,14 @@ impl Scratch {
     pub fn choice(&self, view: &View<'_>, need: &Need, now: Now) -> Option<Choice> {
         let (_at, key) = self.best?;
         let id = |at: usize| view.accounts.get(at).map(|account| account.id.clone());
-        let scale = Scale::new(view, need, now);
+        let home = need.thread().and_then(|thread| view.affinity.get(thread, now.mono));
         Some(Choice {
             key,
             second: self.second.and_then(|(at, key)| Some((id(at)?, key))),
             able: self.able,
             out: self.out.iter().filter_map(|(at, out)| Some((id(*at)?, *out))).collect(),
-            warm: scale.home.map(|home| (home.clone(), scale.warm)),
-            forced: scale.forced.is_some(),
+            warm: home.map(|home| (home.clone(), self.warm)),
+            forced: self.forced,
         })
     }
 }
@@ -380,6 +382,7 @@ pub fn decide(view: &View<'_>, need: &Need, now: Now, scratch: &mut Scratch) {
     (scratch.best, scratch.second, scratch.able) = (None, None, 0);
     scratch.out.clear();
     let scale = Scale::new(view, need, now);
+    (scratch.warm, scratch.forced) = (scale.warm, scale.forced.is_some());
     let id = |at: usize| view.accounts.get(at).map(|account| &account.id);
     // The id last, so that a tie never depends on insertion.
     let better = |one: (usize, Key), other: Option<(usize, Key)>| {
@@ -426,9 +429,14 @@ pub fn explain(view: &View<'_>, need: &Need, now: Now) -> Vec<Candidate> {
     all
 }
 
-/// What keeps an account from serving this request in this view, if anything.
-pub fn barred(view: &View<'_>, account: &Account, need: &Need, now: Now) -> Option<Excluded> {
-    Scale::new(view, need, now).excluded(account)
+/// What keeps an account from serving this request in this view, if anything; to be asked for each.
+pub fn barred<'a>(
+    view: &'a View<'a>,
+    need: &'a Need,
+    now: Now,
+) -> impl Fn(&Account) -> Option<Excluded> + 'a {
+    let scale = Scale::new(view, need, now);
+    move |account| scale.excluded(account)
 }
 
 /// The same as far as the account and the request alone decide it.
@@ -497,9 +505,9 @@ struct Scale<'a> {
     view: &'a View<'a>,
     need: &'a Need,
     now: Now,
-    /// Where the thread ran last.
-    home: Option<&'a AccountId>,
-    /// What it has cached there.
+    /// Where the thread is at home.
+    home: Home<'a>,
+    /// What it has cached where it ran last.
     warm: u32,
     /// The forced accounts, where they may serve this request.
     forced: Option<&'a [AccountId]>,
@@ -509,8 +517,8 @@ struct Scale<'a> {
 impl<'a> Scale<'a> {
     fn new(view: &'a View<'a>, need: &'a Need, now: Now) -> Self {
         let thread = need.thread().map(AsRef::as_ref);
-        let home = thread.and_then(|id| view.affinity.get(id, now.mono));
-        let warm = thread.filter(|_id| home.is_some()).zip(view.warmth);
+        let home = view.affinity.home(need, now.mono);
+        let warm = thread.filter(|_id| home.ran.is_some()).zip(view.warmth);
         let denied = need.model.as_deref().zip(view.profile);
         // A force says who serves what it may serve: a project without that account, or a launch
         // bound to another, is none of its business.
@@ -543,7 +551,8 @@ impl<'a> Scale<'a> {
         if !named && self.forced.is_some_and(|forced| !forced.contains(&account.id)) {
             return out(Bar::Forced);
         }
-        if !named && known.is_none() && account.terms.drained && self.home != Some(&account.id) {
+        if !named && known.is_none() && account.terms.drained && self.home.ran != Some(&account.id)
+        {
             return out(Bar::Drained);
         }
         known
@@ -563,7 +572,7 @@ impl<'a> Scale<'a> {
             _ if headroom < kept.critical => 2,
             _ => u8::from(headroom < kept.low),
         };
-        let (held, place) = view.affinity.place(self.need, &account.id, now.mono);
+        let (held, place) = self.home.place(&account.id);
         Key {
             held,
             away: self.need.scope.place(&account.pools).unwrap_or(u8::MAX),

@@ -29,7 +29,7 @@ use std::{
     task::{Context, Poll},
     time::Duration,
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 /// A compaction is held this many times as long: it says nothing while it works.
 const COMPACTION: u32 = 3;
@@ -173,7 +173,8 @@ impl Ready {
         let due = begun + bounds.time;
         let mut last = begun;
         let wake = |last: Instant| bounds.silence.map_or(due, |silence| due.min(last + silence));
-        let mut timer = std::pin::pin!(tokio::time::sleep_until(wake(last)));
+        // Made when there is something to wait for.
+        let mut timer = std::pin::pin!(None::<Sleep>);
         let (mut beginning, mut bytes) = (Beginning::default(), 0);
         loop {
             let body = &mut self.body;
@@ -181,7 +182,13 @@ impl Ready {
                 if let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(context) {
                     return Poll::Ready(Some(frame));
                 }
-                timer.as_mut().poll(context).map(|()| None)
+                if timer.is_none() {
+                    timer.set(Some(tokio::time::sleep_until(wake(last))));
+                }
+                match timer.as_mut().as_pin_mut() {
+                    Some(timer) => timer.poll(context).map(|()| None),
+                    None => Poll::Pending,
+                }
             });
             match next.await {
                 None => {
@@ -192,7 +199,7 @@ impl Ready {
                     if now >= wake(last) {
                         return End::Silent;
                     }
-                    timer.as_mut().reset(wake(last));
+                    timer.set(None);
                 },
                 Some(None) => return End::Empty,
                 Some(Some(Err(_broken))) => return End::Cut,

@@ -1,7 +1,7 @@
 //! An answer on its way down: passed on untouched, read along, and accounted for at its end.
 //!
 //! An answer that is whole is accounted for beside its connection and not in it: its last bytes are
-//! not on their way yet when its end is seen.
+//! not on their way yet when its end is seen. What was asked is freed there too, for the same reason.
 //!
 //! Whatever way it ends — whole, cut by upstream, silent for too long, client gone — the lease is given
 //! back exactly once and the trace gets its outcome. A cut stream is never ended cleanly: the error goes
@@ -122,15 +122,16 @@ impl Silence {
 pub(crate) struct Ending {
     pub(crate) sniffer: Option<Sniffer>,
     pub(crate) accounts: Accounts,
-    /// Freed once the answer's beginning has left: a body of megabytes goes back to the system.
-    pub(crate) asked: Option<Asked>,
 }
 
-/// What was asked for, and isn't needed any more.
+/// What is done beside a connection: all that an answer needn't wait for.
 #[derive(Debug)]
-pub(crate) struct Asked {
-    pub(crate) _parts: request::Parts,
-    pub(crate) _source: Source,
+pub(crate) enum Beside {
+    /// An answer was read to its end.
+    Ended(Box<Ending>),
+    /// What was asked for isn't needed any more. Freeing it takes longer than a choice, and a body of
+    /// megabytes goes back to the system.
+    Asked(Box<(request::Parts, Source)>),
 }
 
 /// What has to be settled at the end.
@@ -142,12 +143,15 @@ pub(crate) struct Accounts {
 }
 
 /// Settles answers that were delivered whole, until the daemon flushes.
-pub(crate) async fn settle(mut ended: mpsc::UnboundedReceiver<Box<Ending>>, phases: Phases) {
+pub(crate) async fn settle(mut beside: mpsc::UnboundedReceiver<Beside>, phases: Phases) {
     let mut flushing = std::pin::pin!(phases.reached(Phase::Flushing));
     loop {
         tokio::select! {
             biased;
-            Some(ending) = ended.recv() => ending.settle(true),
+            Some(beside) = beside.recv() => match beside {
+                Beside::Ended(ending) => ending.settle(true),
+                Beside::Asked(asked) => drop(asked),
+            },
             () = &mut flushing => return,
         }
     }
@@ -185,8 +189,10 @@ impl Relay {
         if let Some(body) = body {
             proxy.upstream.give_back(body.into_connection());
         }
-        let ended = proxy.ended.clone();
-        if let Err(mpsc::error::SendError(ending)) = ended.send(ending) {
+        let beside = proxy.beside.clone();
+        if let Err(mpsc::error::SendError(Beside::Ended(ending))) =
+            beside.send(Beside::Ended(ending))
+        {
             // The daemon flushes: nobody else settles it.
             ending.settle(true);
         }
@@ -303,11 +309,9 @@ impl Body for Relay {
         match Pin::new(&mut *body).poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
                 let last = body.is_end_stream();
-                if let Some(ending) = &mut this.ending {
-                    ending.asked = None;
-                    if let (Some(sniffer), Some(data)) = (&mut ending.sniffer, frame.data_ref()) {
-                        sniffer.feed(data);
-                    }
+                let sniffer = this.ending.as_mut().and_then(|ending| ending.sniffer.as_mut());
+                if let (Some(sniffer), Some(data)) = (sniffer, frame.data_ref()) {
+                    sniffer.feed(data);
                 }
                 if let Some(silence) = &mut this.silence {
                     silence.heard = true;

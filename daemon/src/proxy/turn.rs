@@ -17,7 +17,7 @@ use super::{
     held::Ready,
     keys::Launch,
     moved::{Foreign, Ride},
-    relay::{Accounts, Answer, Asked, Ending, Out, Relay},
+    relay::{Accounts, Answer, Beside, Ending, Out, Relay},
     respond, shown,
     trace::millis,
 };
@@ -310,9 +310,8 @@ impl Turn {
             trace.attempts.push(format!("{}: {reason}", lease.account));
         }
         proxy.traces.counters.active.fetch_add(1, Ordering::Relaxed);
-        let accounts = Accounts { proxy, lease, trace };
-        let asked = Some(Asked { _parts: asked, _source: source });
-        let ending = Ending { sniffer, accounts, asked };
+        let _freed_here = proxy.beside.send(Beside::Asked(Box::new((asked, source))));
+        let ending = Ending { sniffer, accounts: Accounts { proxy, lease, trace } };
         Response::from_parts(
             parts,
             Out::Relay(Box::new(Relay::begun(body, (held, broken), ending))),

@@ -82,9 +82,10 @@ impl Pool {
         let view = self.view(need, now);
         let mut first: Option<Due> = None;
         let mut capped = false;
+        let barred = select::barred(&view, need, now);
         for account in &self.accounts {
             // One that can serve and was only tried: trying it again is the asker's business.
-            let out = select::barred(&view, account, need, now)?;
+            let out = barred(account)?;
             capped |= out.bar == Bar::Capped;
             let due = out.until.map(|at| Due::at(now, at, cooldown::LONGEST));
             if let Some(due) = due.filter(|due| first.is_none_or(|first| first.later_than(*due))) {
@@ -123,14 +124,14 @@ impl Pool {
     /// Everybody who could have served is owed their share of this choice, and who serves pays for
     /// it. So the shares come out exactly, whoever joins or leaves meanwhile.
     fn settle_weights(&mut self, now: Now, need: &Need, chosen: usize) {
-        let view = self.view(need, now);
-        let shares: Vec<(usize, i64)> = view
-            .accounts
-            .iter()
-            .enumerate()
-            .filter(|(_at, account)| select::barred(&view, account, need, now).is_none())
-            .map(|(at, account)| (at, i64::from(select::weight(&view, account))))
-            .collect();
+        let shares: Vec<(usize, i64)> = {
+            let view = self.view(need, now);
+            let barred = select::barred(&view, need, now);
+            let all = view.accounts.iter().enumerate();
+            all.filter(|(_at, account)| barred(account).is_none())
+                .map(|(at, account)| (at, i64::from(select::weight(&view, account))))
+                .collect()
+        };
         let total: i64 = shares.iter().map(|(_at, weight)| weight).sum();
         for (at, weight) in shares {
             let Some(account) = self.accounts.get_mut(at) else { continue };
@@ -146,11 +147,12 @@ impl Pool {
         // answer is about when the pool can serve, not about this request's history.
         let need = Need { exclude: Vec::new(), only: None, ..need.clone() };
         let view = self.view(&need, now);
+        let barred = select::barred(&view, &need, now);
         let out: Vec<_> = self
             .accounts
             .iter()
             .filter(|account| need.scope.place(&account.pools).is_some())
-            .map(|account| (account, select::barred(&view, account, &need, now)))
+            .map(|account| (account, barred(account)))
             .collect();
         let first = out
             .iter()

@@ -233,7 +233,7 @@ impl Run {
         let proxy = Arc::clone(&self.proxy);
         proxy.traces.counters.active.fetch_add(1, Ordering::Relaxed);
         let accounts = Accounts { proxy, lease, trace: self.course.trace.clone() };
-        let ending = Ending { sniffer: None, accounts, asked: None };
+        let ending = Ending { sniffer: None, accounts };
         Response::from_parts(parts, Out::Relay(Box::new(Relay::new(body, ending))))
     }
 

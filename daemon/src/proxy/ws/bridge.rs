@@ -102,8 +102,8 @@ impl Session {
             stream.begin_with(event);
         }
         let patience = turn.patience(&proxy.config);
-        let mut flow =
-            Flow::new((&proxy, &self.launch), &account, &mut turn.course.trace, patience);
+        let (to, trace) = ((&proxy, &self.launch), &mut turn.course.trace);
+        let mut flow = Flow::new(to, &account, trace, patience, self.wake.as_mut());
         let ended = flow.run(local, Source::Http(&mut stream), &mut self.next).await;
         let heard = flow.heard;
         if matches!(ended, Ended::Final(_)) {

@@ -115,7 +115,8 @@ pub(super) struct Flow<'a> {
     begun: Option<Instant>,
     last: Instant,
     patience: Patience,
-    wake: Pin<Box<Sleep>>,
+    /// May be due too early, and is never due too late.
+    wake: Pin<&'a mut Sleep>,
 }
 
 impl<'a> Flow<'a> {
@@ -124,10 +125,14 @@ impl<'a> Flow<'a> {
         account: &'a AccountId,
         trace: &'a mut Trace,
         patience: Patience,
+        mut wake: Pin<&'a mut Sleep>,
     ) -> Self {
         let now = clock::mono();
         let hold = patience.hold.silence.unwrap_or(patience.hold.time).min(patience.hold.time);
-        let soonest = patience.first.min(hold);
+        let soonest = now + patience.first.min(hold);
+        if wake.is_elapsed() || wake.deadline() > soonest {
+            wake.as_mut().reset(soonest);
+        }
         Self {
             proxy,
             launch,
@@ -141,7 +146,7 @@ impl<'a> Flow<'a> {
             begun: None,
             last: now,
             patience,
-            wake: Box::pin(tokio::time::sleep_until(now + soonest)),
+            wake,
         }
     }
 

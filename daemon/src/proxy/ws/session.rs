@@ -55,6 +55,8 @@ pub(super) struct Session {
     pub(super) bridged: Option<(AccountId, Instant)>,
     /// A frame that came during the turn before.
     pub(super) next: Option<Text>,
+    /// One timer for all attempts: most end long before it is due.
+    pub(super) wake: Pin<Box<Sleep>>,
 }
 
 /// How a client's socket ends.
@@ -83,7 +85,9 @@ const RESTART: Leave = Leave::Close(CloseCode::SERVICE_RESTART, "the daemon rest
 impl Session {
     pub(super) fn new(proxy: Arc<Proxy>, launch: &Launch, head: HeaderMap) -> Self {
         let (name, launch) = (headers::session(&head), launch.clone());
-        Self { proxy, head, launch, name, link: None, warm: None, bridged: None, next: None }
+        let wake = Box::pin(tokio::time::sleep(IDLE));
+        let (link, warm, bridged, next) = (None, None, None, None);
+        Self { proxy, head, launch, name, link, warm, bridged, next, wake }
     }
 
     /// Whether the client goes on when it is told that a response is not known; what isn't an official

@@ -47,6 +47,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 use tokio::time::Instant;
@@ -422,11 +423,19 @@ impl Session {
         turn.sent();
         let proxy = Arc::clone(&self.proxy);
         let limit = proxy.config.head_timeout;
-        let sent = tokio::time::timeout(patience(limit, frame.len()), link.send(frame)).await;
+        let limit = patience(limit, frame.len());
+        // Nearly each leaves at once, and needs no timer.
+        let sent = {
+            let mut send = std::pin::pin!(link.send(frame));
+            match futures_util::poll!(send.as_mut()) {
+                Poll::Ready(sent) => Ok(sent),
+                Poll::Pending => tokio::time::timeout(limit, send).await,
+            }
+        };
         let account = lease.account.clone();
         let patience = turn.patience(&proxy.config);
-        let mut flow =
-            Flow::new((&proxy, &self.launch), &account, &mut turn.course.trace, patience);
+        let (to, trace) = ((&proxy, &self.launch), &mut turn.course.trace);
+        let mut flow = Flow::new(to, &account, trace, patience, self.wake.as_mut());
         let ended = match sent {
             Ok(Ok(())) => flow.run(local, Source::Link(link), &mut self.next).await,
             Ok(Err(_)) | Err(_) => {

@@ -198,7 +198,7 @@ impl Desk {
                 Grant::Refused(_) => {
                     let view = self.pool.view(&need, self.now);
                     for account in self.pool.accounts() {
-                        let out = select::barred(&view, account, &need, self.now);
+                        let out = select::barred(&view, &need, self.now)(account);
                         prop_assert!(out.is_some(), "refused while {} can serve", account.id);
                     }
                 },
