@@ -30,7 +30,7 @@ use crate::{
         keys::Keys,
         moved::Known,
         own::Lent,
-        relay::{self, Beside},
+        relay::{self, Ending},
         surface::Surface,
         trace::Traces,
     },
@@ -267,7 +267,7 @@ pub(crate) struct Built {
     actor: Actor,
     listener: TcpListener,
     ipc: ipc::Listener,
-    settling: mpsc::UnboundedReceiver<Beside>,
+    settling: mpsc::UnboundedReceiver<Box<Ending>>,
     /// Connections and renewals: a stop waits for the first within limits, for the second always.
     connections: Tasks,
     renewals: Tasks,
@@ -372,7 +372,7 @@ pub(crate) fn build(root: Root, config: Config, whence: Whence) -> Result<Built,
     let instance = format!("{:08x}", actor::seed() & 0xffff_ffff);
     let host = HeaderValue::try_from(config.backend.authority.as_str())
         .map_err(|error| Fault::internal(error.to_string()))?;
-    let (beside, settling) = mpsc::unbounded_channel();
+    let (ended, settling) = mpsc::unbounded_channel();
     let network = config.network.clone();
     let proxy = Arc::new(Proxy {
         config: Arc::clone(&config),
@@ -394,7 +394,7 @@ pub(crate) fn build(root: Root, config: Config, whence: Whence) -> Result<Built,
         phases: phases.clone(),
         port: at.port(),
         host,
-        beside,
+        ended,
         responses: proxy::joined(&config.backend.path, "/codex/responses"),
     });
     let logins = Arc::new(Logins::new(

@@ -91,8 +91,8 @@ pub(crate) struct Proxy {
     pub(crate) host: HeaderValue,
     /// Where most requests go, made once.
     pub(crate) responses: Uri,
-    /// What needn't be done before an answer leaves. Two entries at most for each client connection.
-    pub(crate) beside: mpsc::UnboundedSender<relay::Beside>,
+    /// Answers that were delivered whole. One entry at most for each client connection.
+    pub(crate) ended: mpsc::UnboundedSender<Box<relay::Ending>>,
 }
 
 impl Proxy {

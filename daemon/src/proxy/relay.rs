@@ -1,7 +1,7 @@
 //! An answer on its way down: passed on untouched, read along, and accounted for at its end.
 //!
 //! An answer that is whole is accounted for beside its connection and not in it: its last bytes are
-//! not on their way yet when its end is seen. What was asked is freed there too, for the same reason.
+//! not on their way yet when its end is seen.
 //!
 //! Whatever way it ends — whole, cut by upstream, silent for too long, client gone — the lease is given
 //! back exactly once and the trace gets its outcome. A cut stream is never ended cleanly: the error goes
@@ -10,7 +10,6 @@
 
 use super::{
     Proxy,
-    body::Source,
     sniff::{End, Sniffer},
     trace::Trace,
 };
@@ -22,7 +21,7 @@ use crate::{
 };
 use bytes::Bytes;
 use cma_core::{pool::Release, verdict::Mark};
-use http::{Response, request};
+use http::Response;
 use http_body::{Body, Frame, SizeHint};
 use std::{
     pin::Pin,
@@ -124,16 +123,6 @@ pub(crate) struct Ending {
     pub(crate) accounts: Accounts,
 }
 
-/// What is done beside a connection: all that an answer needn't wait for.
-#[derive(Debug)]
-pub(crate) enum Beside {
-    /// An answer was read to its end.
-    Ended(Box<Ending>),
-    /// What was asked for isn't needed any more. Freeing it takes longer than a choice, and a body of
-    /// megabytes goes back to the system.
-    Asked(Box<(request::Parts, Source)>),
-}
-
 /// What has to be settled at the end.
 #[derive(Debug)]
 pub(crate) struct Accounts {
@@ -143,15 +132,12 @@ pub(crate) struct Accounts {
 }
 
 /// Settles answers that were delivered whole, until the daemon flushes.
-pub(crate) async fn settle(mut beside: mpsc::UnboundedReceiver<Beside>, phases: Phases) {
+pub(crate) async fn settle(mut ended: mpsc::UnboundedReceiver<Box<Ending>>, phases: Phases) {
     let mut flushing = std::pin::pin!(phases.reached(Phase::Flushing));
     loop {
         tokio::select! {
             biased;
-            Some(beside) = beside.recv() => match beside {
-                Beside::Ended(ending) => ending.settle(true),
-                Beside::Asked(asked) => drop(asked),
-            },
+            Some(ending) = ended.recv() => ending.settle(true),
             () = &mut flushing => return,
         }
     }
@@ -189,10 +175,8 @@ impl Relay {
         if let Some(body) = body {
             proxy.upstream.give_back(body.into_connection());
         }
-        let beside = proxy.beside.clone();
-        if let Err(mpsc::error::SendError(Beside::Ended(ending))) =
-            beside.send(Beside::Ended(ending))
-        {
+        let ended = proxy.ended.clone();
+        if let Err(mpsc::error::SendError(ending)) = ended.send(ending) {
             // The daemon flushes: nobody else settles it.
             ending.settle(true);
         }

@@ -17,7 +17,7 @@ use super::{
     held::Ready,
     keys::Launch,
     moved::{Foreign, Ride},
-    relay::{Accounts, Answer, Beside, Ending, Out, Relay},
+    relay::{Accounts, Answer, Ending, Out, Relay},
     respond, shown,
     trace::millis,
 };
@@ -293,9 +293,7 @@ impl Turn {
 
     fn deliver(mut self, lease: Lease, ready: Ready, reason: &str) -> Answer {
         self.ride.delivered(&self.proxy, &ready.parts, &mut self.course.trace);
-        let Self {
-            proxy, parts: asked, source, course: Course { mut trace, .. }, overhead, ..
-        } = self;
+        let Self { proxy, course: Course { mut trace, .. }, overhead, .. } = self;
         let Ready { mut parts, body, held, broken, sniffer } = ready;
         headers::downwards(&mut parts.headers);
         overhead.tell(&mut parts.headers, &trace, &lease.account);
@@ -310,7 +308,6 @@ impl Turn {
             trace.attempts.push(format!("{}: {reason}", lease.account));
         }
         proxy.traces.counters.active.fetch_add(1, Ordering::Relaxed);
-        let _freed_here = proxy.beside.send(Beside::Asked(Box::new((asked, source))));
         let ending = Ending { sniffer, accounts: Accounts { proxy, lease, trace } };
         Response::from_parts(
             parts,
