@@ -113,23 +113,25 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, launch: &Launch) -> Answer {
     respond::json(StatusCode::OK, &answer)
 }
 
-/// Asks for what is old in the background; waits for what isn't known at all. Returns whether it
-/// waited.
+/// Asks for what is old in the background; waits for what isn't known at all. Returns whether
+/// `members` are to be looked at again.
 async fn refresh(proxy: &Arc<Proxy>, members: &[Member]) -> bool {
     let now = clock::wall();
     let mut unknown = Vec::new();
     for member in members.iter().filter(|member| member.sendable && member.counts()) {
-        let old = member.seen().is_none_or(|seen| now.since(seen) > FRESH);
-        if !old || proxy.surface.usage.tried(&member.id) {
-            continue;
-        }
-        let pause = if member.seen().is_none() {
-            unknown.push((What::Usage, member.id.clone()));
-            0
-        } else {
-            actor::seed() % SPREAD
+        let pause = match member.seen() {
+            Some(seen) if now.since(seen) <= FRESH => continue,
+            Some(_old) => actor::seed() % SPREAD,
+            None => {
+                // Even one that was asked: its answer may have come since `members` were read, or be
+                // on its way to the pool.
+                unknown.push((What::Usage, member.id.clone()));
+                0
+            },
         };
-        ask(proxy, &member.id, Duration::from_millis(pause));
+        if !proxy.surface.usage.tried(&member.id) {
+            ask(proxy, &member.id, Duration::from_millis(pause));
+        }
     }
     if unknown.is_empty() {
         return false;
