@@ -331,9 +331,20 @@ impl<'w> Screen<'w> {
         }
     }
 
+    /// Types a line and ends it.
+    ///
+    /// The interface takes keys that come at once for a paste, in which Enter is a new line, and reads
+    /// none while it starts: so Enter comes a while after the words are to be seen.
+    #[track_caller]
     pub(crate) fn types(&self, text: &str) {
+        let seen = || self.text().matches(text).count();
+        let before = seen();
         self.tmux(&["send-keys", "-l", text]);
-        // The interface takes keys that come at once for a paste, in which Enter is a new line.
+        let begun = Instant::now();
+        while seen() <= before {
+            assert!(begun.elapsed() < LIMIT, "`{text}` isn't taken:\n{}", self.text());
+            thread::sleep(Duration::from_millis(100));
+        }
         thread::sleep(Duration::from_millis(400));
         self.tmux(&["send-keys", "Enter"]);
     }

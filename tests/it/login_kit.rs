@@ -220,21 +220,22 @@ pub(crate) fn chromium() -> Option<PathBuf> {
     found
 }
 
-/// A machine with a display and a program that opens the browser: it leaves the last page it came
-/// to as text, and a picture of it.
+/// A machine with a display and a program that opens the browser: it leaves a picture of the last page
+/// it came to and, once it has ended and writes nothing any more, that page as text.
 pub(crate) fn at_a_desk(world: World, chromium: &Path, dom: &Path, picture: &Path) -> World {
     let folder = world.path("desk");
     fs::create_dir_all(&folder).unwrap();
     let opener = folder.join("xdg-open");
     let profile = world.path("tmp/profile");
     let script = format!(
-        "#!/bin/sh\nexec '{}' --headless --no-sandbox --disable-gpu --disable-dev-shm-usage \
+        "#!/bin/sh\n'{}' --headless --no-sandbox --disable-gpu --disable-dev-shm-usage \
          --no-first-run --disable-background-networking --no-proxy-server \
-         --user-data-dir='{}' --window-size=900,700 --screenshot='{}' --dump-dom \"$1\" > '{}'\n",
+         --user-data-dir='{}' --window-size=900,700 --screenshot='{}' --dump-dom \"$1\" \
+         > '{dom}.part'\nmv '{dom}.part' '{dom}'\n",
         chromium.display(),
         profile.display(),
         picture.display(),
-        dom.display(),
+        dom = dom.display(),
     );
     fs::write(&opener, script).unwrap();
     fs::set_permissions(&opener, fs::Permissions::from_mode(0o755)).unwrap();
