@@ -50,6 +50,7 @@ use parking_lot::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::{
     net::SocketAddr,
+    pin::Pin,
     sync::{Arc, atomic::Ordering},
     task::{Poll, Waker},
     time::Duration,
@@ -176,7 +177,7 @@ impl Tasks {
         task: impl Future<Output = ()> + Send + 'static,
     ) {
         tracing::trace!(name, "task");
-        drop(self.awaited.spawn(task));
+        drop(self.awaited.spawn(boxed(task)));
     }
 
     /// A task that holds nothing worth waiting for.
@@ -186,7 +187,7 @@ impl Tasks {
         task: impl Future<Output = ()> + Send + 'static,
     ) {
         tracing::trace!(name, "idle task");
-        drop(self.idle.spawn(task));
+        drop(self.idle.spawn(boxed(task)));
     }
 
     /// Resolves when all awaited tasks have ended.
@@ -194,6 +195,13 @@ impl Tasks {
         self.awaited.close();
         self.awaited.wait().await;
     }
+}
+
+/// tokio's part of a task is compiled for each type of one: boxed, all are of one type.
+fn boxed(
+    task: impl Future<Output = ()> + Send + 'static,
+) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(task)
 }
 
 /// How a stop was asked for.

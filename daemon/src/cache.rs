@@ -10,6 +10,7 @@ pub(crate) mod threads;
 use crate::{
     actor::Handle,
     app::{Phase, Phases},
+    blocking::{self, Panicked},
     clock,
     fault::Fault,
     roster::Roster,
@@ -344,10 +345,10 @@ async fn give_back() {
 async fn off_the_loop<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
 ) -> Result<T, Fault> {
-    match tokio::time::timeout(LONGEST, tokio::task::spawn_blocking(work)).await {
+    match tokio::time::timeout(LONGEST, blocking::run(work)).await {
         Ok(Ok(done)) => done,
         // sled may panic on a damaged file; its thread is not ours to lose more than the cache for.
-        Ok(Err(_panicked)) => Err(Fault::internal("the cache panicked")),
+        Ok(Err(Panicked)) => Err(Fault::internal("the cache panicked")),
         // Or read one in circles: neither the work nor a stop waits for that.
         Err(_elapsed) => Err(Fault::internal("the cache took too long")),
     }

@@ -5,6 +5,7 @@
 
 mod actor;
 mod app;
+mod blocking;
 mod budgets;
 mod cache;
 mod choosing;

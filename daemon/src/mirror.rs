@@ -16,7 +16,7 @@ mod file;
 
 use crate::{
     app::{App, Phase},
-    clock,
+    blocking, clock,
     fault::Fault,
     roster::Roster,
     store::{
@@ -390,7 +390,7 @@ pub(crate) async fn on(
         })?,
     };
     let (app, fixed) = (Arc::clone(app), selector.is_some());
-    blocking(move || {
+    blocking::disk(move || {
         app.mirror.turn_on(&record, fixed, &path, with_refresh)?;
         let mut info = app.mirror.info();
         if with_refresh {
@@ -471,8 +471,9 @@ async fn step(app: &Arc<App>) {
     let Some(_permit) = app.roster.truth().to_change().await else { return };
     let active = active(app, false).await;
     let looking = Arc::clone(app);
-    let looked =
-        blocking(move || looking.mirror.look(&looking.roster, &looking.config, active.as_ref()));
+    let looked = blocking::disk(move || {
+        looking.mirror.look(&looking.roster, &looking.config, active.as_ref())
+    });
     match looked.await {
         Ok(Looked { adopted: Some(record) }) => {
             let _stopping = app.actor.command(Input::Upsert(app.roster.seed(&record))).await;
@@ -497,12 +498,4 @@ fn watch(path: &Path, told: mpsc::Sender<()>) -> notify::Result<notify::Recommen
     })?;
     watcher.watch(path.parent().unwrap_or(path), notify::RecursiveMode::NonRecursive)?;
     Ok(watcher)
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
-) -> Result<T, Fault> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|_panicked| Err(Fault::internal("a disk task panicked")))
 }

@@ -13,7 +13,7 @@
 mod revoke;
 
 use crate::{
-    clock,
+    blocking, clock,
     config::Config,
     crash::{self, Moment},
     fault::{self, Fault},
@@ -280,9 +280,10 @@ impl Renewer {
                 excerpt: redacted(&bytes),
             };
             let account = id.clone();
-            let kept = self
-                .blocking(move |roster| roster.store().save_evidence(&account, &evidence))
-                .await;
+            let kept = blocking::with(&self.roster, move |roster| {
+                roster.store().save_evidence(&account, &evidence)
+            })
+            .await;
             if let Err(fault) = kept {
                 tracing::warn!(account = %id, %fault, "can't keep why a login was refused");
             }
@@ -333,7 +334,9 @@ impl Renewer {
                 email: email.clone(),
             };
             let account = id.clone();
-            match self.blocking(move |roster| roster.renewed(&account, from, new)).await {
+            match blocking::with(&self.roster, move |roster| roster.renewed(&account, from, new))
+                .await
+            {
                 Ok(record) => {
                     self.roster.troubles().gone(Place::Disk);
                     return Ok(Fresh {
@@ -362,8 +365,10 @@ impl Renewer {
         since: u64,
     ) -> Result<Fresh, RenewalFailure> {
         let (account, text) = (id.clone(), cause.to_owned());
-        if let Err(fault) =
-            self.blocking(move |roster| roster.set_gone(&account, generation, &text, since)).await
+        if let Err(fault) = blocking::with(&self.roster, move |roster| {
+            roster.set_gone(&account, generation, &text, since)
+        })
+        .await
         {
             tracing::error!(account = %id, %fault, "can't save that a login is gone");
         }
@@ -376,7 +381,8 @@ impl Renewer {
         generation: Generation,
     ) -> Result<Option<RenewalNote>, RenewalFailure> {
         let account = id.clone();
-        let note = self.blocking(move |roster| roster.store().renewal_note(&account)).await;
+        let note =
+            blocking::with(&self.roster, move |roster| roster.store().renewal_note(&account)).await;
         // A note of an older generation was answered: its credential is the current one.
         note.map(|note| note.filter(|note| note.generation == generation.0)).map_err(transient)
     }
@@ -387,7 +393,7 @@ impl Renewer {
         note: Option<RenewalNote>,
     ) -> Result<(), RenewalFailure> {
         let account = id.clone();
-        self.blocking(move |roster| match note {
+        blocking::with(&self.roster, move |roster| match note {
             Some(note) => roster.store().note_renewal(&account, &note),
             None => roster.store().clear_renewal_note(&account),
         })
@@ -399,16 +405,6 @@ impl Renewer {
             // Nothing was sent, or what came of it needs no note any more.
             RenewalFailure::Unreached(why.into())
         })
-    }
-
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Roster) -> Result<T, Fault> + Send + 'static,
-    ) -> Result<T, Fault> {
-        let roster = Arc::clone(&self.roster);
-        tokio::task::spawn_blocking(move || work(&roster))
-            .await
-            .unwrap_or_else(|_panicked| Err(Fault::internal("a disk task panicked")))
     }
 
     fn client(&self) -> Result<&reqwest::Client, String> {

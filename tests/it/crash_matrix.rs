@@ -19,12 +19,26 @@ use std::{
 
 pub(super) const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 /// From exec to ready.
-pub(super) const START: Duration = Duration::from_millis(300);
+const START: Duration = Duration::from_millis(300);
 /// A machine that does other things at the same time may take this long now and then.
 const SLOW_START: Duration = Duration::from_secs(2);
 /// The points at which an answer of the issuer is in memory alone, or on its way.
 const OUTCOME_UNKNOWN: [&str; 4] =
     ["renewal.posted", "renewal.answered", "renewal.before_save", "account.created"];
+
+/// What the starts after crashes took, in words.
+///
+/// # Panics
+/// When they weren't below the limit. One in twenty may have met a machine that was busy with other
+/// scenarios, none may have waited for anything.
+#[track_caller]
+pub(super) fn quick_starts(starts: &mut [Duration]) -> String {
+    starts.sort_unstable();
+    let slow = starts.iter().filter(|took| **took > START).count();
+    let (median, slowest) = (starts[starts.len() / 2], starts[starts.len() - 1]);
+    assert!(slow * 20 <= starts.len() && slowest < SLOW_START, "{slow} slow starts: {starts:?}");
+    format!("starts: median {median:?}, slowest {slowest:?}")
+}
 
 pub(super) fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
@@ -206,7 +220,6 @@ impl Matrix {
         let (after, left) = (settled(&self.world), on_disk(&self.world));
         let started = self.world.ctl("daemon start").ok();
         self.starts.push(started.took);
-        assert!(started.took < SLOW_START, "the start took {:?}", started.took);
         let kept = on_disk(&self.world);
         for path in files(&self.world.root()) {
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
@@ -329,16 +342,12 @@ fn nothing_is_lost_at_any_crash_point() {
         eprintln!("round {round}: {point}:{times}");
         matrix.round(&point, times, round);
     }
-    matrix.starts.sort_unstable();
-    let slow = matrix.starts.iter().filter(|took| **took > START).count();
+    let starts = quick_starts(&mut matrix.starts);
     eprintln!(
-        "{rounds} crashes in {:?}, {} outcomes unknown; starts: median {:?}, slowest {:?}",
+        "{rounds} crashes in {:?}, {} outcomes unknown; {starts}",
         begun.elapsed(),
         matrix.unknown,
-        matrix.starts[rounds / 2],
-        matrix.starts[rounds - 1],
     );
-    assert!(matrix.starts[rounds / 2] < START && slow * 20 <= rounds, "{slow} slow starts");
     let missed: Vec<_> =
         points.iter().take(rounds).filter(|point| !matrix.reached.contains(*point)).collect();
     assert!(missed.is_empty(), "points that nothing reaches: {missed:?}");

@@ -30,6 +30,8 @@ mod crash_matrix;
 #[cfg(test)]
 mod ctl;
 #[cfg(test)]
+mod demo;
+#[cfg(test)]
 mod eight;
 #[cfg(test)]
 mod flagged;

@@ -38,10 +38,10 @@ use traffic::Traffic;
 
 /// How often the picture is drawn at most, and the client looked at at least.
 const TICK: Duration = Duration::from_millis(50);
-/// When the demo gives up.
-const DEADLINE: Duration = Duration::from_secs(25);
-/// How long the last events may come after the last answer.
-const TRAIL: Duration = Duration::from_millis(400);
+/// When the demo gives up: nothing was answered for so long. That a machine is slow is no reason.
+const SILENCE: Duration = Duration::from_secs(20);
+/// How long the last events may come after the last answer; a busy machine takes its time.
+const TRAIL: Duration = Duration::from_secs(2);
 /// Requests served by another account before the demo pins the next one.
 const PAUSE: u64 = 3;
 /// As a shell would report it.
@@ -55,8 +55,9 @@ pub(super) fn demo(
     let interrupted = on_interrupt();
     let sender = traffic::choose(args.client)?;
     let script = sender.script();
-    let stage = Stage::set(script.quotas, codec, &interrupted)?;
-    let ended = play(&stage, sender, args.plain, &interrupted, screen);
+    let ended = Stage::set(script.quotas, codec, &interrupted)
+        .map_err(Failure::from)
+        .and_then(|stage| play(&stage, sender, args.plain, &interrupted, screen));
     if interrupted.load(Ordering::Relaxed) {
         // Children that got the same signal may have failed in many ways: none is worth a word.
         screen.notes(&["interrupted; nothing is left behind".to_owned()])?;
@@ -105,6 +106,7 @@ fn play(
     director.direct(&mut client, &show, &mut out)?;
     let mut traffic = Traffic::start(sender, &plan, stage.folder())?;
     let mut over: Option<Instant> = None;
+    let mut heard = Instant::now();
     loop {
         if interrupted.load(Ordering::Relaxed) {
             return Ok(ExitCode::from(INTERRUPTED));
@@ -119,11 +121,17 @@ fn play(
         news.extend(traffic.poll()?.into_iter().filter_map(|answer| show.count(&answer)));
         out.news(&show, &news)?;
         director.direct(&mut client, &show, &mut out)?;
-        if traffic.is_over() && over.get_or_insert_with(Instant::now).elapsed() > TRAIL {
-            break;
+        if traffic.is_over() {
+            let since = over.get_or_insert_with(Instant::now).elapsed();
+            if show.is_told() || since > TRAIL {
+                break;
+            }
         }
-        if show.elapsed() > DEADLINE {
-            let said = format!("the demo took longer than {} s", DEADLINE.as_secs());
+        if !news.is_empty() {
+            heard = Instant::now();
+        }
+        if heard.elapsed() > SILENCE {
+            let said = format!("nothing was answered for {} s", SILENCE.as_secs());
             let hint = "run `cmactl demo --client builtin --plain`";
             return Err(Refusal::new(ErrorCode::Negative, said, hint).into());
         }
@@ -272,16 +280,24 @@ impl<'a> Out<'a> {
 /// What to type after the demo.
 fn next_commands() -> String {
     let own = std::env::current_exe().and_then(std::fs::canonicalize).ok();
-    let folder = own.as_deref().and_then(Path::parent).map_or_else(
+    let folder = own.as_deref().and_then(Path::parent);
+    // A build that was made to be there soon is not the one to work with.
+    let quick = folder.filter(|folder| cfg!(debug_assertions) && folder.ends_with("target/debug"));
+    let folder =
+        quick.map(|folder| folder.with_file_name("release")).or(folder.map(Path::to_owned));
+    let folder = folder.map_or_else(
         || "the folder of `cmactl`".to_owned(),
         |folder| clean(&folder.to_string_lossy()),
     );
+    let build =
+        quick.map(|_| ("cargo build --release".to_owned(), "what ran here is not optimised"));
     let lines = [
         (format!("export PATH=\"{folder}:$PATH\""), "`codex` is the shim from now on"),
         ("cmactl login".to_owned(), "once for each account; `cmactl import` reads an auth.json"),
         ("codex exec \"say hello\"".to_owned(), "the real CLI, on the account that should serve"),
         ("cmactl status".to_owned(), "who serves, and what is left"),
     ];
+    let lines: Vec<(String, &str)> = build.into_iter().chain(lines).collect();
     let width = lines.iter().map(|(command, _)| command.chars().count()).max().unwrap_or(0);
     let line = |(command, why): &(String, &str)| {
         let pad = " ".repeat(width.saturating_sub(command.chars().count()));

@@ -1,6 +1,9 @@
 //! Newer credentials for what a daemon still serves after it gave its root away.
 
-use crate::{app::App, fault::Fault, renewal::Fresh, roster::Roster};
+use crate::{
+    blocking::{self, Panicked},
+    {app::App, fault::Fault, renewal::Fresh, roster::Roster},
+};
 use cma_core::{identity::AccountId, pool::RenewalFailure, token::Generation};
 use cma_proto::{
     client::Client,
@@ -17,7 +20,7 @@ pub(crate) async fn for_newer(
     id: AccountId,
     from: Generation,
 ) -> Result<Fresh, RenewalFailure> {
-    let asked = tokio::task::spawn_blocking(move || {
+    let asked = blocking::run(move || {
         ask(&roster, &id, from)?;
         let record = roster.reread(&id).map_err(|fault| unreached(&fault.refusal.message))?;
         let Some(record) = record else {
@@ -26,7 +29,7 @@ pub(crate) async fn for_newer(
         let (generation, expires_at) = (Generation(record.generation), record.expires_at);
         Ok(Fresh { generation, expires_at })
     });
-    asked.await.unwrap_or_else(|_panicked| Err(unreached("a task panicked")))
+    asked.await.unwrap_or_else(|Panicked| Err(unreached("a task panicked")))
 }
 
 fn ask(roster: &Roster, id: &AccountId, from: Generation) -> Result<(), RenewalFailure> {

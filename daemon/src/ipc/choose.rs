@@ -1,12 +1,9 @@
 //! What the requests about choosing do: disk first, then the pool, then the answer.
 
-use super::{
-    convert::stopping,
-    forecast,
-    handlers::{change, off_the_loop},
-};
+use super::{convert::stopping, forecast, handlers::change};
 use crate::{
     app::App,
+    blocking,
     choosing::{self, Saved, SavedProfile},
     clock,
     fault::Fault,
@@ -179,7 +176,7 @@ async fn save(
     edit: impl FnOnce(&mut Saved) -> Result<(), Fault> + Send + 'static,
 ) -> Result<Arc<Saved>, Fault> {
     let choosing = Arc::clone(&app.choosing);
-    off_the_loop(move || choosing.edit(edit)).await
+    blocking::disk(move || choosing.edit(edit)).await
 }
 
 fn unknown(what: &str, name: &str, all: &[&str]) -> Fault {
@@ -400,7 +397,7 @@ fn rests(account: &Account, now: Now) -> Vec<RestInfo> {
 
 async fn profile(app: &Arc<App>, dir: String, edit: Option<ProfileEdit>) -> Result<Reply, Fault> {
     let from = Arc::clone(app);
-    let place = off_the_loop(move || from.projects.named(&dir)).await?;
+    let place = blocking::disk(move || from.projects.named(&dir)).await?;
     let mut notes = Vec::new();
     if let Some(edit) = edit {
         let weights = edit
@@ -423,7 +420,7 @@ async fn profile(app: &Arc<App>, dir: String, edit: Option<ProfileEdit>) -> Resu
         app.actor.command(input).await.map_err(stopping)?;
         // The project is known from here on, so that it can be listed and forgotten.
         let (from, known) = (Arc::clone(app), place.clone());
-        off_the_loop(move || from.projects.edit(&known, |_project| {})).await?;
+        blocking::disk(move || from.projects.edit(&known, |_project| {})).await?;
         notes.push("it counts from the next request on".to_owned());
     }
     Ok(reply(ChooseReply::Profile(profile_info(app, &place, notes))))

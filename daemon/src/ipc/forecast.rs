@@ -3,9 +3,11 @@
 use super::{
     choose::called,
     convert::{self, stopping},
-    handlers::off_the_loop,
 };
-use crate::{app::App, clock, fault::Fault, proxy::trace::Trace};
+use crate::{
+    blocking,
+    {app::App, clock, fault::Fault, proxy::trace::Trace},
+};
 use cma_core::{
     account::Account,
     identity::AccountId,
@@ -33,7 +35,7 @@ const LITTLE: f64 = 2.0;
 async fn need(app: &Arc<App>, dir: Option<String>) -> Result<Need, Fault> {
     let Some(dir) = dir else { return Ok(Need::default()) };
     let from = Arc::clone(app);
-    let choice = off_the_loop(move || from.projects.choose(&dir, &from.roster)).await?;
+    let choice = blocking::disk(move || from.projects.choose(&dir, &from.roster)).await?;
     Ok(choice.bounds.need())
 }
 

@@ -3,6 +3,7 @@
 use super::convert::{self, stopping};
 use crate::{
     app::{App, Phase},
+    blocking,
     fault::Fault,
     handover,
     launch::{self, Wanted},
@@ -108,7 +109,7 @@ async fn import(app: &Arc<App>, path: PathBuf, label: Option<String>) -> Result<
         ));
     }
     let (imported, record) =
-        blocking(app, move |roster| roster.import(&path, label.as_deref())).await?;
+        blocking::with(&app.roster, move |roster| roster.import(&path, label.as_deref())).await?;
     upsert(app, &record).await?;
     tracing::info!(account = imported.id, created = imported.created, "login imported");
     Ok(Reply::Imported(vec![imported]))
@@ -126,7 +127,10 @@ async fn switch(app: &Arc<App>, selector: &str, expected: Option<u64>) -> Result
         ));
     }
     let pinned = id.clone();
-    blocking(app, move |roster| roster.save_pin(Some((&pinned, crate::clock::unix())))).await?;
+    blocking::with(&app.roster, move |roster| {
+        roster.save_pin(Some((&pinned, crate::clock::unix())))
+    })
+    .await?;
     let epoch = app.actor.command(Input::Pin(Some(id))).await.map_err(stopping)?;
     let yields = app.actor.look(|pool, now| pool.pin_yields(now)).await.map_err(stopping)?;
     let notes = yields
@@ -144,7 +148,7 @@ async fn switch(app: &Arc<App>, selector: &str, expected: Option<u64>) -> Result
 
 async fn unpin(app: &Arc<App>) -> Result<Reply, Fault> {
     let (_epoch, from) = pin_now(app).await?;
-    blocking(app, |roster| roster.save_pin(None)).await?;
+    blocking::with(&app.roster, |roster| roster.save_pin(None)).await?;
     let epoch = app.actor.command(Input::Pin(None)).await.map_err(stopping)?;
     let notes = from.is_none().then(|| "nothing was pinned".to_owned()).into_iter().collect();
     Ok(Reply::Switched(Switched { from, to: None, name: None, epoch, notes }))
@@ -163,7 +167,7 @@ pub(super) async fn change(
     edit: impl FnOnce(&Roster, &AccountId) -> Result<Arc<Record>, Fault> + Send + 'static,
 ) -> Result<Reply, Fault> {
     let id = AccountId::from_written(&app.roster.select(selector)?.id);
-    let record = blocking(app, move |roster| edit(roster, &id)).await?;
+    let record = blocking::with(&app.roster, move |roster| edit(roster, &id)).await?;
     let epoch = upsert(app, &record).await?;
     Ok(Reply::Changed(Changed {
         account: record.id.clone(),
@@ -204,7 +208,7 @@ pub(super) async fn take_out<T: Send + 'static>(
     let alone = app.roster.flights.alone(&id).await;
     let (gone, projects) = (id.clone(), Arc::clone(&app.projects));
     let pins = Arc::clone(&app.pins);
-    let (kept, seen) = blocking(app, move |roster| {
+    let (kept, seen) = blocking::with(&app.roster, move |roster| {
         if pinned {
             roster.save_pin(None)?;
         }
@@ -244,26 +248,10 @@ pub(super) async fn start(
     wanted: Wanted,
 ) -> Result<Reply, Fault> {
     let app = Arc::clone(app);
-    let launch = off_the_loop(move || {
+    let launch = blocking::disk(move || {
         let (keys, roster) = (&app.proxy.keys, &app.roster);
         launch::plan(&request, pid, &app.url, keys, roster, &app.projects, &wanted)
     })
     .await?;
     Ok(Reply::Launch(Box::new(launch)))
-}
-
-pub(super) async fn blocking<T: Send + 'static>(
-    app: &App,
-    work: impl FnOnce(&Roster) -> Result<T, Fault> + Send + 'static,
-) -> Result<T, Fault> {
-    let roster = Arc::clone(&app.roster);
-    off_the_loop(move || work(&roster)).await
-}
-
-pub(super) async fn off_the_loop<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
-) -> Result<T, Fault> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|_panicked| Err(Fault::internal("a disk task panicked")))
 }

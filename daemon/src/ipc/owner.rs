@@ -2,10 +2,11 @@
 
 use super::{
     convert::stopping,
-    handlers::{blocking, off_the_loop, plan, remove, upsert},
+    handlers::{plan, remove, upsert},
 };
 use crate::{
     app::App,
+    blocking,
     fault::Fault,
     mirror,
     proxy::aux,
@@ -54,7 +55,7 @@ pub(super) async fn handle(
         },
         OwnerRequest::MirrorOff => {
             let app = Arc::clone(app);
-            OwnerReply::Mirror(off_the_loop(move || app.mirror.turn_off()).await?)
+            OwnerReply::Mirror(blocking::disk(move || app.mirror.turn_off()).await?)
         },
         OwnerRequest::MirrorStatus => OwnerReply::Mirror(app.mirror.info()),
         OwnerRequest::Flagged => {
@@ -149,7 +150,7 @@ async fn flagged(app: &Arc<App>) -> Result<Vec<Flagged>, Fault> {
         pool.states(now).filter_map(gone).collect::<Vec<_>>()
     };
     let gone = app.actor.look(look).await.map_err(stopping)?;
-    blocking(app, move |roster| {
+    blocking::with(&app.roster, move |roster| {
         let kept = gone.into_iter().filter_map(|(id, cause, since, usable)| {
             let record = roster.get(&id)?;
             let evidence =
@@ -239,7 +240,7 @@ async fn verify(
 /// Lets an account try again: a generation of its own, with the same tokens.
 async fn bring_back(app: &Arc<App>, id: &AccountId) -> Result<(), Fault> {
     let account = id.clone();
-    let record = blocking(app, move |roster| {
+    let record = blocking::with(&app.roster, move |roster| {
         roster.edit(&account, |record| {
             record.generation += 1;
             record.gone = None;

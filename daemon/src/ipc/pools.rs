@@ -3,10 +3,11 @@
 
 use super::{
     convert::{self, stopping},
-    handlers::{blocking, change, off_the_loop, take_out, upsert},
+    handlers::{change, take_out, upsert},
 };
 use crate::{
     app::App,
+    blocking,
     fault::Fault,
     project::{Found, Place, Project, Standing, own_scope},
     roster::{self, members_of, written},
@@ -74,7 +75,7 @@ const fn reply(reply: PoolsReply) -> Reply {
 /// The project of a folder.
 async fn place(app: &Arc<App>, dir: String) -> Result<Place, Fault> {
     let app = Arc::clone(app);
-    off_the_loop(move || app.projects.place(&dir)).await
+    blocking::disk(move || app.projects.place(&dir)).await
 }
 
 /// Changes what is kept of a project.
@@ -84,7 +85,7 @@ async fn edit(
     edit: impl FnOnce(&mut Project) + Send + 'static,
 ) -> Result<Arc<Project>, Fault> {
     let app = Arc::clone(app);
-    off_the_loop(move || app.projects.edit(&place, edit)).await
+    blocking::disk(move || app.projects.edit(&place, edit)).await
 }
 
 async fn import(
@@ -105,8 +106,10 @@ async fn import(
     let forged = place.forged;
     // The project is known before an account says that it is in it.
     let key = edit(app, place.clone(), |_project| {}).await?.key.clone();
-    let (mut imported, record) =
-        blocking(app, move |roster| roster.import_into(&key, &path, label.as_deref())).await?;
+    let (mut imported, record) = blocking::with(&app.roster, move |roster| {
+        roster.import_into(&key, &path, label.as_deref())
+    })
+    .await?;
     upsert(app, &record).await?;
     imported.notes.extend(forged.map(|why| place.apart(why)));
     tracing::info!(
@@ -120,7 +123,7 @@ async fn import(
 
 async fn show(app: &Arc<App>, project: String) -> Result<Reply, Fault> {
     let from = Arc::clone(app);
-    let (place, policy, serves) = off_the_loop(move || {
+    let (place, policy, serves) = blocking::disk(move || {
         let place = from.projects.named(&project)?;
         let policy = from.projects.policy(&place);
         let tree = place.tree.to_string_lossy().into_owned();
@@ -254,7 +257,8 @@ async fn join(app: &Arc<App>, selector: &str, dir: String, only: bool) -> Result
     let place = place(app, dir).await?;
     let key = edit(app, place, |_project| {}).await?.key.clone();
     let joined = id.clone();
-    let record = blocking(app, move |roster| roster.join(&joined, &key, only)).await?;
+    let record =
+        blocking::with(&app.roster, move |roster| roster.join(&joined, &key, only)).await?;
     changed(app, &record, id).await
 }
 
@@ -262,7 +266,7 @@ async fn leave(app: &Arc<App>, selector: &str, dir: String) -> Result<Reply, Fau
     let id = AccountId::from_written(&app.roster.select(selector)?.id);
     let place = place(app, dir).await?;
     let (left, key) = (id.clone(), place.key);
-    let record = blocking(app, move |roster| roster.leave(&left, &key)).await?;
+    let record = blocking::with(&app.roster, move |roster| roster.leave(&left, &key)).await?;
     changed(app, &record, id).await
 }
 
@@ -293,7 +297,7 @@ async fn changed(app: &Arc<App>, record: &Record, id: AccountId) -> Result<Reply
 
 async fn judge(app: &Arc<App>, dir: String, allowed: bool) -> Result<Reply, Fault> {
     let app = Arc::clone(app);
-    let (found, standing) = off_the_loop(move || {
+    let (found, standing) = blocking::disk(move || {
         let place = app.projects.place(&dir)?;
         app.projects.judge(&place, allowed)
     })
@@ -304,7 +308,7 @@ async fn judge(app: &Arc<App>, dir: String, allowed: bool) -> Result<Reply, Faul
 async fn forget(app: &Arc<App>, project: String) -> Result<Reply, Fault> {
     let from = Arc::clone(app);
     let orphans = app.roster.all().iter().any(|record| record.pools.contains(&project));
-    let named = off_the_loop(move || {
+    let named = blocking::disk(move || {
         from.projects.named(&project).or_else(|fault| {
             // Its file is gone, its accounts are not.
             let place =
@@ -327,7 +331,8 @@ async fn forget(app: &Arc<App>, project: String) -> Result<Reply, Fault> {
         let called = roster::name(&record).to_owned();
         if record.pools.len() > 1 {
             let (left, key) = (id.clone(), named.key.clone());
-            let record = blocking(app, move |roster| roster.leave(&left, &key)).await?;
+            let record =
+                blocking::with(&app.roster, move |roster| roster.leave(&left, &key)).await?;
             upsert(app, &record).await?;
             stayed.push(called);
         } else {
@@ -338,7 +343,7 @@ async fn forget(app: &Arc<App>, project: String) -> Result<Reply, Fault> {
     let input = Input::PinIn(named.key.as_str().into(), None);
     app.actor.command(input).await.map_err(stopping)?;
     let (from, key) = (Arc::clone(app), named.key.clone());
-    off_the_loop(move || from.projects.forget(&key)).await?;
+    blocking::disk(move || from.projects.forget(&key)).await?;
     tracing::info!(project = named.key, removed = removed.len(), "project forgotten");
     super::choose::forget(app, &named.key).await?;
     let path = named.main.display().to_string();
@@ -358,7 +363,7 @@ fn detail(record: &Record) -> AccountDetail {
 /// Every workspace that a login or upstream names, once for each user.
 async fn workspaces(app: &Arc<App>, live: bool, dir: String) -> Result<Reply, Fault> {
     let from = Arc::clone(app);
-    let here = off_the_loop(move || {
+    let here = blocking::disk(move || {
         let place = from.projects.place(&dir).ok();
         let project = place.and_then(|place| from.projects.get(&place.key));
         Ok(project.map(|project| project.workspaces.clone()).unwrap_or_default())
@@ -462,7 +467,7 @@ async fn limit(app: &Arc<App>, wanted: Vec<String>, dir: Option<String>) -> Resu
         },
         None => {
             let limit = workspaces.clone();
-            blocking(app, move |roster| roster.save_limit(limit)).await?;
+            blocking::with(&app.roster, move |roster| roster.save_limit(limit)).await?;
             None
         },
     };

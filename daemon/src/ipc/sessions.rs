@@ -3,8 +3,11 @@
 //! Moving a thread is a pin of its own, stronger than the pool's: durable first, then the pool, then
 //! what requests look at. It counts from the thread's next request on; one under way is left alone.
 
-use super::{convert::stopping, handlers::off_the_loop};
-use crate::{app::App, clock, fault::Fault, roster};
+use super::convert::stopping;
+use crate::{
+    blocking,
+    {app::App, clock, fault::Fault, roster},
+};
 use cma_core::{
     affinity::Told,
     identity::AccountId,
@@ -130,7 +133,7 @@ async fn go(
     }
     let pin = ByHand { account: account.clone(), since: clock::wall(), without_summary };
     let (pins, kept, thread_key) = (Arc::clone(&app.pins), pin.clone(), Arc::clone(&key));
-    off_the_loop(move || pins.set(&thread_key, Some(kept))).await?;
+    blocking::disk(move || pins.set(&thread_key, Some(kept))).await?;
     tell(app, &key, Some(pin.clone())).await?;
     tracing::info!(thread = &*thread.id, account = account.as_str(), "thread moved by hand");
     let notes = yields(app, &thread.scope, account).await?.into_iter().collect();
@@ -145,7 +148,7 @@ async fn unpin(app: &Arc<App>, id: &str) -> Result<SessionMoved, Fault> {
     let mut notes = Vec::new();
     if known {
         let (pins, gone) = (Arc::clone(&app.pins), Arc::clone(&key));
-        off_the_loop(move || pins.set(&gone, None)).await?;
+        blocking::disk(move || pins.set(&gone, None)).await?;
         tell(app, &key, None).await?;
     } else {
         notes.push("it was not pinned".to_owned());

@@ -3,8 +3,9 @@
 use super::convert::stopping;
 use crate::{
     app::App,
+    blocking,
     fault::Fault,
-    roster::{Roster, keep::Outcome},
+    roster::keep::Outcome,
     store::{
         backup::{KEPT, Listed},
         keyring::Keyring,
@@ -28,37 +29,41 @@ const MAX_PASSPHRASE: usize = 1024;
 pub(super) async fn handle(app: &Arc<App>, asked: Survive) -> Result<Reply, Fault> {
     let survived = match asked {
         Survive::BackupCreate { name } => {
-            let made = disk(app, move |roster| roster.back_up(name.as_deref())).await?;
+            let made =
+                blocking::with(&app.roster, move |roster| roster.back_up(name.as_deref())).await?;
             tracing::info!(name = made.name, accounts = made.accounts, "backup made");
             Survived::Backup(info(made))
         },
         Survive::BackupList => {
-            let all = disk(app, |roster| roster.store().backups()).await?;
+            let all = blocking::with(&app.roster, |roster| roster.store().backups()).await?;
             Survived::Backups(all.into_iter().map(info).collect())
         },
         Survive::BackupRestore { name, preview } => restore(app, name, preview).await?,
         Survive::BackupPrune { keep } => {
             let keep = usize::try_from(keep).unwrap_or(KEPT);
-            Survived::Pruned(disk(app, move |roster| roster.prune(keep)).await?)
+            Survived::Pruned(blocking::with(&app.roster, move |roster| roster.prune(keep)).await?)
         },
         Survive::SealOn { by } => {
             let (by, keyring) = (method(by)?, keyring(app));
-            let report = disk(app, move |roster| roster.seal_on(&by, &keyring)).await?;
+            let report =
+                blocking::with(&app.roster, move |roster| roster.seal_on(&by, &keyring)).await?;
             tracing::info!(files = report.sealed, "the root is sealed");
             Survived::Seal(seal(report))
         },
         Survive::SealOff => {
             let keyring = keyring(app);
-            let report = disk(app, move |roster| roster.seal_off(&keyring)).await?;
+            let report =
+                blocking::with(&app.roster, move |roster| roster.seal_off(&keyring)).await?;
             tracing::warn!(files = report.plain, "the root is not sealed any more");
             Survived::Seal(seal(report))
         },
-        Survive::SealStatus => {
-            Survived::Seal(seal(disk(app, |roster| roster.store().seal_report()).await?))
-        },
+        Survive::SealStatus => Survived::Seal(seal(
+            blocking::with(&app.roster, |roster| roster.store().seal_report()).await?,
+        )),
         Survive::SealRekey { by } => {
             let (by, keyring) = (method(by)?, keyring(app));
-            let report = disk(app, move |roster| roster.rekey(&by, &keyring)).await?;
+            let report =
+                blocking::with(&app.roster, move |roster| roster.rekey(&by, &keyring)).await?;
             tracing::info!(files = report.sealed, "the root is sealed under a new key");
             Survived::Seal(seal(report))
         },
@@ -69,7 +74,8 @@ pub(super) async fn handle(app: &Arc<App>, asked: Survive) -> Result<Reply, Faul
 
 async fn restore(app: &Arc<App>, name: String, preview: bool) -> Result<Survived, Fault> {
     let wanted = name.clone();
-    let outcome = disk(app, move |roster| roster.restore(&wanted, preview)).await?;
+    let outcome =
+        blocking::with(&app.roster, move |roster| roster.restore(&wanted, preview)).await?;
     let Outcome { lines, before, changed, pin } = outcome;
     upsert(app, &changed).await?;
     let mut notes = Vec::new();
@@ -95,7 +101,9 @@ async fn restore(app: &Arc<App>, name: String, preview: bool) -> Result<Survived
 async fn unlock(app: &Arc<App>, passphrase: Option<Secret>) -> Result<Survived, Fault> {
     let passphrase = passphrase.map(bounded).transpose()?;
     let keyring = keyring(app);
-    let opened = disk(app, move |roster| roster.unlock(passphrase.as_ref(), &keyring)).await?;
+    let opened =
+        blocking::with(&app.roster, move |roster| roster.unlock(passphrase.as_ref(), &keyring))
+            .await?;
     if opened {
         upsert(app, &app.roster.all()).await?;
         if let Some((pin, _since)) = app.roster.state().pin {
@@ -103,7 +111,7 @@ async fn unlock(app: &Arc<App>, passphrase: Option<Secret>) -> Result<Survived, 
             app.actor.command(Input::Pin(pin)).await.map_err(stopping)?;
         }
         let mirrored = Arc::clone(app);
-        disk(app, move |_roster| {
+        blocking::with(&app.roster, move |_roster| {
             mirrored.projects.read_in()?;
             mirrored.pins.read_in()?;
             mirrored.proxy.traces.books.budgets.read_in()?;
@@ -116,7 +124,7 @@ async fn unlock(app: &Arc<App>, passphrase: Option<Secret>) -> Result<Survived, 
         super::choose::tell(app).await?;
         tracing::info!("the root is open");
     }
-    let mut seal = seal(disk(app, |roster| roster.store().seal_report()).await?);
+    let mut seal = seal(blocking::with(&app.roster, |roster| roster.store().seal_report()).await?);
     if !opened {
         seal.notes.push("the root was not locked".to_owned());
     }
@@ -194,14 +202,4 @@ fn seal(report: SealReport) -> SealInfo {
         recovery: report.recovery.map(|code| Secret(code.expose_secret().to_owned())),
         notes: Vec::new(),
     }
-}
-
-async fn disk<T: Send + 'static>(
-    app: &App,
-    work: impl FnOnce(&Roster) -> Result<T, Fault> + Send + 'static,
-) -> Result<T, Fault> {
-    let roster = Arc::clone(&app.roster);
-    tokio::task::spawn_blocking(move || work(&roster))
-        .await
-        .unwrap_or_else(|_panicked| Err(Fault::internal("a disk task panicked")))
 }

@@ -6,7 +6,7 @@
 use super::{convert::stopping, handlers};
 use crate::{
     app::App,
-    clock,
+    blocking, clock,
     fault::Fault,
     store::record::Record,
     takeover::{
@@ -43,8 +43,7 @@ async fn scanned(app: &Arc<App>, scan: Scan) -> Result<Report, Fault> {
         ));
     }
     let apply = scan.apply;
-    let harvest =
-        handlers::off_the_loop(move || Ok(takeover::gather(&scan, clock::unix()))).await?;
+    let harvest = blocking::disk(move || Ok(takeover::gather(&scan, clock::unix()))).await?;
     let lines = plan::plan(&harvest.found, |id| app.roster.known(id));
     let mut report = Report {
         applied: apply,
@@ -55,7 +54,8 @@ async fn scanned(app: &Arc<App>, scan: Scan) -> Result<Report, Fault> {
     };
     let harvest = Arc::new(harvest);
     if apply && !harvest.found.is_empty() {
-        handlers::blocking(app, |roster| roster.store().auto_backup("takeover").map(drop)).await?;
+        blocking::with(&app.roster, |roster| roster.store().auto_backup("takeover").map(drop))
+            .await?;
     }
     for (at, line) in lines.into_iter().enumerate() {
         let Some(one) = harvest.found.get(at) else { continue };
@@ -132,7 +132,7 @@ async fn take(
     let _alone = app.roster.flights.alone(&id).await;
     let found = Arc::clone(harvest);
     let planned = line.state;
-    let adopted = handlers::blocking(app, move |roster| match found.found.get(at) {
+    let adopted = blocking::with(&app.roster, move |roster| match found.found.get(at) {
         Some(one) if planned.takes() => roster.adopt(one, &choices).map(Some),
         Some(one) => roster.fill(&one.login.id(), &choices).map(|()| None),
         None => Ok(None),
@@ -179,7 +179,7 @@ async fn finish(app: &Arc<App>, harvest: &Arc<Harvest>, report: &mut Report) -> 
     if let Some(id) = pinned.filter(|id| app.roster.known(id).is_some()) {
         if app.roster.state().pin.is_none() {
             let to = id.clone();
-            handlers::blocking(app, move |roster| roster.save_pin(Some((&to, clock::unix()))))
+            blocking::with(&app.roster, move |roster| roster.save_pin(Some((&to, clock::unix()))))
                 .await?;
             app.actor.command(Input::Pin(Some(id.clone()))).await.map_err(stopping)?;
             report.notes.push(format!(
@@ -190,7 +190,7 @@ async fn finish(app: &Arc<App>, harvest: &Arc<Harvest>, report: &mut Report) -> 
         }
     }
     let (root, kept) = (app.root.path().to_path_buf(), Arc::clone(harvest));
-    handlers::blocking(app, move |roster| {
+    blocking::with(&app.roster, move |roster| {
         takeover::save(roster.store(), &root, &kept.kept, clock::unix())
     })
     .await
@@ -210,7 +210,7 @@ async fn exported(app: &Arc<App>, secrets_to: Option<String>) -> Result<Takeover
             ));
         }
         let inner = exported.clone();
-        handlers::off_the_loop(move || export::with_secrets(&to, &inner, &records)).await?;
+        blocking::disk(move || export::with_secrets(&to, &inner, &records)).await?;
         tracing::warn!(path, "the pool's logins were exported");
         exported.secrets_in = Some(path);
     }

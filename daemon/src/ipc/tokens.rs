@@ -1,9 +1,8 @@
 //! Named tokens as people make, see and revoke them.
 
-use super::handlers::off_the_loop;
 use crate::{
     app::App,
-    clock,
+    blocking, clock,
     fault::Fault,
     project::Bounds,
     tokens::{Token, Tokens},
@@ -22,7 +21,7 @@ pub(super) async fn create(
     dir: Option<String>,
 ) -> Result<UsageReply, Fault> {
     let app = Arc::clone(app);
-    off_the_loop(move || {
+    blocking::disk(move || {
         let bounds = match dir {
             Some(dir) => app.projects.choose(&dir, &app.roster)?.bounds,
             None => {
@@ -47,7 +46,7 @@ pub(super) async fn create(
 /// Takes one away; tells those that are left.
 pub(super) async fn revoke(app: &Arc<App>, name: String) -> Result<UsageReply, Fault> {
     let app = Arc::clone(app);
-    off_the_loop(move || {
+    blocking::disk(move || {
         let tokens = app.proxy.keys.tokens()?;
         tokens.revoke(&name)?;
         tracing::info!(token = name, "token revoked");

@@ -1,8 +1,8 @@
 //! The ledger's sums, budgets, metrics tokens and notices, as people and scripts ask for them.
 
-use super::handlers::off_the_loop;
 use crate::{
     app::App,
+    blocking,
     budgets::{self, Budgets},
     fault::Fault,
     ledger::{
@@ -63,10 +63,10 @@ pub(super) async fn handle(app: &Arc<App>, request: UsageRequest) -> Result<Repl
     let reply = match request {
         UsageRequest::Table { since_ms, until_ms, by, days } => {
             let asked = asked(since_ms, until_ms, by, days)?;
-            off_the_loop(move || table(&ledger, &roster, by, &asked)).await?
+            blocking::disk(move || table(&ledger, &roster, by, &asked)).await?
         },
         UsageRequest::Rows { since_ms, until_ms, most } => {
-            off_the_loop(move || {
+            blocking::disk(move || {
                 let rows = ledger.rows(since_ms, until_ms, most.min(MAX_ROWS) as usize)?;
                 Ok(UsageReply::Rows(rows.iter().map(|one| row(one, &roster)).collect()))
             })
@@ -74,7 +74,7 @@ pub(super) async fn handle(app: &Arc<App>, request: UsageRequest) -> Result<Repl
         },
         UsageRequest::BudgetSet(spec) => {
             let from = Arc::clone(app);
-            off_the_loop(move || {
+            blocking::disk(move || {
                 let budget = budget(&spec, &from)?;
                 let name = Arc::clone(&budget.name);
                 budgets.set(budget)?;
@@ -86,13 +86,15 @@ pub(super) async fn handle(app: &Arc<App>, request: UsageRequest) -> Result<Repl
         },
         UsageRequest::Budgets => UsageReply::Budgets(standings(&budgets, &roster)),
         UsageRequest::BudgetDelete { name } => {
-            off_the_loop(move || {
+            blocking::disk(move || {
                 budgets.delete(&name)?;
                 Ok(UsageReply::Budgets(standings(&budgets, &roster)))
             })
             .await?
         },
-        UsageRequest::Monitor => off_the_loop(move || monitor(&ledger, &budgets, &roster)).await?,
+        UsageRequest::Monitor => {
+            blocking::disk(move || monitor(&ledger, &budgets, &roster)).await?
+        },
         UsageRequest::MetricsToken { days } => {
             let (token, expires_at) = app.proxy.keys.mint_metrics(days)?;
             let url = format!("{}/metrics", app.url);

@@ -19,7 +19,7 @@ mod page;
 use crate::{
     actor,
     app::Tasks,
-    clock,
+    blocking, clock,
     config::{self, Config},
     fault::Fault,
     roster::{self, Roster, SignIn},
@@ -296,7 +296,7 @@ impl Logins {
         };
         let (redeemer, user_code) = redeemer;
         let roster = Arc::clone(&self.roster);
-        let first = off_the_loop(move || roster.take_notice()).await?;
+        let first = blocking::disk(move || roster.take_notice()).await?;
         let session = Arc::new(Session {
             id: fresh_id()?,
             issuer,
@@ -475,7 +475,7 @@ impl Logins {
             enabled: session.wish.enabled,
         };
         let roster = Arc::clone(&self.roster);
-        let kept = off_the_loop(move || roster.sign_in(login)).await.map_err(not_stored)?;
+        let kept = blocking::disk(move || roster.sign_in(login)).await.map_err(not_stored)?;
         let seed = self.roster.seed(&kept.record);
         self.actor.command(Input::Upsert(seed)).await.map_err(|_gone| {
             not_stored(Fault::internal("the pool is gone; the account is on disk"))
@@ -575,14 +575,6 @@ fn fresh_id() -> Result<String, Fault> {
     getrandom::fill(&mut bytes)
         .map_err(|error| Fault::internal(format!("no randomness: {error}")))?;
     Ok(format!("{:016x}", u64::from_be_bytes(bytes)))
-}
-
-async fn off_the_loop<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
-) -> Result<T, Fault> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|_panicked| Err(Fault::internal("a disk task panicked")))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 use super::Notice;
 use crate::{
+    blocking::{self, Panicked},
     clock,
     config::{
         Config,
@@ -106,9 +107,9 @@ fn dress(command: &mut Command) {
 
 /// Runs a program to its end, on a thread for such work.
 async fn start(command: Command) -> Result<(), String> {
-    tokio::task::spawn_blocking(move || run(command))
+    blocking::run(move || run(command))
         .await
-        .unwrap_or_else(|_panicked| Err("it could not be started".to_owned()))
+        .unwrap_or_else(|Panicked| Err("it could not be started".to_owned()))
 }
 
 fn run(mut command: Command) -> Result<(), String> {
@@ -135,8 +136,8 @@ async fn post(network: &Network, ntfy: &Ntfy, notice: &Notice) -> Result<(), Str
     let token = match &ntfy.token_file {
         Some(path) => {
             let path = path.clone();
-            let read = tokio::task::spawn_blocking(move || token(&path)).await;
-            Some(read.unwrap_or_else(|_panicked| Err("its token can't be read".to_owned()))?)
+            let read = blocking::run(move || token(&path)).await;
+            Some(read.unwrap_or_else(|Panicked| Err("its token can't be read".to_owned()))?)
         },
         None => std::env::var(TOKEN_VARIABLE).ok().map(SecretString::from),
     };

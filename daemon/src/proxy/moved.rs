@@ -17,7 +17,10 @@ use super::{
     respond,
     trace::Trace,
 };
-use crate::{clock, project::Bounds, roster, vault::Pass};
+use crate::{
+    blocking,
+    {clock, project::Bounds, roster, vault::Pass},
+};
 use bytes::Bytes;
 use cma_core::{
     bound::{self, Dropped, Leave, Mark, Without},
@@ -408,7 +411,7 @@ impl Ride {
             return None;
         }
         let (body, packing) = (source.whole().await?, self.packing);
-        tokio::task::spawn_blocking(move || edit(&body, packing, without)).await.ok()?
+        blocking::run(move || edit(&body, packing, without)).await.ok()?
     }
 
     /// Why it isn't the account before.

@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     app::Phase,
+    blocking,
     fault::Fault,
     roster::Roster,
     store::{
@@ -134,7 +135,7 @@ async fn admit(proxy: &Arc<Proxy>, ticket: &str, headers: &HeaderMap) -> Option<
         return Some(launch);
     }
     let known = Arc::clone(proxy);
-    let lent = tokio::task::spawn_blocking(move || known.lent.of(&known.roster, &id)).await.ok()?;
+    let lent = blocking::run(move || known.lent.of(&known.roster, &id)).await.ok()?;
     lent.contains(&print).then_some(launch)
 }
 
@@ -222,9 +223,8 @@ async fn standing(proxy: &Proxy, id: &AccountId) -> Option<Standing> {
 async fn lend(proxy: &Arc<Proxy>, id: &AccountId, sent: Option<SecretString>) -> Answer {
     let Some(record) = proxy.roster.get(id) else { return respond::not_here() };
     let (lender, account, kept) = (Arc::clone(proxy), id.clone(), Arc::clone(&record));
-    let saved = tokio::task::spawn_blocking(move || {
-        lender.lent.add(&lender.roster, &account, &kept.tokens.access_token)
-    });
+    let saved =
+        blocking::run(move || lender.lent.add(&lender.roster, &account, &kept.tokens.access_token));
     if !matches!(saved.await, Ok(Ok(()))) {
         tracing::warn!(account = %id, "can't note a lent token");
         return respond::draining();

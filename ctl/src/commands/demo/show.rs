@@ -139,6 +139,11 @@ impl Show {
         &self.seats
     }
 
+    /// Whether the daemon has told who served each answer that the client got.
+    pub(super) fn is_told(&self) -> bool {
+        self.served() >= u64::from(self.answered)
+    }
+
     /// Answers delivered by the daemon.
     pub(super) fn served(&self) -> u64 {
         self.seats.iter().map(|seat| seat.served).sum()
@@ -293,9 +298,9 @@ impl Show {
             } else {
                 (" ".to_owned(), short(&seat.name, 8))
             };
-            let bar = pressure(seat.percent).paint(bar(seat.percent, 24));
+            let bar = pressure(seat.percent).paint(bar(seat.percent, 20));
             let state = match &seat.resting {
-                Some(reason) => Tone::Warn.paint(short(reason, 18)),
+                Some(reason) => Tone::Warn.paint(short(reason, 24)),
                 None if self.serving == Some(index) => Tone::Good.paint("serves"),
                 None => String::new(),
             };
@@ -316,7 +321,7 @@ impl Show {
             text,
             "\n    {} {} {done:>3} of {} requests   {errors}   {:.1} s\n",
             short("all", 8),
-            Tone::Dim.paint(bar(share, 24)),
+            Tone::Dim.paint(bar(share, 20)),
             self.requests,
             self.elapsed().as_secs_f64()
         );
