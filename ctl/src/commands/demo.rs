@@ -56,7 +56,6 @@ pub(super) fn demo(
     let sender = traffic::choose(args.client)?;
     let script = sender.script();
     let ended = Stage::set(script.quotas, codec, &interrupted)
-        .map_err(Failure::from)
         .and_then(|stage| play(&stage, sender, args.plain, &interrupted, screen));
     if interrupted.load(Ordering::Relaxed) {
         // Children that got the same signal may have failed in many ways: none is worth a word.
