@@ -2,7 +2,8 @@
 //!
 //! `cargo bench -p cma-tests --bench hop [-- PART…]`, parts: `ttfb`, `large`, `rate`, `streams`,
 //! `deltas`, `sockets`, `memory`, `start`; all of them without one. The programs measured are the release
-//! build's (`cargo build --release` first). nginx is measured when it is installed.
+//! build's (`cargo build --release` first). nginx is measured when it is installed;
+//! `CMA_BENCH_YARDSTICK=bare` puts a hop of the libraries alone in its place.
 //!
 //! The method is that of the field's measurements: added time to first byte is the distribution of
 //! differences between neighbouring requests, one straight and one through; client, proxy and
@@ -15,14 +16,15 @@
     reason = "a bench ends where something goes wrong, and its figures are its output"
 )]
 
+mod bare;
 mod client;
-mod nginx;
 mod parts;
 mod place;
 mod programs;
 mod socket;
 mod stats;
 mod upstream;
+mod yardstick;
 
 use cma_tests::{sim::SimConfig, world::World};
 use std::process::{Child, Command, Stdio};
@@ -31,7 +33,7 @@ use std::process::{Child, Command, Stdio};
 pub(crate) struct Bench {
     pub(crate) world: World,
     pub(crate) direct: u16,
-    pub(crate) nginx: Option<nginx::Nginx>,
+    pub(crate) yardstick: Option<yardstick::Yardstick>,
     pub(crate) cmad: u16,
     pub(crate) key: String,
     pub(crate) rounds: usize,
@@ -66,7 +68,7 @@ impl Bench {
             serde_json::from_str(&world.sim().auth_json("a")).expect("a login");
         let token = login["tokens"]["access_token"].as_str().expect("its token").to_owned();
         Self {
-            nginx: nginx::Nginx::start(direct, &token),
+            yardstick: yardstick::Yardstick::start(direct, &token),
             cmad: cmad.expect("the daemon's port"),
             key: launch["client_key"].as_str().expect("a key").to_owned(),
             rounds: rounds.unwrap_or(5),
@@ -80,7 +82,7 @@ impl Bench {
     /// Name and port of each way to the upstream.
     pub(crate) fn ways(&self) -> Vec<(&'static str, u16)> {
         let mut ways = vec![("direct", self.direct)];
-        ways.extend(self.nginx.as_ref().map(|nginx| ("nginx", nginx.port)));
+        ways.extend(self.yardstick.as_ref().map(|it| (it.name, it.port)));
         ways.push(("cmad", self.cmad));
         ways
     }
@@ -88,7 +90,7 @@ impl Bench {
     /// Puts client, upstream and proxies there.
     pub(crate) fn place(&self, place: place::Place) {
         let mut proxies = vec![self.pid()];
-        proxies.extend(self.nginx.as_ref().map(nginx::Nginx::pid));
+        proxies.extend(self.yardstick.as_ref().map(yardstick::Yardstick::pid));
         place.put(&self.cpus, &[std::process::id(), self.upstream.id()], &proxies);
     }
 
@@ -123,6 +125,12 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     if args.first().is_some_and(|arg| arg == "--upstream") {
         upstream::serve();
+        return;
+    }
+    if let [flag, upstream, token] = args.as_slice()
+        && flag == "--bare"
+    {
+        bare::serve(upstream.parse().expect("a port"), token);
         return;
     }
     for (name, part) in PARTS {

@@ -94,14 +94,13 @@ fn rates(bench: &Bench, body: usize, clients: usize, time: Duration) {
     ratio("requests/s", &ways, &all);
 }
 
-/// cmad over nginx, within each round.
+/// cmad over the yardstick, within each round.
 fn ratio(what: &str, ways: &[(&'static str, u16)], figures: &[Vec<f64>]) {
-    let of = |name: &str| ways.iter().position(|(known, _)| *known == name).map(|at| &figures[at]);
-    if let (Some(nginx), Some(cmad)) = (of("nginx"), of("cmad")) {
-        let ratios: Vec<_> = cmad.iter().zip(nginx).map(|(cmad, nginx)| cmad / nginx).collect();
+    if let ([_, (name, _), _], [_, yardstick, cmad]) = (ways, figures) {
+        let ratios: Vec<_> = cmad.iter().zip(yardstick).map(|(cmad, its)| cmad / its).collect();
         println!(
-            "{what}: nginx {}, cmad {}, cmad/nginx {}",
-            spread(nginx),
+            "{what}: {name} {}, cmad {}, cmad/{name} {}",
+            spread(yardstick),
             spread(cmad),
             spread(&ratios)
         );
@@ -229,8 +228,8 @@ pub(crate) fn memory(bench: &Bench) {
     std::thread::sleep(Duration::from_secs(60));
     let after = rss_mib(pid);
     println!("60 s after load: {after:.1} MiB, {:.2} x fresh", after / fresh);
-    if let Some(nginx) = &bench.nginx {
-        println!("nginx: {:.1} MiB", rss_mib(nginx.pid()));
+    if let Some(it) = &bench.yardstick {
+        println!("{}: {:.1} MiB", it.name, rss_mib(it.pid()));
     }
 }
 

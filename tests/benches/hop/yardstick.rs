@@ -1,5 +1,8 @@
-//! nginx as the yardstick: one worker, unbuffered both ways, connections kept, Authorization
-//! replaced; what it would be set up as in the daemon's place.
+//! What the daemon is measured by: nginx, set up as it would be in the daemon's place (one worker,
+//! unbuffered both ways, connections kept, `Authorization` replaced).
+//!
+//! `CMA_BENCH_YARDSTICK=bare` takes a bare hop of tokio and hyper instead ([`crate::bare`]): what is over
+//! that one's figure is the daemon's own. It speaks no WebSocket.
 
 use std::{
     net::TcpListener,
@@ -7,18 +10,37 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-pub(crate) struct Nginx {
+pub(crate) struct Yardstick {
+    pub(crate) name: &'static str,
     pub(crate) port: u16,
     child: Child,
-    _dir: tempfile::TempDir,
+    _dir: Option<tempfile::TempDir>,
 }
 
-impl Nginx {
-    /// Starts it in front of a port; none when it isn't installed.
+impl Yardstick {
+    /// Starts it in front of a port; none when nginx isn't installed.
     ///
     /// `token` is what it writes into `Authorization`: as long as the one the daemon sends, so that both put
     /// the same bytes on the wire.
     pub(crate) fn start(upstream: u16, token: &str) -> Option<Self> {
+        match std::env::var("CMA_BENCH_YARDSTICK").as_deref() {
+            Ok("bare") => Some(Self::bare(upstream, token)),
+            _ => Self::nginx(upstream, token),
+        }
+    }
+
+    fn bare(upstream: u16, token: &str) -> Self {
+        let own = std::env::current_exe().expect("own path");
+        let mut child = Command::new(own)
+            .args(["--bare", &upstream.to_string(), token])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the bare hop starts");
+        let port = crate::upstream::announced_port(child.stdout.take().expect("its pipe"));
+        Self { name: "bare", port, child, _dir: None }
+    }
+
+    fn nginx(upstream: u16, token: &str) -> Option<Self> {
         let program = ["/usr/sbin/nginx", "/usr/bin/nginx", "/usr/local/bin/nginx"]
             .into_iter()
             .find(|path| Path::new(path).exists())?;
@@ -59,7 +81,7 @@ impl Nginx {
             .ok()?;
         for _ in 0..200 {
             if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                return Some(Self { port, child, _dir: dir });
+                return Some(Self { name: "nginx", port, child, _dir: Some(dir) });
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
@@ -71,7 +93,7 @@ impl Nginx {
     }
 }
 
-impl Drop for Nginx {
+impl Drop for Yardstick {
     fn drop(&mut self) {
         let _ended_already = self.child.kill();
         let _reaped = self.child.wait();
