@@ -1,8 +1,11 @@
 //! Newer credentials for what a daemon still serves after it gave its root away.
 
 use crate::{
+    app::App,
     blocking::{self, Panicked},
-    {app::App, fault::Fault, renewal::Fresh, roster::Roster},
+    fault::Fault,
+    renewal::Fresh,
+    roster::Roster,
 };
 use cma_core::{identity::AccountId, pool::RenewalFailure, token::Generation};
 use cma_proto::{

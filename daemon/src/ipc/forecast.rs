@@ -4,10 +4,7 @@ use super::{
     choose::called,
     convert::{self, stopping},
 };
-use crate::{
-    blocking,
-    {app::App, clock, fault::Fault, proxy::trace::Trace},
-};
+use crate::{app::App, blocking, clock, fault::Fault, proxy::trace::Trace};
 use cma_core::{
     account::Account,
     identity::AccountId,

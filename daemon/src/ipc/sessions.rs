@@ -4,10 +4,7 @@
 //! what requests look at. It counts from the thread's next request on; one under way is left alone.
 
 use super::convert::stopping;
-use crate::{
-    blocking,
-    {app::App, clock, fault::Fault, roster},
-};
+use crate::{app::App, blocking, clock, fault::Fault, roster};
 use cma_core::{
     affinity::Told,
     identity::AccountId,

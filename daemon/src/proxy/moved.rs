@@ -17,10 +17,7 @@ use super::{
     respond,
     trace::Trace,
 };
-use crate::{
-    blocking,
-    {clock, project::Bounds, roster, vault::Pass},
-};
+use crate::{blocking, clock, project::Bounds, roster, vault::Pass};
 use bytes::Bytes;
 use cma_core::{
     bound::{self, Dropped, Leave, Mark, Without},
