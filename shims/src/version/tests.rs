@@ -18,12 +18,10 @@ impl Place {
     fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.0.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, text).unwrap();
         #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt as _;
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        }
+        write_by_another(&path, text);
+        #[cfg(not(unix))]
+        fs::write(&path, text).unwrap();
         path
     }
 
@@ -36,6 +34,18 @@ impl Place {
     fn cached(&self) -> String {
         fs::read_to_string(self.0.join("cache/cma/codex-version")).unwrap_or_default()
     }
+}
+
+/// A program that this process has written itself can't always be started: what another test's thread forks
+/// meanwhile holds the file open for writing until it has become its own program.
+#[cfg(unix)]
+fn write_by_another(path: &Path, text: &str) {
+    use std::io::Write as _;
+    let mut writer = Command::new("sh");
+    writer.args(["-c", "cat > \"$1\" && chmod 755 \"$1\"", "sh"]).arg(path);
+    let mut writer = writer.stdin(Stdio::piped()).spawn().unwrap();
+    writer.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(writer.wait().unwrap().success());
 }
 
 impl Drop for Place {
