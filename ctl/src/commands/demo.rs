@@ -280,7 +280,7 @@ impl<'a> Out<'a> {
 fn next_commands() -> String {
     let own = std::env::current_exe().and_then(std::fs::canonicalize).ok();
     let folder = own.as_deref().and_then(Path::parent);
-    // A build that was made to be there soon is not the one to work with.
+    // Built without the optimiser: for a first look, not to work with.
     let quick = folder.filter(|folder| cfg!(debug_assertions) && folder.ends_with("target/debug"));
     let folder =
         quick.map(|folder| folder.with_file_name("release")).or(folder.map(Path::to_owned));
