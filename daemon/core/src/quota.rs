@@ -185,7 +185,7 @@ pub fn from_headers(headers: &HeaderMap, seen: Wall) -> Vec<Window> {
         let number = |what: &str| {
             let of = |name: &http::HeaderName| name.as_str().strip_prefix(window) == Some(what);
             let value = headers.iter().find(|(name, _value)| of(name))?.1;
-            value.to_str().ok()?.trim().parse::<u64>().ok()
+            value.to_str().ok()?.trim_ascii().parse::<u64>().ok()
         };
         let (minutes, resets) = (number("window-minutes"), number("reset-at").map(Wall::from_secs));
         let title = || headers.get(format!("x-{limit}-limit-name"))?.to_str().ok().map(slug);
@@ -295,7 +295,7 @@ fn limit_id(name: &str) -> Arc<str> {
 }
 
 fn percent(text: &str) -> Option<f64> {
-    text.trim().parse::<f64>().ok().and_then(sane)
+    text.trim_ascii().parse::<f64>().ok().and_then(sane)
 }
 
 fn sane(percent: f64) -> Option<f64> {

@@ -12,7 +12,7 @@
 //! Bounded in number. Losing an entry costs one refused attempt at the next request, nothing else.
 
 use crate::{
-    bound::{Leave, Mark, Without},
+    bound::{Dropped, Leave, Mark, Without},
     identity::AccountId,
     scope::Scope,
     time::{Span, Wall},
@@ -214,8 +214,8 @@ pub struct Served<'a> {
     pub lost: Option<Mark>,
     /// Why it moved, if it did.
     pub reason: String,
-    /// What was left out, for a person.
-    pub dropped: String,
+    /// What was left out.
+    pub dropped: Dropped,
 }
 
 /// All of them, by the name under which the pool remembers them.
@@ -331,14 +331,14 @@ impl Threads {
         self.changes += 1;
         let Some(thread) = self.all.get_mut(key) else { return };
         let Host { account, workspace } = served.host;
-        if let Some(from) = thread.account.clone().filter(|from| from != account) {
+        if let Some(from) = thread.account.as_ref().filter(|from| *from != account).cloned() {
             let to = account.clone();
             let Served { reason, dropped, .. } = served;
             if thread.moves.len() >= MOVES {
                 thread.moves.pop_front();
             }
             let (reason, dropped) =
-                (one_copy(&mut self.words, reason), one_copy(&mut self.words, dropped));
+                (one_copy(&mut self.words, reason), one_copy(&mut self.words, dropped.to_string()));
             thread.moves.push_back(Move { at: now, from, to, reason, dropped });
         }
         if thread.account.as_ref() != Some(account) {

@@ -234,7 +234,10 @@ fn thread(kept: Kept) -> (Arc<str>, Thread) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cma_core::thread::{Begun, Host, Served};
+    use cma_core::{
+        bound::Dropped,
+        thread::{Begun, Host, Served},
+    };
 
     fn known() -> Threads {
         let mut threads = Threads::default();
@@ -253,7 +256,7 @@ mod tests {
                 foreign,
                 lost: Some(Mark(3)),
                 reason: "usage limit reached".to_owned(),
-                dropped: "2 reasoning items".to_owned(),
+                dropped: Dropped { reasoning: 2, ..Dropped::default() },
             };
             threads.served(&key, served, clock::wall());
         }

@@ -14,7 +14,7 @@ use super::{
     relay::{Answer, Out},
     respond,
 };
-use crate::{clock, store::record::Record, vault::Pass};
+use crate::{clock, store::record::Record, upstream::Outbound, vault::Pass};
 use bytes::{Bytes, BytesMut};
 use cma_core::{
     account::Login,
@@ -256,9 +256,9 @@ pub(super) async fn ask(
     tokio::time::timeout(TIMEOUT, exchange).await.ok().flatten()
 }
 
-fn build(proxy: &Proxy, parts: &request::Parts, pass: &Pass, body: Bytes) -> Request<UpBody> {
+fn build(proxy: &Proxy, parts: &request::Parts, pass: &Pass, body: Bytes) -> Outbound {
     let length = body.len();
-    let mut request = Request::new(UpBody::Whole(body));
+    let mut request = Box::new(Request::new(UpBody::Whole(body)));
     *request.method_mut() = parts.method.clone();
     *request.uri_mut() = proxy.upstream_uri(&parts.uri);
     *request.headers_mut() = headers::upwards(parts.headers.clone(), &proxy.host);

@@ -41,16 +41,13 @@ fn hop_by_hop(name: &str) -> bool {
     )
 }
 
-/// Not passed up: set anew, or none of upstream's business.
+/// Not passed up: none of upstream's business, or set anew where a workspace wants it.
 fn stays_here(name: &str) -> bool {
     matches!(
         name,
-        "authorization"
-            | "chatgpt-account-id"
-            | "cookie"
+        "cookie"
             | "expect"
             | "forwarded"
-            | "host"
             | "via"
             | "x-forwarded-for"
             | "x-openai-account-routing-override"
@@ -72,15 +69,18 @@ pub(crate) fn session(headers: &HeaderMap) -> Option<Arc<str>> {
 /// The model that a request's routing hint names, so that its body needn't be read.
 pub(crate) fn model_hint(headers: &HeaderMap) -> Option<Arc<str>> {
     let hint = headers.get(&HINT)?.to_str().ok()?;
-    let model = hint.split(';').find_map(|part| part.trim().strip_prefix("model="))?;
+    let model = hint.split(';').find_map(|part| part.trim_ascii().strip_prefix("model="))?;
     (model.len() <= MAX_NAME).then(|| model.into())
 }
 
-/// A client's headers made ready to be sent; [`sign`] adds whose they are.
+/// A client's headers made ready to be sent; [`sign`] or [`identify`] adds whose they are, into places
+/// that are kept for it here: a map that is cloned for each attempt has room for nothing more.
 pub(crate) fn upwards(mut headers: HeaderMap, host: &HeaderValue) -> HeaderMap {
     strip_named_hops(&mut headers);
     strip(&mut headers, |name| hop_by_hop(name) || stays_here(name));
     headers.insert(header::HOST, host.clone());
+    headers.insert(header::AUTHORIZATION, HeaderValue::from_static(""));
+    headers.insert(ACCOUNT, HeaderValue::from_static(""));
     headers
 }
 
@@ -152,7 +152,11 @@ mod tests {
         let mut up = upwards(headers, &HeaderValue::from_static("up.test"));
         let mut left: Vec<_> = up.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
-        assert_eq!(left, ["content-encoding", "host", "session-id"]);
+        assert_eq!(
+            left,
+            ["authorization", "chatgpt-account-id", "content-encoding", "host", "session-id"]
+        );
+        assert!(up["authorization"].is_empty() && up["chatgpt-account-id"].is_empty());
         let pass = Pass {
             authorization: HeaderValue::from_static("Bearer real"),
             workspace: HeaderValue::from_static("w"),

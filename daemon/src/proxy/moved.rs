@@ -60,7 +60,7 @@ pub(super) struct Ride {
     live: bool,
     /// Whether it only has what is new: what came before it is known where it goes.
     goes_on: bool,
-    stuck: Option<Stuck>,
+    stuck: Option<Box<Stuck>>,
 }
 
 /// Where a request's bytes are read from when they have to be edited.
@@ -92,7 +92,8 @@ struct Attempt {
     /// Why it isn't the one before.
     reason: String,
     state: TurnState,
-    edited: Option<Edited>,
+    /// Boxed: most requests have none, and all are moved.
+    edited: Option<Box<Edited>>,
 }
 
 /// A body without some of its parts.
@@ -219,7 +220,7 @@ impl Ride {
         });
         let met = met.unwrap_or_default();
         if met.unread {
-            self.stuck = Some(Stuck { owner: met.from, there: account.clone() });
+            self.stuck = Some(Box::new(Stuck { owner: met.from, there: account.clone() }));
             return false;
         }
         let (edited, reason) = if met.without.is_nothing() && met.from.is_none() {
@@ -227,7 +228,7 @@ impl Ride {
         } else {
             Box::pin(async {
                 let edited = self.edit(source, met.without).await;
-                (edited, self.why(proxy, met.from.as_ref(), account, need).await)
+                (edited.map(Box::new), self.why(proxy, met.from.as_ref(), account, need).await)
             })
             .await
         };
@@ -302,7 +303,7 @@ impl Ride {
             self.known.lock().unread(key, &workspace);
         }
         let owner = self.on.take().and_then(|on| on.from);
-        self.stuck = Some(Stuck { owner, there: account });
+        self.stuck = Some(Box::new(Stuck { owner, there: account }));
         Foreign::Elsewhere("it can't read what the thread's compaction left".to_owned())
     }
 
@@ -312,7 +313,7 @@ impl Ride {
             edited.dropped
         );
         if let Some(on) = &mut self.on {
-            on.edited = Some(edited);
+            on.edited = Some(Box::new(edited));
         }
         Foreign::Again(reason)
     }
@@ -353,7 +354,7 @@ impl Ride {
             foreign: edited.and_then(|edited| edited.foreign).or(kept),
             lost: edited.and_then(|edited| edited.lost),
             reason: on.reason,
-            dropped: dropped.to_string(),
+            dropped,
         };
         known.served(key, served, clock::wall());
     }
@@ -391,7 +392,7 @@ impl Ride {
     }
 
     fn edited(&self) -> Option<&Edited> {
-        self.on.as_ref()?.edited.as_ref()
+        self.on.as_ref()?.edited.as_deref()
     }
 
     /// Whether its person said that it may go on there without what was compacted.

@@ -25,7 +25,8 @@ use crate::{
     actor::Lease,
     clock,
     trouble::Place,
-    upstream::{Driven, Failure},
+    upstream::{Driven, Failure, Outbound},
+    vault::Pass,
 };
 use bytes::Bytes;
 use cma_core::{
@@ -48,7 +49,8 @@ use std::{
 
 /// Resets this close are one time to a person: the CLI tells minutes.
 const SAME_TIME: Span = Span::from_secs(60);
-/// A turn in progress.
+
+/// A turn in progress. Boxed from the start: moved into its future, it would be in it twice.
 struct Turn {
     proxy: Arc<Proxy>,
     parts: request::Parts,
@@ -59,7 +61,8 @@ struct Turn {
     compacts: bool,
     /// How often a stream's beginning was silent.
     silences: u32,
-    last: Option<Last>,
+    /// Boxed: most turns have none, and all are moved.
+    last: Option<Box<Last>>,
     overhead: shown::Overhead,
 }
 
@@ -108,7 +111,7 @@ pub(crate) fn serve(
     ride.count(&need, &mut trace);
     parts.headers = headers::upwards(parts.headers, &proxy.host);
     let source = Source::new(incoming);
-    let turn = Turn {
+    let turn = Box::new(Turn {
         proxy,
         parts,
         source,
@@ -118,12 +121,12 @@ pub(crate) fn serve(
         silences: 0,
         last: None,
         overhead,
-    };
+    });
     Box::pin(turn.run())
 }
 
 impl Turn {
-    async fn run(mut self) -> Answer {
+    async fn run(mut self: Box<Self>) -> Answer {
         loop {
             if self.course.is_spent() {
                 return self.give_up(None);
@@ -263,7 +266,7 @@ impl Turn {
         let stops = throttled || verdict::stops_the_cli(status, json.as_ref());
         let foreign = json.as_ref().is_some_and(bound::is_foreign);
         self.course.rests.heard(&lease.account, status, &parts.headers);
-        self.last = Some(Last { parts, bytes, stops });
+        self.last = Some(Box::new(Last { parts, bytes, stops }));
         if verdict.act == Act::Deliver {
             return self.bad_request(lease, foreign, &verdict.reason).await;
         }
@@ -291,9 +294,9 @@ impl Turn {
         Step::Again
     }
 
-    fn deliver(mut self, lease: Lease, ready: Ready, reason: &str) -> Answer {
+    fn deliver(mut self: Box<Self>, lease: Lease, ready: Ready, reason: &str) -> Answer {
         self.ride.delivered(&self.proxy, &ready.parts, &mut self.course.trace);
-        let Self { proxy, course: Course { mut trace, .. }, overhead, .. } = self;
+        let Self { proxy, course: Course { mut trace, .. }, overhead, .. } = *self;
         let Ready { mut parts, body, held, broken, sniffer } = ready;
         headers::downwards(&mut parts.headers);
         overhead.tell(&mut parts.headers, &trace, &lease.account);
@@ -315,8 +318,8 @@ impl Turn {
         )
     }
 
-    fn request(&self, pass: &crate::vault::Pass, body: UpBody) -> Request<UpBody> {
-        let mut request = Request::new(body);
+    fn request(&self, pass: &Pass, body: UpBody) -> Outbound {
+        let mut request = Box::new(Request::new(body));
         *request.method_mut() = self.parts.method.clone();
         *request.uri_mut() = self.proxy.upstream_uri(&self.parts.uri);
         *request.headers_mut() = self.parts.headers.clone();
@@ -373,9 +376,8 @@ impl Turn {
     }
 
     fn last_answer(&mut self) -> Answer {
-        let Some(Last { mut parts, bytes, .. }) = self.last.take() else {
-            return respond::not_here();
-        };
+        let Some(last) = self.last.take() else { return respond::not_here() };
+        let Last { mut parts, bytes, .. } = *last;
         headers::downwards(&mut parts.headers);
         parts.headers.remove(header::CONTENT_LENGTH);
         Response::from_parts(parts, Out::Whole(bytes))

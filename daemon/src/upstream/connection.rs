@@ -5,6 +5,7 @@
 //! What became of an attempt is told as far as the protocol tells it: a stream that the host refused,
 //! or that a GOAWAY left out, was never processed (RFC 9113, sections 6.8 and 8.7).
 
+use super::Outbound;
 use crate::{app::Tasks, clock, config::Endpoint, proxy::body::UpBody};
 use bytes::Bytes;
 use cma_core::identity::AccountId;
@@ -53,7 +54,7 @@ const PING: Duration = Duration::from_secs(20);
 /// How an exchange failed.
 pub(super) enum Lost {
     /// Nothing of it left; here it is again.
-    Unsent(Box<Request<UpBody>>),
+    Unsent(Outbound),
     /// The host says that it did nothing with it.
     Refused,
     /// It may have been processed.
@@ -250,13 +251,13 @@ impl Connection {
     /// Sends, and waits until the head is there.
     pub(super) async fn exchange(
         &mut self,
-        mut request: Request<UpBody>,
+        mut request: Outbound,
         endpoint: &Endpoint,
     ) -> Result<Response<Incoming>, Lost> {
         match &mut self.link {
             Link::Own { sender, driver, ended } => {
                 own_form(&mut request, endpoint);
-                let mut answer = std::pin::pin!(sender.try_send_request(request));
+                let mut answer = std::pin::pin!(sender.try_send_request(*request));
                 std::future::poll_fn(|context| {
                     if let Poll::Ready(sent) = answer.as_mut().poll(context) {
                         return Poll::Ready(sent);
@@ -282,16 +283,16 @@ impl Connection {
 impl Shared {
     async fn exchange(
         &self,
-        mut request: Request<UpBody>,
+        mut request: Outbound,
         endpoint: &Endpoint,
     ) -> Result<Response<Incoming>, Lost> {
         shared_form(&mut request, endpoint);
         let mut sender = self.sender.clone();
         if sender.ready().await.is_err() {
             self.retire();
-            return Err(Lost::Unsent(Box::new(request)));
+            return Err(Lost::Unsent(request));
         }
-        sender.try_send_request(request).await.map_err(|error| {
+        sender.try_send_request(*request).await.map_err(|error| {
             let lost = lost(error);
             let connection = match &lost {
                 Lost::Failed(error) => !is_reset(error),

@@ -63,6 +63,9 @@ const ELSEWHERE: usize = 16;
 /// How often the host may say that it did nothing with a request.
 const MAX_UNSENT: u32 = 4;
 
+/// A request on its way up. Boxed: it goes through half a dozen futures, each of which would copy it.
+pub(crate) type Outbound = Box<Request<UpBody>>;
+
 /// How an attempt failed before a head came.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -183,8 +186,8 @@ impl Upstream {
     pub(crate) async fn send(
         self: &Arc<Self>,
         account: &AccountId,
-        request: Request<UpBody>,
-        again: impl FnOnce() -> Option<Request<UpBody>>,
+        request: Outbound,
+        again: impl FnOnce() -> Option<Outbound>,
     ) -> Result<Response<Driven>, Failure> {
         let other = self.named(request.headers().get(header::HOST));
         other.as_ref().unwrap_or(self).send_here(account, request, again).await
@@ -193,8 +196,8 @@ impl Upstream {
     async fn send_here(
         self: &Arc<Self>,
         account: &AccountId,
-        request: Request<UpBody>,
-        again: impl FnOnce() -> Option<Request<UpBody>>,
+        request: Outbound,
+        again: impl FnOnce() -> Option<Outbound>,
     ) -> Result<Response<Driven>, Failure> {
         let (mut request, mut again) = (request, Some(again));
         let (mut kept_ones, mut unsent) = (true, 0);
@@ -218,7 +221,7 @@ impl Upstream {
                     return Ok(connection.answered(response));
                 },
                 Err(Lost::Unsent(back)) if kept || unsent < MAX_UNSENT => {
-                    request = *back;
+                    request = back;
                     unsent += 1;
                 },
                 Err(Lost::Unsent(_)) => {

@@ -48,7 +48,7 @@ async fn requests_sit_on_one_connection_as_many_as_its_host_allows() {
     assert!(first.is_shared() && first.is_ready());
     let request = Request::builder().uri("/x").header("host", "backend.test");
     let request = request.body(UpBody::Whole(Bytes::new())).unwrap();
-    let answered = first.exchange(request, &upstream.endpoint).await;
+    let answered = first.exchange(Box::new(request), &upstream.endpoint).await;
     let Ok(answer) = answered else { panic!("no answer") };
     // The host's settings have come by now: two seats, one is taken.
     let second = upstream.kept(&account).unwrap();

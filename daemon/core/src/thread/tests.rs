@@ -32,7 +32,7 @@ fn serve(threads: &mut Threads, key: &str, who: &str, turn: &str, state: Option<
         foreign: None,
         lost: None,
         reason: "why".to_owned(),
-        dropped: "nothing".to_owned(),
+        dropped: Dropped::default(),
     };
     threads.served(key, served, at(1));
 }
@@ -106,7 +106,7 @@ fn what_was_left_out_stays_out_and_a_compaction_that_cant_be_read_is_not_sent_ag
         foreign: Some(Mark(7)),
         lost: Some(Mark(8)),
         reason: "usage limit reached".to_owned(),
-        dropped: "3 reasoning items".to_owned(),
+        dropped: Dropped { reasoning: 3, ..Dropped::default() },
     };
     threads.served("t", served, at(9));
     let met = meet(&threads, "t", "b", "2", None);

@@ -22,7 +22,12 @@ use super::{
     },
     table::{Errand, Safety},
 };
-use crate::{actor::Lease, clock, upstream::Driven, vault::Pass};
+use crate::{
+    actor::Lease,
+    clock,
+    upstream::{Driven, Outbound},
+    vault::Pass,
+};
 use bytes::Bytes;
 use cma_core::{
     pool::{Refused, Release},
@@ -237,8 +242,8 @@ impl Run {
         Response::from_parts(parts, Out::Relay(Box::new(Relay::new(body, ending))))
     }
 
-    fn request(&self, pass: &Pass, body: UpBody) -> Request<UpBody> {
-        let mut request = Request::new(body);
+    fn request(&self, pass: &Pass, body: UpBody) -> Outbound {
+        let mut request = Box::new(Request::new(body));
         *request.method_mut() = self.parts.method.clone();
         *request.uri_mut() = self.proxy.upstream_uri(&self.parts.uri);
         *request.headers_mut() = self.parts.headers.clone();

@@ -64,6 +64,6 @@ impl Turn {
     /// Keeps a stream that failed, as an answer that may be the final word.
     fn keep_last(&mut self, fault: &Fault, ready: Ready) {
         let (bytes, stops) = (ready.bytes(), fault.stops_the_cli());
-        self.last = Some(Last { parts: ready.parts, bytes, stops });
+        self.last = Some(Box::new(Last { parts: ready.parts, bytes, stops }));
     }
 }

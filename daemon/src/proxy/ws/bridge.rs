@@ -44,7 +44,7 @@ impl Session {
         turn.sent();
         let head = self.http_head(&inside);
         let request = || {
-            let mut request = Request::new(UpBody::Whole(body.clone()));
+            let mut request = Box::new(Request::new(UpBody::Whole(body.clone())));
             *request.method_mut() = Method::POST;
             *request.uri_mut() = self.proxy.responses.clone();
             request.headers_mut().clone_from(&head);

@@ -251,7 +251,7 @@ impl Session {
     }
 
     /// Takes a turn in, with the budget that keeps it out if there is one.
-    fn begin(&mut self, frame: Text, create: Create) -> (Turn, Option<Blocked>) {
+    fn begin(&mut self, frame: Text, create: Create) -> (Box<Turn>, Option<Blocked>) {
         let (mut frame, mut create) = (frame, create);
         // A prewarm that was answered here is sent with its turn.
         if let Some(warm) = self.warm.take()
@@ -275,7 +275,7 @@ impl Session {
             ride.goes_on();
         }
         let whole = create.previous_response_id.is_none() && !create.is_prewarm();
-        let mut turn = Turn {
+        let mut turn = Box::new(Turn {
             frame,
             create,
             course: Course::new(need, trace),
@@ -283,7 +283,7 @@ impl Session {
             compacts: held::is_compaction(&names),
             silences: 0,
             last: None,
-        };
+        });
         let thread = turn.course.trace.thread.as_ref().filter(|_thread| whole);
         if let Some(before) = self.proxy.sockets.again.take(thread) {
             turn.course.trace.tried = before.tried;
@@ -572,7 +572,7 @@ impl Session {
     async fn give_up(
         &mut self,
         local: &mut Socket,
-        mut turn: Turn,
+        mut turn: Box<Turn>,
         refused: Option<&Refused>,
     ) -> Result<(), Leave> {
         let ours: Answer = match refused {
