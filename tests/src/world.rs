@@ -263,6 +263,17 @@ impl World {
         }
     }
 
+    /// Asks the daemon to end, and waits for it for a while: one that was built to count what it runs
+    /// writes that down at its end.
+    pub fn end_daemon(&self) {
+        let Some(pid) = self.daemon_pid() else { return };
+        signal(pid, rustix::process::Signal::TERM);
+        let begun = Instant::now();
+        while self.daemon_pid().is_some() && begun.elapsed() < Duration::from_secs(5) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// A key for requests by hand, and the base address: `cmactl launch --print --json`.
     pub fn launch(&self) -> serde_json::Value {
         self.ctl("launch --print --json").ok().json()

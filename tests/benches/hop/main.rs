@@ -1,9 +1,9 @@
 //! What the daemon costs: direct, nginx and cmad in turn, in one run, on one machine.
 //!
 //! `cargo bench -p cma-tests --bench hop [-- PART…]`, parts: `ttfb`, `large`, `rate`, `streams`,
-//! `deltas`, `sockets`, `memory`, `start`; all of them without one. The programs measured are the release
+//! `deltas`, `sockets`, `memory`, `start`, `tls`; all of them without one. The programs measured are the release
 //! build's (`cargo build --release` first). nginx is measured when it is installed;
-//! `CMA_BENCH_YARDSTICK=bare` puts a hop of the libraries alone in its place.
+//! `CMA_BENCH_YARDSTICK=bare` puts a hop of the libraries alone in its place, `none` nothing.
 //!
 //! The method is that of the field's measurements: added time to first byte is the distribution of
 //! differences between neighbouring requests, one straight and one through; client, proxy and
@@ -23,11 +23,26 @@ mod place;
 mod programs;
 mod socket;
 mod stats;
+mod tls;
 mod upstream;
 mod yardstick;
 
 use cma_tests::{sim::SimConfig, world::World};
 use std::process::{Child, Command, Stdio};
+
+/// Three accounts, and a daemon as it is at a person's.
+pub(crate) fn world(config: SimConfig) -> World {
+    let accounts = ["a", "b", "c"].map(cma_tests::sim::AccountSpec::new).to_vec();
+    let world = World::new(SimConfig { accounts, ..config }).with_env("CMA_LOG", "info");
+    // `CMA_WORKERS=2` measures the other runtime; the other one says where a build that counts what it
+    // runs writes that down.
+    ["CMA_WORKERS", "LLVM_PROFILE_FILE"].into_iter().fold(world, |world, name| match std::env::var(
+        name,
+    ) {
+        Ok(value) => world.with_env(name, &value),
+        Err(_) => world,
+    })
+}
 
 /// The machine under measurement.
 pub(crate) struct Bench {
@@ -50,15 +65,8 @@ impl Bench {
             .spawn()
             .expect("the upstream starts");
         let direct = upstream::announced_port(upstream.stdout.take().expect("its pipe"));
-        let accounts = ["a", "b", "c"].map(cma_tests::sim::AccountSpec::new).to_vec();
-        let world = World::new(SimConfig { accounts, ..SimConfig::default() })
-            .with_env("CMA_UPSTREAM_BACKEND", &format!("http://127.0.0.1:{direct}/backend-api"))
-            .with_env("CMA_LOG", "info");
-        // `CMA_WORKERS=2` measures the other runtime.
-        let world = match std::env::var("CMA_WORKERS") {
-            Ok(workers) => world.with_env("CMA_WORKERS", &workers),
-            Err(_) => world,
-        };
+        let backend = format!("http://127.0.0.1:{direct}/backend-api");
+        let world = world(SimConfig::default()).with_env("CMA_UPSTREAM_BACKEND", &backend);
         world.import_all();
         let launch = world.launch();
         let base = launch["base_url"].as_str().expect("a base address");
@@ -102,6 +110,7 @@ impl Bench {
 
 impl Drop for Bench {
     fn drop(&mut self) {
+        self.world.end_daemon();
         let _ended_already = self.upstream.kill();
         let _reaped = self.upstream.wait();
     }
@@ -109,12 +118,13 @@ impl Drop for Bench {
 
 type Part = (&'static str, fn(&Bench));
 
-const PARTS: [Part; 8] = [
+const PARTS: [Part; 9] = [
     ("start", parts::start),
     ("memory", parts::memory),
     ("ttfb", parts::ttfb),
     ("large", parts::large),
     ("rate", parts::rate),
+    ("tls", tls::rates),
     ("streams", parts::streams),
     ("deltas", parts::deltas),
     ("sockets", parts::sockets),

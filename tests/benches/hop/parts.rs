@@ -302,7 +302,7 @@ fn times(count: usize, mut command: impl FnMut() -> Command) -> Vec<f64> {
 }
 
 /// User and system time of a process so far.
-fn cpu_seconds(pid: u32) -> f64 {
+pub(crate) fn cpu_seconds(pid: u32) -> f64 {
     // Field 1 of schedstat: nanoseconds on a CPU, of the main thread; threads are summed.
     fs::read_dir(format!("/proc/{pid}/task"))
         .into_iter()

@@ -2,7 +2,8 @@
 //! unbuffered both ways, connections kept, `Authorization` replaced).
 //!
 //! `CMA_BENCH_YARDSTICK=bare` takes a bare hop of tokio and hyper instead ([`crate::bare`]): what is over
-//! that one's figure is the daemon's own. It speaks no WebSocket.
+//! that one's figure is the daemon's own. It speaks no WebSocket. `CMA_BENCH_YARDSTICK=none` measures the
+//! daemon alone.
 
 use std::{
     net::TcpListener,
@@ -25,6 +26,7 @@ impl Yardstick {
     pub(crate) fn start(upstream: u16, token: &str) -> Option<Self> {
         match std::env::var("CMA_BENCH_YARDSTICK").as_deref() {
             Ok("bare") => Some(Self::bare(upstream, token)),
+            Ok("none") => None,
             _ => Self::nginx(upstream, token),
         }
     }
