@@ -27,12 +27,21 @@ mod tls;
 mod upstream;
 mod yardstick;
 
-use cma_tests::{sim::SimConfig, world::World};
+use cma_tests::{
+    sim::{AccountSpec, SimConfig},
+    world::World,
+};
 use std::process::{Child, Command, Stdio};
 
-/// Three accounts, and a daemon as it is at a person's.
+/// Three accounts with quota for any number of turns, and a daemon as it is at a person's.
 pub(crate) fn world(config: SimConfig) -> World {
-    let accounts = ["a", "b", "c"].map(cma_tests::sim::AccountSpec::new).to_vec();
+    let endless = |name| {
+        let mut account = AccountSpec::new(name);
+        account.primary.per_request = 1e-6;
+        account.secondary.per_request = 1e-7;
+        account
+    };
+    let accounts = ["a", "b", "c"].map(endless).to_vec();
     let world = World::new(SimConfig { accounts, ..config }).with_env("CMA_LOG", "info");
     // `CMA_WORKERS=2` measures the other runtime; the other one says where a build that counts what it
     // runs writes that down.
