@@ -31,12 +31,21 @@ pub(crate) fn large(bench: &Bench) {
 /// Requests a second at 64 clients, and what a thousand cost in CPU.
 pub(crate) fn rate(bench: &Bench) {
     rates(bench, 1024, 64, Duration::from_secs(3));
-    let before = cpu_seconds(bench.pid());
-    let bytes = request(bench.cmad, &bench.key, 1024, "");
-    let time = Duration::from_secs(3);
-    let done = rate_of(bench.cmad, &bytes, 8, time) * time.as_secs_f64();
-    let cpu = (cpu_seconds(bench.pid()) - before) / done * 1000.0;
-    println!("cmad   CPU per 1000 requests (8 clients): {cpu:.4} s");
+    let ways = bench.ways();
+    let pids = bench.yardstick.as_ref().map(|it| it.pid()).into_iter().chain([bench.pid()]);
+    let pids: Vec<_> = pids.collect();
+    let mut costs: Vec<Vec<f64>> = vec![Vec::new(); ways.len()];
+    for _ in 0..bench.rounds {
+        for ((costs, (_, port)), pid) in costs.iter_mut().zip(&ways).skip(1).zip(&pids) {
+            let (bytes, time) = (request(*port, &bench.key, 1024, ""), Duration::from_secs(3));
+            let before = cpu_seconds(*pid);
+            let done = rate_of(*port, &bytes, 8, time) * time.as_secs_f64();
+            costs.push((cpu_seconds(*pid) - before) / done * 1e6);
+        }
+    }
+    let own = costs.last().map(|costs| spread(costs)).unwrap_or_default();
+    println!("cmad: CPU of a request, 8 clients: {own} us");
+    ratio("CPU of a request in us, 8 clients", &ways, &costs);
 }
 
 /// Requests go alternately straight and over one way; "added" is the difference of the neighbours. One
