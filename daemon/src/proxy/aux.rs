@@ -258,10 +258,8 @@ pub(super) async fn ask(
 
 fn build(proxy: &Proxy, parts: &request::Parts, pass: &Pass, body: Bytes) -> Outbound {
     let length = body.len();
-    let mut request = Box::new(Request::new(UpBody::Whole(body)));
-    *request.method_mut() = parts.method.clone();
-    *request.uri_mut() = proxy.upstream_uri(&parts.uri);
-    *request.headers_mut() = headers::upwards(parts.headers.clone(), &proxy.host);
+    let headers = headers::upwards(parts.headers.clone(), &proxy.host);
+    let mut request = proxy.outbound(parts, headers, UpBody::Whole(body));
     if length > 0 {
         request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     }

@@ -37,13 +37,14 @@ use crate::{
     config::Config,
     gather::Gather,
     roster::Roster,
-    upstream::Upstream,
+    upstream::{Outbound, Upstream},
     vault::Vault,
 };
+use body::UpBody;
 use busy::{Caller, Outgoing};
 use cma_proto::error::ErrorCode;
 use gate::Route;
-use http::{HeaderValue, Request, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, header, request};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use keys::{Keys, Shown};
@@ -105,6 +106,15 @@ impl Proxy {
         }
         let path = path.strip_prefix("/backend-api").unwrap_or(path);
         joined(&self.upstream.endpoint.path, path)
+    }
+
+    /// A request for upstream as the client made it, with these headers: to be signed.
+    fn outbound(&self, asked: &request::Parts, headers: HeaderMap, body: UpBody) -> Outbound {
+        let mut request = Box::new(Request::new(body));
+        *request.method_mut() = asked.method.clone();
+        *request.uri_mut() = self.upstream_uri(&asked.uri);
+        *request.headers_mut() = headers;
+        request
     }
 }
 

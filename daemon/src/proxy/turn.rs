@@ -319,10 +319,7 @@ impl Turn {
     }
 
     fn request(&self, pass: &Pass, body: UpBody) -> Outbound {
-        let mut request = Box::new(Request::new(body));
-        *request.method_mut() = self.parts.method.clone();
-        *request.uri_mut() = self.proxy.upstream_uri(&self.parts.uri);
-        *request.headers_mut() = self.parts.headers.clone();
+        let mut request = self.proxy.outbound(&self.parts, self.parts.headers.clone(), body);
         headers::sign(request.headers_mut(), pass);
         self.ride.dress(request.headers_mut());
         request

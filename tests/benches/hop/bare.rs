@@ -25,9 +25,10 @@ use tokio::{
 
 type Idle = Rc<RefCell<Vec<SendRequest<Incoming>>>>;
 
-/// Serves until it is killed; its port is its first line.
-pub(crate) fn serve(upstream: u16, token: &str) {
-    let signed = HeaderValue::from_str(&format!("Bearer {token}")).expect("a header");
+/// Serves until it is killed; its port is its first line. `token` is how long the token is that it writes:
+/// one itself would be seen in the arguments of its process.
+pub(crate) fn serve(upstream: u16, token: usize) {
+    let signed = HeaderValue::from_str(&format!("Bearer {}", "x".repeat(token))).expect("a header");
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     LocalSet::new().block_on(&runtime, async move {

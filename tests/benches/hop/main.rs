@@ -1,8 +1,9 @@
 //! What the daemon costs: direct, nginx and cmad in turn, in one run, on one machine.
 //!
-//! `cargo bench -p cma-tests --bench hop [-- PART…]`, parts: `ttfb`, `large`, `rate`, `streams`,
-//! `deltas`, `sockets`, `memory`, `start`, `tls`; all of them without one. The programs measured are the release
-//! build's (`cargo build --release` first). nginx is measured when it is installed;
+//! `cargo bench -p cma-tests --bench hop [-- PART…]`, parts: `ttfb`, `large`, `rate`, `tls`, `streams`,
+//! `deltas`, `sockets`, `memory`, `start`; all of them without one. The programs measured are the release
+//! build's (`cargo build --release` first), or the packaged ones when it is built with them
+//! (`service-units/package`, which also runs it for its profile). nginx is measured when it is installed;
 //! `CMA_BENCH_YARDSTICK=bare` puts a hop of the libraries alone in its place, `none` nothing.
 //!
 //! The method is that of the field's measurements: added time to first byte is the distribution of
@@ -42,15 +43,15 @@ pub(crate) fn world(config: SimConfig) -> World {
         account
     };
     let accounts = ["a", "b", "c"].map(endless).to_vec();
-    let world = World::new(SimConfig { accounts, ..config }).with_env("CMA_LOG", "info");
-    // `CMA_WORKERS=2` measures the other runtime; the other one says where a build that counts what it
-    // runs writes that down.
-    ["CMA_WORKERS", "LLVM_PROFILE_FILE"].into_iter().fold(world, |world, name| match std::env::var(
-        name,
-    ) {
-        Ok(value) => world.with_env(name, &value),
-        Err(_) => world,
-    })
+    let mut world = World::new(SimConfig { accounts, ..config }).with_env("CMA_LOG", "info");
+    // `CMA_WORKERS=2` measures the other runtime; a build that counts what it runs writes that down where
+    // `LLVM_PROFILE_FILE` says.
+    for name in ["CMA_WORKERS", "LLVM_PROFILE_FILE"] {
+        if let Ok(value) = std::env::var(name) {
+            world = world.with_env(name, &value);
+        }
+    }
+    world
 }
 
 /// The machine under measurement.
@@ -106,9 +107,13 @@ impl Bench {
 
     /// Puts client, upstream and proxies there.
     pub(crate) fn place(&self, place: place::Place) {
-        let mut proxies = vec![self.pid()];
-        proxies.extend(self.yardstick.as_ref().map(yardstick::Yardstick::pid));
-        place.put(&self.cpus, &[std::process::id(), self.upstream.id()], &proxies);
+        place.put(&self.cpus, &[std::process::id(), self.upstream.id()], &self.proxies());
+    }
+
+    /// The processes behind [`Self::ways`], but for the direct one.
+    pub(crate) fn proxies(&self) -> Vec<u32> {
+        let yardstick = self.yardstick.as_ref().map(yardstick::Yardstick::pid);
+        yardstick.into_iter().chain([self.pid()]).collect()
     }
 
     /// The daemon's process.
@@ -149,7 +154,7 @@ fn main() {
     if let [flag, upstream, token] = args.as_slice()
         && flag == "--bare"
     {
-        bare::serve(upstream.parse().expect("a port"), token);
+        bare::serve(upstream.parse().expect("a port"), token.parse().expect("a length"));
         return;
     }
     for (name, part) in PARTS {

@@ -31,21 +31,24 @@ pub(crate) fn large(bench: &Bench) {
 /// Requests a second at 64 clients, and what a thousand cost in CPU.
 pub(crate) fn rate(bench: &Bench) {
     rates(bench, 1024, 64, Duration::from_secs(3));
-    let ways = bench.ways();
-    let pids = bench.yardstick.as_ref().map(|it| it.pid()).into_iter().chain([bench.pid()]);
-    let pids: Vec<_> = pids.collect();
+    let (ways, time) = (bench.ways(), Duration::from_secs(3));
     let mut costs: Vec<Vec<f64>> = vec![Vec::new(); ways.len()];
     for _ in 0..bench.rounds {
-        for ((costs, (_, port)), pid) in costs.iter_mut().zip(&ways).skip(1).zip(&pids) {
-            let (bytes, time) = (request(*port, &bench.key, 1024, ""), Duration::from_secs(3));
-            let before = cpu_seconds(*pid);
-            let done = rate_of(*port, &bytes, 8, time) * time.as_secs_f64();
-            costs.push((cpu_seconds(*pid) - before) / done * 1e6);
+        for (way, pid) in (1..).zip(bench.proxies()) {
+            let bytes = request(ways[way].1, &bench.key, 1024, "");
+            costs[way].push(cost(pid, ways[way].1, &bytes, time).1);
         }
     }
     let own = costs.last().map(|costs| spread(costs)).unwrap_or_default();
     println!("cmad: CPU of a request, 8 clients: {own} us");
     ratio("CPU of a request in us, 8 clients", &ways, &costs);
+}
+
+/// Requests a second at 8 clients, and what each costs a proxy in CPU time, in microseconds.
+pub(crate) fn cost(pid: u32, port: u16, request: &[u8], time: Duration) -> (f64, f64) {
+    let before = cpu_seconds(pid);
+    let rate = rate_of(port, request, 8, time);
+    (rate, (cpu_seconds(pid) - before) / (rate * time.as_secs_f64()) * 1e6)
 }
 
 /// Requests go alternately straight and over one way; "added" is the difference of the neighbours. One
@@ -311,7 +314,7 @@ fn times(count: usize, mut command: impl FnMut() -> Command) -> Vec<f64> {
 }
 
 /// User and system time of a process so far.
-pub(crate) fn cpu_seconds(pid: u32) -> f64 {
+fn cpu_seconds(pid: u32) -> f64 {
     // Field 1 of schedstat: nanoseconds on a CPU, of the main thread; threads are summed.
     fs::read_dir(format!("/proc/{pid}/task"))
         .into_iter()

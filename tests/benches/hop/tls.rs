@@ -4,8 +4,7 @@
 
 use crate::{
     Bench,
-    client::rate,
-    parts::cpu_seconds,
+    parts::cost,
     stats::{median, spread},
     world,
 };
@@ -15,7 +14,7 @@ use cma_tests::{
 };
 use std::{fs, time::Duration};
 
-/// CPU time of a thousand turns.
+/// CPU time of a turn.
 pub(crate) fn rates(bench: &Bench) {
     for (name, protocols) in
         [("HTTP/2", ["h2", "http/1.1"].as_slice()), ("HTTP/1.1", ["http/1.1"].as_slice())]
@@ -30,13 +29,8 @@ pub(crate) fn rates(bench: &Bench) {
         let (door, time) = (Door::of(&world), Duration::from_secs(2));
         let (turn, port) = (door.turn().bytes(), door.addr.port());
         let pid = world.daemon_pid().expect("the daemon runs");
-        let (mut rates, mut costs) = (Vec::new(), Vec::new());
-        for _ in 0..bench.rounds {
-            let before = cpu_seconds(pid);
-            let done = rate(port, &turn, 8, time);
-            rates.push(done);
-            costs.push((cpu_seconds(pid) - before) / (done * time.as_secs_f64()) * 1e6);
-        }
+        let (rates, costs): (Vec<_>, Vec<_>) =
+            (0..bench.rounds).map(|_| cost(pid, port, &turn, time)).unzip();
         println!(
             "{name} over TLS, 8 clients: {:.0} turns/s; CPU of a turn {} us",
             median(&rates),

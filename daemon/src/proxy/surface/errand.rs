@@ -243,10 +243,7 @@ impl Run {
     }
 
     fn request(&self, pass: &Pass, body: UpBody) -> Outbound {
-        let mut request = Box::new(Request::new(body));
-        *request.method_mut() = self.parts.method.clone();
-        *request.uri_mut() = self.proxy.upstream_uri(&self.parts.uri);
-        *request.headers_mut() = self.parts.headers.clone();
+        let mut request = self.proxy.outbound(&self.parts, self.parts.headers.clone(), body);
         if self.parts.uri.path().starts_with("/codex/") {
             headers::sign(request.headers_mut(), pass);
         } else {
