@@ -9,8 +9,8 @@ use cma_tests::{
 };
 use serde_json::Value;
 use std::{
-    thread,
-    time::{Duration, SystemTime},
+    fs, thread,
+    time::{Duration, Instant, SystemTime},
 };
 
 /// Two accounts; on the one chosen first, turns fail like this for ever.
@@ -202,14 +202,26 @@ fn garbage_instead_of_a_head_cools_nobody() {
 
 #[test]
 fn a_head_that_never_comes_is_waited_for_as_long_as_the_setting_says() {
-    let Some(world) = bare(upstream(&["a", "b"]), VERSION) else { return };
-    let world = world.with_env("CMA_HEAD_TIMEOUT", "2s");
-    world.import_all();
-    world.sim().fault(Some("a"), Route::Responses, Fault::HangHead, None);
-    assert_ready(&moved(&world));
-    let attempts = world.ctl("why --request last --json").ok().json()["attempts"].to_string();
-    assert!(attempts.contains("no answer in time"), "{attempts}");
-    world.assert_clean();
+    for by_key in [false, true] {
+        let Some(world) = bare(upstream(&["a", "b"]), VERSION) else { return };
+        let world = if by_key {
+            fs::create_dir_all(world.root()).unwrap();
+            fs::write(world.root().join("config.toml"), "head_timeout = \"2s\"\n").unwrap();
+            world
+        } else {
+            world.with_env("CMA_HEAD_TIMEOUT", "2s")
+        };
+        world.import_all();
+        world.sim().fault(Some("a"), Route::Responses, Fault::HangHead, None);
+        let begun = Instant::now();
+        assert_ready(&moved(&world));
+        // By default it would be half a minute.
+        let took = begun.elapsed().as_secs();
+        assert!((2..25).contains(&took), "{took} s");
+        let attempts = world.ctl("why --request last --json").ok().json()["attempts"].to_string();
+        assert!(attempts.contains("no answer in time"), "{attempts}");
+        world.assert_clean();
+    }
 }
 
 #[test]

@@ -327,9 +327,8 @@ fn nothing_is_lost_at_any_crash_point() {
     let rounds = usize::try_from(number("CMA_CRASH_ROUNDS").unwrap_or(50)).unwrap();
     eprintln!("CMA_CRASH_SEED={seed} CMA_CRASH_ROUNDS={rounds}");
     let (begun, mut matrix) = (Instant::now(), Matrix::new(seed));
-    // Files of other kinds have their points, for those who add some; today there is none.
     let mut points = matrix.points();
-    // Those of two daemons are gone through in `handover`.
+    // Files without a login are written in the same steps; two daemons are gone through in `handover`.
     points.retain(|point| !point.starts_with("other.") && !point.starts_with("handover."));
     assert!(points.len() > 40, "{points:?}");
     matrix.rng.shuffle(&mut points);

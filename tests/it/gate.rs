@@ -220,6 +220,28 @@ fn heads_and_bodies_are_bounded() {
     world.assert_clean();
 }
 
+/// Those over the bound wait in the kernel's queue, and the next turn is answered once they have gone.
+#[test]
+fn connections_have_a_bound() {
+    let (world, door) = world();
+    let pid = world.daemon_pid().unwrap();
+    let open = || fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let idle = open();
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = limit.maximum;
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+    // The queue holds some beyond the bound; a connect that is left waiting is one too many.
+    let connect = |_| TcpStream::connect_timeout(&door.addr, Duration::from_millis(200)).ok();
+    let silent: Vec<TcpStream> = (0..4300).map_while(connect).collect();
+    assert!(silent.len() >= 4096, "{} connections", silent.len());
+    eventually("all it takes are taken", || open() >= idle + 4090);
+    let taken = open() - idle;
+    assert!(taken <= 4096 + 8, "{taken} connections were taken");
+    drop(silent);
+    assert!(door.send(&door.turn()).unwrap().is_complete());
+    world.assert_clean();
+}
+
 /// What follows a refused head on the connection is its body, never a request.
 #[test]
 fn the_body_of_a_refused_request_is_not_the_next_one() {

@@ -13,11 +13,15 @@ use cma_tests::{
     sim::{AccountSpec, SimConfig},
     world::{World, bin_dir},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{
     fs,
     io::{Read as _, Write as _},
-    os::unix::{fs::PermissionsExt as _, net::UnixStream, process::CommandExt as _},
+    os::unix::{
+        fs::PermissionsExt as _,
+        net::{UnixListener, UnixStream},
+        process::CommandExt as _,
+    },
     path::Path,
     time::{Duration, Instant},
 };
@@ -75,7 +79,9 @@ fn child_of_another_user() {
     let Some(socket) = std::env::var_os("CMA_TEST_SOCKET") else { return };
     let mut stream = UnixStream::connect(socket).unwrap();
     // It may be refused before it has said anything.
-    let hello = serde_json::to_vec(&ClientHello::new("stranger", Codec::Json)).unwrap();
+    let mut hello = serde_json::to_value(ClientHello::new("stranger", Codec::Json)).unwrap();
+    hello["client_key"] = std::env::var("CMA_TEST_KEY").unwrap().into();
+    let hello = hello.to_string().into_bytes();
     let _refused = stream.write_all(&frame(Kind::Hello, 0, hello));
     let _refused = stream.write_all(&frame(Kind::Request, 1, b"\"status\"".to_vec()));
     println!("\nheard {}", String::from_utf8_lossy(&until_end(&mut stream)));
@@ -117,6 +123,8 @@ fn another_user_is_denied() {
     command
         .args(["ipc::child_of_another_user", "--exact", "--nocapture"])
         .env("CMA_TEST_SOCKET", &socket)
+        // What opens the proxy opens nothing here.
+        .env("CMA_TEST_KEY", Door::of(&world).key)
         .uid(OTHER)
         .gid(OTHER);
     let ran = world.finish(command);
@@ -149,6 +157,47 @@ fn a_protocol_from_the_future_is_refused_with_ranges() {
     let welcome = hello_in(buffer[..n].to_vec());
     assert_eq!((&welcome["hello"], &welcome["protocol"]), (&"welcome".into(), &1.into()));
     world.assert_clean();
+}
+
+/// What listens where the daemon does, and answers each hello with these bytes.
+fn listener(world: &World, answer: Vec<u8>) {
+    let socket = root(world).socket();
+    let folder = socket.parent().unwrap();
+    fs::create_dir_all(folder).unwrap();
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).unwrap();
+    let listener = UnixListener::bind(&socket).unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let _heard = stream.read(&mut [0; 4096]);
+            let _gone = stream.write_all(&answer);
+        }
+    });
+}
+
+#[test]
+fn a_daemon_from_the_future_is_told_in_a_line_and_its_hint() {
+    let refused = json!({
+        "hello": "refused", "code": "incompatible", "min": 99, "max": 99,
+        "message": "this daemon speaks protocol 99", "hint": "run `cmactl daemon restart`",
+    });
+    let welcome = json!({
+        "hello": "welcome", "protocol": 99, "codec": "json", "version": "9.9", "instance": "i",
+        "root": "/elsewhere", "pid": 1, "colour": "red",
+    });
+    for answer in [
+        frame(Kind::Hello, 0, refused.to_string().into_bytes()),
+        frame(Kind::Hello, 0, welcome.to_string().into_bytes()),
+        b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(),
+    ] {
+        let world = World::new(SimConfig::default());
+        listener(&world, answer);
+        let ran = world.ctl("list");
+        assert_eq!(ran.code, 5, "{ran:?}");
+        assert!(ran.stdout.is_empty(), "{ran:?}");
+        let [line, hint] = ran.stderr.lines().collect::<Vec<_>>()[..] else { panic!("{ran:?}") };
+        assert!(line.starts_with("error:") && hint.contains("cmactl daemon restart"), "{ran:?}");
+        world.assert_clean();
+    }
 }
 
 #[test]

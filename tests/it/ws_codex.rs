@@ -137,7 +137,7 @@ fn an_account_that_runs_dry_is_left_without_a_word() {
 }
 
 #[test]
-fn a_limit_within_the_answer_costs_one_repetition_on_another_account() {
+fn a_break_within_the_answer_costs_one_repetition() {
     let limit = json!({ "type": "rate_limit_error", "code": "rate_limit_exceeded" });
     for fault in [
         Fault::ErrorFrame { after: 6, code: 503, error: limit.to_string() },

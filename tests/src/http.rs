@@ -3,7 +3,7 @@
 //! It has no manners of its own, so that a test can be rude: no header is added that wasn't asked
 //! for, nothing is retried, and an answer that was cut is an error.
 
-use crate::world::World;
+use crate::{sim::DEFAULT_CANARY, world::World};
 use serde_json::{Value, json};
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
@@ -326,9 +326,18 @@ impl Line {
     ///
     /// # Errors
     /// As [`Line::head`] and [`Line::piece`].
+    ///
+    /// # Panics
+    /// When a token is in it: none leaves the daemon.
+    #[track_caller]
     pub fn answer(&mut self) -> io::Result<Answer> {
         let mut answer = self.head()?;
         answer.body = self.rest()?;
+        let canary = DEFAULT_CANARY.as_bytes();
+        let has = |bytes: &[u8]| bytes.windows(canary.len()).any(|part| part == canary);
+        let leaks =
+            has(&answer.body) || answer.headers.iter().any(|(_, value)| has(value.as_bytes()));
+        assert!(!leaks, "a token in an answer: {answer:?}");
         Ok(answer)
     }
 
