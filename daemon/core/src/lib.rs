@@ -23,6 +23,9 @@ pub mod bound;
 pub mod budget;
 pub mod cooldown;
 pub mod event;
+#[cfg(test)]
+#[path = "../../../tests/fixtures/streams.rs"]
+mod fixtures;
 pub mod frame;
 pub mod identity;
 pub mod outage;

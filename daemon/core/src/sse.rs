@@ -88,6 +88,7 @@ impl Events {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures;
     use proptest::prelude::*;
 
     const MAX_EVENT: usize = 1024;
@@ -99,7 +100,11 @@ mod tests {
     );
 
     fn events(parts: &[&[u8]]) -> Vec<Result<String, &'static str>> {
-        let mut events = Events::new(MAX_EVENT);
+        events_within(MAX_EVENT, parts)
+    }
+
+    fn events_within(max: usize, parts: &[&[u8]]) -> Vec<Result<String, &'static str>> {
+        let mut events = Events::new(max);
         let mut all = Vec::new();
         for part in parts {
             events.feed(part);
@@ -123,6 +128,25 @@ mod tests {
         let part = vec![b'x'; MAX_EVENT / 2];
         let parts = [b"data: ".as_slice(), &part, &part, &part];
         assert_eq!(events(&parts), [Err("an event was too large")]);
+    }
+
+    #[test]
+    fn every_split_of_every_stream_of_the_corpus_says_the_same() {
+        for (name, bytes) in fixtures::streams() {
+            let lines = bytes.split(|byte| *byte == b'\n');
+            let told = lines.filter(|line| line.starts_with(b"data:")).count();
+            // Within the second bound some of them are too large, which is told in their place.
+            for max in [MAX_EVENT, 128] {
+                let whole = events_within(max, &[&bytes]);
+                assert!(told > 0 && whole.len() == told, "{name}: {whole:?}");
+                assert!(max < MAX_EVENT || whole.iter().all(Result::is_ok), "{name}: {whole:?}");
+                for (at, halves) in fixtures::halves(&bytes).enumerate() {
+                    assert_eq!(events_within(max, &halves), whole, "{name} at {at} within {max}");
+                }
+                let single: Vec<&[u8]> = bytes.chunks(1).collect();
+                assert_eq!(events_within(max, &single), whole, "{name} byte by byte within {max}");
+            }
+        }
     }
 
     proptest! {

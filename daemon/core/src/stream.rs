@@ -104,6 +104,7 @@ impl Beginning {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures;
     use proptest::prelude::*;
 
     const CREATED: &str =
@@ -162,6 +163,26 @@ mod tests {
         assert_eq!(read(&long), (None, true));
         assert_eq!(read(&format!("{long}\",\"type\":\"response.x\"}}\n")), (None, true));
         assert_eq!(read(&format!("{long}\"}}\n")), (None, false));
+    }
+
+    #[test]
+    fn every_split_of_every_stream_of_the_corpus_says_the_same() {
+        let found = |parts: &[&[u8]]| {
+            let mut beginning = Beginning::default();
+            let found = parts.iter().find_map(|part| beginning.feed(part));
+            (found, beginning.is_a_stream())
+        };
+        for (name, bytes) in fixtures::streams() {
+            let whole = found(&[&bytes]);
+            let fails = name.starts_with("failed_") || name.starts_with("own_");
+            assert_eq!(matches!(whole.0, Some(Found::Fault(_))), fails, "{name}: {whole:?}");
+            assert!(whole.0.is_some() && whole.1, "{name}: {whole:?}");
+            for (at, halves) in fixtures::halves(&bytes).enumerate() {
+                assert_eq!(found(&halves), whole, "{name} at {at}");
+            }
+            let single: Vec<&[u8]> = bytes.chunks(1).collect();
+            assert_eq!(found(&single), whole, "{name} byte by byte");
+        }
     }
 
     proptest! {

@@ -275,3 +275,6 @@ pub(super) fn is_compaction(headers: &HeaderMap) -> bool {
         memchr::memmem::find(metadata.unwrap_or_default(), b"\"request_kind\":\"compaction\"");
     says.is_some()
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,9 @@ pub(crate) mod books;
 mod busy;
 mod course;
 mod error_body;
+#[cfg(test)]
+#[path = "../../../tests/fixtures/streams.rs"]
+mod fixtures;
 mod gate;
 mod headers;
 mod held;

@@ -293,6 +293,7 @@ fn ends(bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::fixtures;
     use proptest::prelude::*;
 
     const STREAM: &str = concat!(
@@ -313,9 +314,9 @@ mod tests {
         sniffer.said()
     }
 
-    fn begun(bytes: &'static [u8]) -> Sniffer {
+    fn begun(bytes: &[u8]) -> Sniffer {
         let mut sniffer = Sniffer::new(Wall::from_secs(1));
-        sniffer.begins_with(vec![Bytes::from_static(bytes)]);
+        sniffer.begins_with(vec![Bytes::copy_from_slice(bytes)]);
         sniffer
     }
 
@@ -369,6 +370,44 @@ mod tests {
         assert!(said(&[&late.as_bytes()[..150], &late.as_bytes()[150..]]).unclear);
         let delta = "event: x\ndata: {\"type\":\"response.output_text.delta\",\"delta\":\"x\"}\n\n";
         assert!(!said(&[delta.as_bytes()]).unclear);
+    }
+
+    #[test]
+    fn every_split_of_every_stream_of_the_corpus_says_the_same() {
+        let mut windows = 0;
+        for (name, bytes) in fixtures::streams() {
+            let whole = said(&[&bytes]);
+            let fails = ["failed_", "own_", "late_"].iter().any(|kind| name.starts_with(kind));
+            assert_eq!(matches!(whole.end, Some(End::Failed(_))), fails, "{name}: {whole:?}");
+            assert!(whole.end.is_some() && !whole.unclear, "{name}: {whole:?}");
+            let completed = whole.end == Some(End::Completed);
+            assert!(!completed || whole.usage.is_some(), "{name}: {whole:?}");
+            windows += whole.windows.len();
+            for (at, halves) in fixtures::halves(&bytes).enumerate() {
+                assert_eq!(said(&halves), whole, "{name} at {at}");
+            }
+            let single: Vec<&[u8]> = bytes.chunks(1).collect();
+            assert_eq!(said(&single), whole, "{name} byte by byte");
+        }
+        assert!(windows > 0, "some stream tells of limits");
+    }
+
+    #[test]
+    fn the_end_of_every_stream_of_the_corpus_is_seen_alike_wherever_it_was_held() {
+        for (name, bytes) in fixtures::streams() {
+            let whole = said(&[&bytes]);
+            // One that is asked after each byte, beside one for each way of holding the beginning.
+            let mut fed = Sniffer::new(Wall::from_secs(1));
+            for (at, [held, rest]) in fixtures::halves(&bytes).enumerate() {
+                let mut sniffer = begun(held);
+                assert_eq!(sniffer.has_ended(), fed.has_ended(), "{name} at {at}");
+                sniffer.feed(rest);
+                assert!(sniffer.has_ended(), "{name} at {at}");
+                assert_eq!(sniffer.said(), whole, "{name} at {at}");
+                fed.feed(&rest[..rest.len().min(1)]);
+            }
+            assert_eq!(fed.said(), whole, "{name} byte by byte");
+        }
     }
 
     proptest! {

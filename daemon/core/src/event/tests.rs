@@ -1,4 +1,5 @@
 use super::*;
+use crate::{fixtures, sse::Events};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -65,6 +66,26 @@ fn the_first_bytes_of_an_event_never_tell_another_kind() {
     let event = br#"{"type":"response.output_item.done","item":{"type":"error"}}"#;
     for end in 0..event.len() {
         assert!(Kind::peek(&event[..end]).is_none_or(|kind| kind == Kind::Visible), "{end}");
+    }
+}
+
+#[test]
+fn the_first_bytes_of_every_event_of_the_corpus_tell_its_kind_or_nothing() {
+    for (name, bytes) in fixtures::streams() {
+        let (mut events, mut last) = (Events::new(bytes.len()), None);
+        events.feed(&bytes);
+        while let Some(event) = events.next_event() {
+            let event = event.unwrap().into_bytes();
+            let kind = Kind::of(&event);
+            assert_ne!(kind, Kind::Garbage, "{name}");
+            assert_eq!(Kind::peek(&event), Some(kind), "{name}");
+            for end in 0..event.len() {
+                let peeked = Kind::peek(&event[..end]);
+                assert!(peeked.is_none_or(|peeked| peeked == kind), "{name} at {end}: {peeked:?}");
+            }
+            last = Some(kind);
+        }
+        assert!(last.is_some_and(Kind::is_final), "{name}: {last:?}");
     }
 }
 
