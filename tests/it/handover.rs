@@ -2,19 +2,22 @@
 
 use crate::codex_kit;
 use cma_tests::{
-    http::{Answer, Door, Line},
+    http::{Answer, Ask, Door, Line, turn_body},
     sim::{AccountSpec, Fault, Route, SimConfig},
     world::{Ran, World, eventually, signal},
+    ws::{End, Socket, Told, said},
 };
 use parking_lot::Mutex;
 use rustix::process::Signal;
+use serde_json::Value;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
 };
+use tokio_tungstenite::tungstenite::Message;
 
 const NAMES: [&str; 2] = ["a", "b"];
 const TEXT: &str = "served by {account}, every word of it, from the first one to the last one";
@@ -23,25 +26,88 @@ const WHILE: Duration = Duration::from_millis(700);
 
 fn config() -> SimConfig {
     let accounts = NAMES.into_iter().map(AccountSpec::new).collect();
-    SimConfig { accounts, reply_text: TEXT.to_owned(), ..SimConfig::default() }
+    // Not by its size: the same turn is a few bytes more in a frame.
+    let input_tokens = Some(40);
+    SimConfig { accounts, reply_text: TEXT.to_owned(), input_tokens, ..SimConfig::default() }
 }
 
 fn world() -> World {
     World::with_accounts(config())
 }
 
-/// A turn that arrived whole: all of its events, and its account's words.
-fn is_whole(answer: &Answer, name: &str, events: usize) -> bool {
-    let text = answer.text();
-    let said = TEXT.replace("{account}", name);
-    answer.is_complete() && text.contains(&said) && text.matches("event: ").count() == events
+/// What stands before the number of a response, in all names that upstream makes of it.
+const NUMBERED: &str = "_sim_";
+/// What upstream says over a WebSocket before a response, by its kinds.
+const PREAMBLE: [&str; 3] = ["codex.rate_limits", "response.metadata", "codex.response.metadata"];
+
+/// The number of the response that a text is about, and the text without it. A name with another
+/// number stays as it is: it belongs to another response.
+fn unnumbered(text: &str) -> Option<(u64, String)> {
+    let (_before, rest) = text.split_once(NUMBERED)?;
+    let (number, _after) = rest.split_once('"')?;
+    let name = format!("{NUMBERED}{number}\"");
+    Some((number.parse().ok()?, text.replace(&name, &format!("{NUMBERED}N\""))))
 }
 
-/// How many events a turn has.
-fn events(door: &Door) -> usize {
-    let answer = door.send(&door.turn()).unwrap();
-    assert!(answer.is_complete());
-    answer.text().matches("event: ").count()
+/// The events of an answer over HTTP, as JSON.
+fn events_of(text: &str) -> Vec<Value> {
+    let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
+    data.map(|data| serde_json::from_str(data).unwrap()).collect()
+}
+
+/// What each account's turn is to its last byte, without its number: asked for at upstream, with no
+/// daemon in between.
+struct Whole(BTreeMap<&'static str, String>);
+
+impl Whole {
+    fn of(world: &World) -> Self {
+        Self(NAMES.into_iter().map(|name| (name, Self::ask(world, name))).collect())
+    }
+
+    fn ask(world: &World, name: &str) -> String {
+        // A login of its own, which the pool knows nothing of.
+        let login: Value = serde_json::from_str(&world.sim().auth_json(name)).unwrap();
+        let token = login["tokens"]["access_token"].as_str().unwrap();
+        let addr = world.sim().addr();
+        let ask = Ask::new("POST", "/backend-api/codex/responses")
+            .header("host", &addr.to_string())
+            .header("authorization", &format!("Bearer {token}"))
+            .header("chatgpt-account-id", &format!("acct-{name}"))
+            .header("accept", "text/event-stream")
+            .header("content-type", "application/json")
+            .body(turn_body(0));
+        let mut line = Line::open(addr).unwrap();
+        line.write(&ask.bytes()).unwrap();
+        let answer = line.answer().unwrap();
+        let text = answer.text();
+        assert!(answer.is_complete(), "{text}");
+        assert!(events_of(&text).len() > 10 && text.contains(&TEXT.replace("{account}", name)));
+        unnumbered(&text).unwrap().1
+    }
+
+    /// How many events a turn has.
+    fn events(&self) -> usize {
+        events_of(&self.0[NAMES[0]]).len()
+    }
+
+    /// The number of a turn of that account that arrived whole.
+    fn number(&self, answer: &Answer, name: &str) -> Option<u64> {
+        let (number, text) = unnumbered(std::str::from_utf8(&answer.body).ok()?)?;
+        (answer.status == 200 && text == self.0[name]).then_some(number)
+    }
+
+    fn is(&self, answer: &Answer, name: &str) -> bool {
+        self.number(answer, name).is_some()
+    }
+
+    /// The same over a WebSocket: the events that follow what upstream says first.
+    fn number_told(&self, events: &[Value], name: &str) -> Option<u64> {
+        let (first, events) = events.split_at_checked(PREAMBLE.len())?;
+        let said_first = first.iter().map(|event| event["type"].as_str().unwrap_or_default());
+        let (number, text) = unnumbered(&Value::from(events).to_string())?;
+        let told: Vec<Value> = serde_json::from_str(&text).ok()?;
+        (said_first.eq(PREAMBLE) && told == events_of(&self.0[name])).then_some(number)
+    }
 }
 
 fn pid(ran: &Ran) -> u64 {
@@ -63,17 +129,53 @@ fn restart(world: &World) -> u32 {
     pid
 }
 
-/// Clients that never rest, each for an account; half of them keep their connection.
+/// Clients that never rest, each for an account.
+#[derive(Default)]
 struct Load {
     over: AtomicBool,
     done: AtomicUsize,
     failures: Mutex<Vec<String>>,
+    /// The responses that arrived: each is a client's alone.
+    numbers: Mutex<BTreeSet<u64>>,
+    /// Restarts that have begun, and those that are over.
+    restarts: [AtomicUsize; 2],
+    /// Turns that ran while one began and until it was over.
+    across: AtomicUsize,
+    /// Sockets that were closed for a restart.
+    closed: AtomicUsize,
+}
+
+/// Ends a load, also when what it is there for fails.
+struct Ends<'a>(&'a Load);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.over.store(true, Ordering::SeqCst);
+    }
 }
 
 impl Load {
-    fn run(&self, door: &Door, name: &str, events: usize, keeps: bool) {
+    fn failed(&self, what: String) {
+        self.failures.lock().push(what);
+        // What goes wrong once may do so as fast as it can be asked for.
+        thread::sleep(Duration::from_millis(50));
+    }
+
+    /// A turn that arrived, with its number if it is whole.
+    fn arrived(&self, number: Option<u64>, what: impl FnOnce() -> String) {
+        match number {
+            Some(number) if self.numbers.lock().insert(number) => {
+                self.done.fetch_add(1, Ordering::SeqCst);
+            },
+            Some(number) => self.failed(format!("response {number} arrived twice: {}", what())),
+            None => self.failed(what()),
+        }
+    }
+
+    /// Turns over HTTP, each on a connection of its own unless it `keeps` the one it has.
+    fn run(&self, door: &Door, (whole, name): (&Whole, &str), keeps: bool) {
         let mut kept: Option<Line> = None;
-        while !self.over.load(Ordering::Relaxed) {
+        while !self.over.load(Ordering::SeqCst) {
             let reused = kept.is_some();
             let asked = || {
                 let mut line = match kept.take() {
@@ -85,19 +187,101 @@ impl Load {
                 Ok::<_, std::io::Error>((line, answer))
             };
             match { asked }() {
-                Ok((line, answer)) if is_whole(&answer, name, events) => {
-                    self.done.fetch_add(1, Ordering::Relaxed);
+                Ok((line, answer)) => {
+                    self.arrived(whole.number(&answer, name), || {
+                        format!("{name}: {} {}", answer.status, answer.text())
+                    });
                     let closes = answer.header("connection") == Some("close");
                     kept = (keeps && !closes).then_some(line);
                 },
-                Ok((_line, answer)) => {
-                    let text = answer.text();
-                    self.failures.lock().push(format!("{name}: {} {text}", answer.status));
-                },
-                Err(error) => {
-                    self.failures.lock().push(format!("{name}, reused {reused}: {error}"));
-                },
+                Err(error) => self.failed(format!("{name}, reused {reused}: {error}")),
             }
+        }
+    }
+
+    /// A session over WebSockets, whose turns go on from each other while its socket is there.
+    fn talk(&self, door: &Door, (whole, name): (&Whole, &str), session: &str) {
+        let mut open = None;
+        while !self.over.load(Ordering::SeqCst) {
+            match self.turn(door, session, &mut open) {
+                Ok(events) => self.arrived(whole.number_told(&events, name), || {
+                    format!("{session}: {}", Value::from(events.as_slice()))
+                }),
+                Err(why) => self.failed(format!("{session}: {why}")),
+            }
+        }
+    }
+
+    /// One turn. After a close for a restart it is sent with everything on another socket, as the CLI
+    /// does (0.169.0, observed); a turn that has begun is never closed.
+    fn turn(
+        &self,
+        door: &Door,
+        session: &str,
+        open: &mut Option<(Socket, String)>,
+    ) -> Result<Vec<Value>, String> {
+        for _socket in 0..5 {
+            let (mut socket, last) = match open.take() {
+                Some(open) => open,
+                None => {
+                    let opened = door.socket(session);
+                    (opened.map_err(|answer| format!("{answer:?}"))?, String::new())
+                },
+            };
+            let mut frame = socket.create(&[said("go on")]);
+            if !last.is_empty() {
+                frame["previous_response_id"] = last.into();
+            }
+            let before = self.restarts[0].load(Ordering::SeqCst);
+            // One that was closed meanwhile says so when it is read.
+            let _closed = socket.send_message(Message::text(frame.to_string()));
+            let (events, end) = to_its_end(&mut socket);
+            match end {
+                None => {
+                    if self.restarts[1].load(Ordering::SeqCst) > before {
+                        self.across.fetch_add(1, Ordering::SeqCst);
+                    }
+                    let told = Told(events);
+                    *open = Some((socket, told.id()));
+                    return Ok(told.0);
+                },
+                Some(End::Closed(1012)) if events.is_empty() => {
+                    self.closed.fetch_add(1, Ordering::SeqCst);
+                },
+                Some(end) => return Err(format!("{end:?} after {} events", events.len())),
+            }
+        }
+        Err("five sockets in a row were closed".to_owned())
+    }
+
+    /// A restart that those who run it are told of.
+    #[track_caller]
+    fn restart(&self, world: &World) -> u32 {
+        self.restarts[0].fetch_add(1, Ordering::SeqCst);
+        let pid = restart(world);
+        self.restarts[1].fetch_add(1, Ordering::SeqCst);
+        pid
+    }
+
+    /// Nothing went wrong so far.
+    #[track_caller]
+    fn assert_fine(&self, when: &str) {
+        assert_eq!(self.failures.lock().clone(), Vec::<String>::new(), "{when}");
+    }
+}
+
+/// The events of a turn, and how the connection ended before its last one if it did.
+fn to_its_end(socket: &mut Socket) -> (Vec<Value>, Option<End>) {
+    let mut events = Vec::new();
+    loop {
+        match socket.event() {
+            Ok(event) => events.push(event),
+            Err(end) => return (events, Some(end)),
+        }
+        let kind = events.last().and_then(|event| event["type"].as_str());
+        let ends = ["response.completed", "response.failed", "response.incomplete", "error"];
+        if kind.is_some_and(|kind| ends.contains(&kind)) {
+            return (events, None);
         }
     }
 }
@@ -105,41 +289,83 @@ impl Load {
 #[test]
 fn twenty_restarts_under_fifty_streams_are_noticed_by_nobody() {
     let world = world();
+    let whole = Whole::of(&world);
     let doors = NAMES.map(|name| Door::of_account(&world, name));
-    let events = events(&doors[0]);
-    world.sim().set_event_gap(Duration::from_secs(2) / u32::try_from(events).unwrap());
-    let load = Load {
-        over: AtomicBool::new(false),
-        done: AtomicUsize::new(0),
-        failures: Mutex::default(),
-    };
+    world.sim().set_event_gap(Duration::from_secs(2) / u32::try_from(whole.events()).unwrap());
+    let load = Load::default();
     let mut pids = BTreeSet::from([world.daemon_pid().unwrap()]);
     let mut slowest = Duration::ZERO;
     thread::scope(|scope| {
+        let _ends = Ends(&load);
         for n in 0..50 {
-            let (door, name, load) = (&doors[n % 2], NAMES[n % 2], &load);
-            scope.spawn(move || load.run(door, name, events, n % 4 < 2));
+            let (door, turn, load) = (&doors[n % 2], (&whole, NAMES[n % 2]), &load);
+            // Half of them keep their connection.
+            scope.spawn(move || load.run(door, turn, n % 4 < 2));
         }
         eventually("they run", || world.status()["proxy"]["active"].as_u64() >= Some(45));
         for n in 0..20 {
             let begun = Instant::now();
-            pids.insert(restart(&world));
+            pids.insert(load.restart(&world));
             slowest = slowest.max(begun.elapsed());
-            let failures = load.failures.lock().clone();
-            assert!(failures.is_empty(), "restart {n}: {failures:?}");
+            load.assert_fine(&format!("restart {n}"));
             thread::sleep(Duration::from_millis(250));
         }
-        load.over.store(true, Ordering::Relaxed);
     });
-    let done = load.done.load(Ordering::Relaxed);
+    let done = load.done.load(Ordering::SeqCst);
     eprintln!("{done} streams over 20 restarts, the slowest {slowest:?}");
-    assert_eq!(load.failures.lock().clone(), Vec::<String>::new());
+    load.assert_fine("at the end");
     assert_eq!(pids.len(), 21, "each time another process");
     assert!(done >= 100, "{done}");
     let last = world.daemon_pid().unwrap();
     eventually("the old ones are gone", || pids.iter().all(|pid| *pid == last || !lives(*pid)));
     let stats = world.sim().stats().accounts;
     assert!(stats.values().all(|account| account.refresh_requests == 0 && account.limited == 0));
+    world.assert_clean();
+}
+
+/// A turn that runs is told to its end by the daemon it began at. Then its socket is closed with 1012,
+/// as one that rests is at once, and the session goes on at the next daemon.
+#[test]
+fn turns_over_websockets_end_whole_and_their_sessions_go_on() {
+    let (sessions, restarts) = (12, 5);
+    let world = world();
+    let whole = Whole::of(&world);
+    let doors = NAMES.map(|name| Door::of_account(&world, name));
+    // A turn takes about two seconds, longer than a restart.
+    world.sim().set_event_gap(Duration::from_millis(100));
+    let load = Load::default();
+    let mut pids = BTreeSet::from([world.daemon_pid().unwrap()]);
+    thread::scope(|scope| {
+        let _ends = Ends(&load);
+        for n in 0..sessions {
+            let (door, turn, load) = (&doors[n % 2], (&whole, NAMES[n % 2]), &load);
+            scope.spawn(move || load.talk(door, turn, &format!("session-{n}")));
+        }
+        eventually("all talk", || world.status()["proxy"]["active"] == sessions);
+        for n in 0..restarts {
+            let mut idle = doors[0].socket("idle").unwrap();
+            pids.insert(load.restart(&world));
+            assert_eq!(idle.message(), Err(End::Closed(1012)), "restart {n}");
+            load.assert_fine(&format!("restart {n}"));
+            thread::sleep(WHILE);
+        }
+    });
+    let [done, across, closed] =
+        [&load.done, &load.across, &load.closed].map(|count| count.load(Ordering::SeqCst));
+    eprintln!(
+        "{done} turns of {sessions} sessions over {restarts} restarts, {across} of them across one, \
+         {closed} sockets closed"
+    );
+    load.assert_fine("at the end");
+    assert_eq!(pids.len(), restarts + 1, "each time another process");
+    assert!(across >= restarts, "{across} turns ran across a restart");
+    assert!(closed >= sessions, "{closed} sockets were closed for a restart");
+    // What upstream was asked for is what arrived: no turn was lost on its way, none was asked twice.
+    let stats = world.sim().stats();
+    assert_eq!((stats.frames, stats.accounts["a"].refresh_requests), (done as u64, 0));
+    let last = world.daemon_pid().unwrap();
+    eventually("the old ones are gone", || pids.iter().all(|pid| *pid == last || !lives(*pid)));
+    eventually("no socket is left", || world.sim().stats().sockets_open == 0);
     world.assert_clean();
 }
 
@@ -155,16 +381,16 @@ fn slow_turn(world: &World, door: &Door, pause: Duration) -> (Line, Answer) {
 }
 
 #[track_caller]
-fn ends_whole((mut line, mut answer): (Line, Answer), name: &str, events: usize) {
+fn ends_whole((mut line, mut answer): (Line, Answer), name: &str, whole: &Whole) {
     answer.body.extend(line.rest().unwrap());
-    assert!(is_whole(&answer, name, events), "{}", answer.text());
+    assert!(whole.is(&answer, name), "{}", answer.text());
 }
 
 #[test]
 fn the_old_daemon_serves_to_the_end_and_says_goodbye_on_kept_connections() {
     let world = world();
     let door = Door::of_account(&world, "a");
-    let events = events(&door);
+    let whole = Whole::of(&world);
     let old = world.daemon_pid().unwrap();
     let url = world.status()["proxy"]["url"].clone();
     let mut kept = Line::open(door.addr).unwrap();
@@ -182,7 +408,7 @@ fn the_old_daemon_serves_to_the_end_and_says_goodbye_on_kept_connections() {
     // The old one still answers what comes on its connections, for the last time.
     kept.write(&door.turn().bytes()).unwrap();
     let last = kept.answer().unwrap();
-    assert!(is_whole(&last, "a", events) && last.header("connection") == Some("close"));
+    assert!(whole.is(&last, "a") && last.header("connection") == Some("close"));
     // What was known goes on: address, choices, quota.
     let status = world.status();
     assert_eq!((&status["proxy"]["url"], &status["daemon"]["pid"]), (&url, &new.into()));
@@ -193,7 +419,7 @@ fn the_old_daemon_serves_to_the_end_and_says_goodbye_on_kept_connections() {
     });
     assert_eq!(idle.head().map(|head| head.status).ok(), None, "it was closed, not answered");
     assert!(lives(old));
-    ends_whole(running, "a", events);
+    ends_whole(running, "a", &whole);
     eventually("the old one is gone", || !lives(old));
     assert_eq!(world.daemon_pid(), Some(new));
     assert!(door.send(&door.turn()).unwrap().is_complete());
@@ -204,7 +430,7 @@ fn the_old_daemon_serves_to_the_end_and_says_goodbye_on_kept_connections() {
 fn a_new_one_that_cannot_start_changes_nothing() {
     let world = world();
     let door = Door::of_account(&world, "a");
-    let events = events(&door);
+    let whole = Whole::of(&world);
     let old = world.daemon_pid();
     let running = slow_turn(&world, &door, Duration::from_secs(2));
     let settings = world.root().join("config.toml");
@@ -223,8 +449,8 @@ fn a_new_one_that_cannot_start_changes_nothing() {
     // It is in charge again: it writes and renews.
     world.ctl("label a mine").ok();
     world.sim().expire_access("a");
-    assert!(is_whole(&door.send(&door.turn()).unwrap(), "a", events));
-    ends_whole(running, "a", events);
+    assert!(whole.is(&door.send(&door.turn()).unwrap(), "a"));
+    ends_whole(running, "a", &whole);
     assert_eq!(world.daemon_pid(), old);
     // Another address is taken up by a restart.
     drop(taken);
@@ -240,7 +466,7 @@ fn a_new_one_that_cannot_start_changes_nothing() {
 fn tokens_that_run_out_during_hand_overs_are_renewed_once_each() {
     let world = world();
     let doors = NAMES.map(|name| Door::of_account(&world, name));
-    let events = events(&doors[0]);
+    let whole = Whole::of(&world);
     let mut generation = world.account("a")["generation"].as_u64().unwrap();
     for round in 0..10_u64 {
         // Sometimes the renewal is under way when the restart comes, sometimes it comes after.
@@ -265,14 +491,14 @@ fn tokens_that_run_out_during_hand_overs_are_renewed_once_each() {
                 (0..8).map(|_| scope.spawn(|| doors[0].send(&doors[0].turn()).unwrap())).collect();
             for turn in turns {
                 let answer = turn.join().unwrap();
-                assert!(is_whole(&answer, "a", events), "{} {}", answer.status, answer.text());
+                assert!(whole.is(&answer, "a"), "{} {}", answer.status, answer.text());
             }
             restarting.join().unwrap();
         });
         for line in &mut kept {
             line.write(&doors[0].turn().bytes()).unwrap();
             let answer = line.answer().unwrap();
-            assert!(is_whole(&answer, "a", events), "{} {}", answer.status, answer.text());
+            assert!(whole.is(&answer, "a"), "{} {}", answer.status, answer.text());
             assert_eq!(answer.header("connection"), Some("close"));
         }
         generation += 1;
@@ -289,7 +515,7 @@ fn tokens_that_run_out_during_hand_overs_are_renewed_once_each() {
 fn a_request_that_the_old_daemon_still_serves_gets_a_token_from_the_new_one() {
     let world = world();
     let door = Door::of_account(&world, "a");
-    let events = events(&door);
+    let whole = Whole::of(&world);
     for generation in 2..=4 {
         let old = world.daemon_pid().unwrap();
         let mut kept = Line::open(door.addr).unwrap();
@@ -299,13 +525,31 @@ fn a_request_that_the_old_daemon_still_serves_gets_a_token_from_the_new_one() {
         world.sim().expire_access("a");
         kept.write(&door.turn().bytes()).unwrap();
         let answer = kept.answer().unwrap();
-        assert!(is_whole(&answer, "a", events), "{} {}", answer.status, answer.text());
+        assert!(whole.is(&answer, "a"), "{} {}", answer.status, answer.text());
         assert_eq!(answer.header("connection"), Some("close"), "{old} served it, not {new}");
         assert_eq!(world.account("a")["generation"], generation);
-        assert!(is_whole(&door.send(&door.turn()).unwrap(), "a", events));
+        assert!(whole.is(&door.send(&door.turn()).unwrap(), "a"));
     }
     let stats = world.sim().stats().accounts["a"].clone();
     assert_eq!((stats.refreshed, stats.reused, stats.replayed), (3, 0, 0));
+    world.assert_clean();
+}
+
+/// `Connection: close`, which ends every other answer of the old daemon, would make it none.
+#[test]
+fn a_handshake_that_the_old_daemon_answers_is_one() {
+    let world = world();
+    let door = Door::of_account(&world, "a");
+    let whole = Whole::of(&world);
+    let mut kept = Line::open(door.addr).unwrap();
+    kept.write(&door.turn().bytes()).unwrap();
+    assert!(kept.answer().unwrap().is_complete());
+    let running = slow_turn(&world, &door, Duration::from_secs(2));
+    restart(&world);
+    kept.write(&door.handshake("late").bytes()).unwrap();
+    let head = kept.head().unwrap();
+    assert_eq!((head.status, head.header("connection")), (101, Some("Upgrade")), "{head:?}");
+    ends_whole(running, "a", &whole);
     world.assert_clean();
 }
 
@@ -328,7 +572,7 @@ const POINTS: [(&str, bool, bool); 9] = [
 fn a_kill_at_any_point_of_a_hand_over_loses_nothing() {
     let world = world();
     let door = Door::of_account(&world, "a");
-    let events = events(&door);
+    let whole = Whole::of(&world);
     for (point, old_dies, succeeds) in POINTS {
         world.kill_daemon();
         let mut start = world.command("cmactl");
@@ -352,7 +596,7 @@ fn a_kill_at_any_point_of_a_hand_over_loses_nothing() {
             eventually("the old one has ended", || !lives(old));
         } else {
             // Whoever served it still does, to its end.
-            ends_whole(running, "a", events);
+            ends_whole(running, "a", &whole);
         }
         let goes_on = matches!(point, "handover.taken" | "handover.owned" | "handover.built");
         if goes_on {
@@ -363,7 +607,7 @@ fn a_kill_at_any_point_of_a_hand_over_loses_nothing() {
         world.ctl("daemon start").ok();
         world.sim().expire_access("a");
         let answer = door.send(&door.turn()).unwrap();
-        assert!(is_whole(&answer, "a", events), "{point}: {} {}", answer.status, answer.text());
+        assert!(whole.is(&answer, "a"), "{point}: {} {}", answer.status, answer.text());
         assert_eq!(world.account("a")["generation"], generation + 1, "{point}");
         assert_eq!(world.status()["accounts"].as_array().unwrap().len(), 2);
         world.ctl("daemon restart").ok();
@@ -478,7 +722,7 @@ fn a_restart_puts_a_replaced_program_to_work() {
     let ctl = place.join("cmactl");
     world.run(&ctl, ["daemon", "start"]).ok();
     let door = Door::of_account(&world, "a");
-    let events = events(&door);
+    let whole = Whole::of(&world);
     let running = slow_turn(&world, &door, WHILE);
     let before = fs::metadata(place.join("cmad")).unwrap().ino();
     fs::copy(place.join("cmad"), place.join("new")).unwrap();
@@ -488,8 +732,8 @@ fn a_restart_puts_a_replaced_program_to_work() {
     world.run(&ctl, ["daemon", "restart"]).ok();
     let runs = fs::metadata(format!("/proc/{}/exe", world.daemon_pid().unwrap())).unwrap();
     assert_eq!(runs.ino(), after);
-    assert!(is_whole(&door.send(&door.turn()).unwrap(), "a", events));
-    ends_whole(running, "a", events);
+    assert!(whole.is(&door.send(&door.turn()).unwrap(), "a"));
+    ends_whole(running, "a", &whole);
     world.assert_clean();
 }
 

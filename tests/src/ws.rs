@@ -80,6 +80,8 @@ impl Door {
         // The answer to that very key, by RFC 6455, and no extension.
         assert_eq!(head.header("sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
         assert_eq!(head.header("sec-websocket-extensions"), None);
+        let connection = head.header("connection").unwrap_or_default();
+        assert!(connection.eq_ignore_ascii_case("upgrade"), "{connection}");
         let stream = line.into_stream().expect("the daemon says nothing first");
         stream.set_read_timeout(Some(PATIENCE)).expect("a limit");
         let inner = WebSocket::from_raw_socket(stream, Role::Client, None);

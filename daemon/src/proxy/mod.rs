@@ -170,7 +170,9 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream) {
         async move {
             let busy = caller.begin();
             let mut answer = handle(&caller.proxy, &caller.shown, request).await;
-            if caller.proxy.phases.now() >= Phase::Draining {
+            // A handshake's answer says `upgrade` there, without which it is none.
+            let shakes = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
+            if caller.proxy.phases.now() >= Phase::Draining && !shakes {
                 let last = HeaderValue::from_static("close");
                 answer.headers_mut().insert(header::CONNECTION, last);
             }

@@ -1,6 +1,6 @@
 //! What a case is: what is done, over which transport, what goes wrong, and what is expected.
 
-use cma_tests::sim::{Fault, Route, SimConfig};
+use cma_tests::sim::{Fault, Route, Seen, SimConfig};
 use serde_json::Value;
 
 /// The versions of the official CLI, newest first.
@@ -30,10 +30,37 @@ pub(super) enum Step {
 pub(super) struct Script {
     /// Only of the account that is chosen first, else of all.
     pub(super) first_only: bool,
+    /// Whether each run that has it gets as far as to it.
+    pub(super) sure: bool,
     pub(super) route: Route,
     pub(super) fault: Fault,
     /// For ever when there is no number.
     pub(super) times: Option<u32>,
+}
+
+impl Script {
+    /// Whether it applied, by the requests that came since it was scripted; `applied` of all faults.
+    pub(super) fn is_met(&self, seen: &[Seen], applied: u64) -> bool {
+        applied > 0 && seen.iter().any(|seen| self.is_for(seen))
+    }
+
+    fn is_for(&self, seen: &Seen) -> bool {
+        let (frame, turn) = (seen.method == "WS", seen.path.ends_with("/codex/responses"));
+        let prewarm = frame && seen.body["generate"] == false;
+        let here = match self.route {
+            Route::Responses => turn && seen.method == "POST",
+            Route::Upgrade => turn && seen.method == "GET",
+            Route::Frame => frame && !prewarm,
+            Route::Prewarm => prewarm,
+            Route::Refresh => seen.path == "/oauth/token",
+            Route::Models => seen.path.ends_with("/codex/models"),
+            Route::Usage => seen.path.ends_with("/wham/usage"),
+            Route::AccountsCheck => seen.path.ends_with("/wham/accounts/check"),
+            // Of many addresses, and alone in its case: the count of faults is its own.
+            Route::Revoke | Route::Login | Route::Errand | Route::Aux | Route::Any => true,
+        };
+        here && (!self.first_only || seen.account.as_deref() == Some("a"))
+    }
 }
 
 /// What a run through the daemon is held against.
@@ -43,7 +70,7 @@ pub(super) enum Expect {
     Same,
     /// The CLI alone without any.
     Hidden,
-    /// The CLI alone with the same faults as far as the exit status goes; these words on stderr.
+    /// The CLI alone with the same faults as far as the exit status goes; these words in the output.
     Ours { says: &'static str, why: &'static str },
 }
 
@@ -132,7 +159,13 @@ impl Case {
     }
 
     pub(super) fn fault(mut self, route: Route, fault: Fault, times: Option<u32>) -> Self {
-        self.faults.push(Script { first_only: false, route, fault, times });
+        self.faults.push(Script { first_only: false, sure: true, route, fault, times });
+        self
+    }
+
+    /// One more fault, for ever, for a run that gets past those before it.
+    pub(super) fn fault_behind(mut self, route: Route, fault: Fault) -> Self {
+        self.faults.push(Script { first_only: false, sure: false, route, fault, times: None });
         self
     }
 
@@ -189,15 +222,9 @@ impl Case {
         single.or(older).map(|(_, why)| why)
     }
 
-    /// Whether no turn may ever travel over a WebSocket.
+    /// Whether turns may have to do without WebSockets.
     pub(super) fn fails_at_the_handshake(&self) -> bool {
         self.faults.iter().any(|script| script.route == Route::Upgrade)
-    }
-
-    /// Whether the daemon answers these calls from what it knows, and never passes them on.
-    pub(super) fn is_answered_here(&self) -> bool {
-        let here = [Route::AccountsCheck, Route::Usage, Route::Models];
-        self.faults.iter().all(|script| here.contains(&script.route))
     }
 
     /// Whether every account fails for ever.

@@ -10,6 +10,13 @@ const TURN: Route = Route::Responses;
 const GIVES_UP: &str = "the CLI alone asks up to 30 times; one request through the daemon has a budget \
                         over all accounts, after which the CLI is told to stop, with the reason";
 
+/// Why a login that is spent gets our words.
+const SEVERAL: &str = "the CLI alone says that its one login has to be renewed; a pool has several, and our words \
+                       lead to `cmactl why`";
+
+/// How the words begin that tell the reason, where that depends on how a connection breaks.
+const AND_LAST: &str = " attempts, the last one: ";
+
 /// An error without a stream around it.
 const SAYS_NO: &str =
     r#"{"error":{"type":"server_error","code":"server_error","message":"broken"}}"#;
@@ -73,11 +80,12 @@ pub(super) fn heads() -> Vec<Case> {
     let mut all = vec![
         fails("401x1", &Fault::token_invalidated(), Some(1)).same(),
         fails("401x1", &Fault::token_invalidated(), Some(1)).hidden(),
-        fails("401all", &Fault::token_invalidated(), None).ours("cma:", GIVES_UP),
+        fails("401all", &Fault::token_invalidated(), None)
+            .ours("the last one: the host refuses the tokens of several accounts (401)", GIVES_UP),
         fails("401all", &Fault::token_invalidated(), None).hidden(),
         fails("401all_reused", &Fault::token_invalidated(), None)
             .fault(Route::Refresh, reused(), None)
-            .ours("cmactl", "several logins, so the words say which to renew and how"),
+            .ours("the last one: token refused (401). Run `cmactl why", SEVERAL),
         fails("401all_reused", &Fault::token_invalidated(), None)
             .fault(Route::Refresh, reused(), None)
             .hidden(),
@@ -87,7 +95,8 @@ pub(super) fn heads() -> Vec<Case> {
         fails("422", &detail(422, "Unprocessable"), None).same_for_two(),
         fails("429x1retryafter", &Fault::rate_limited(Some(1)), Some(1)).healed(),
         fails("429x1retryafter", &Fault::rate_limited(Some(1)), Some(1)).hidden(),
-        fails("429_retry_after_all", &Fault::rate_limited(Some(1)), None).ours("cma:", GIVES_UP),
+        fails("429_retry_after_all", &Fault::rate_limited(Some(1)), None)
+            .ours("the last one: 429 too many requests", GIVES_UP),
         fails("429_retry_after_big", &Fault::rate_limited(Some(20)), Some(1)).healed(),
         fails("429_retry_after_big", &Fault::rate_limited(Some(20)), Some(1)).hidden(),
         fails("500x1", &Fault::server_error(500, None), Some(1)).same(),
@@ -126,21 +135,21 @@ pub(super) fn heads() -> Vec<Case> {
         all.push(fails(row, fault, None).hidden());
     }
     let ends = [
-        ("402ws", Fault::payment_required()),
-        ("403all", Fault::forbidden()),
-        ("403html", Fault::cloudflare()),
-        ("408", detail(408, "timeout")),
-        ("500all", Fault::server_error(500, None)),
-        ("502all", plain(502, "bad gateway")),
-        ("503overloaded", Fault::overloaded()),
-        ("503slow", slow),
-        ("503plain", plain(503, "unavail")),
-        ("520all", plain(520, "unknown")),
-        ("dropall", Fault::ResetBeforeHead),
-        ("garbageall", Fault::GarbageHead),
+        ("402ws", Fault::payment_required(), "the last one: 402 payment required"),
+        ("403all", Fault::forbidden(), "the last one: 403 forbidden"),
+        ("403html", Fault::cloudflare(), "the last one: 403 from the host's front door"),
+        ("408", detail(408, "timeout"), "the last one: 408 request timeout"),
+        ("500all", Fault::server_error(500, None), "the last one: status 500"),
+        ("502all", plain(502, "bad gateway"), "the last one: status 502"),
+        ("503overloaded", Fault::overloaded(), "the last one: status 503"),
+        ("503slow", slow, "the last one: status 503"),
+        ("503plain", plain(503, "unavail"), "the last one: status 503"),
+        ("520all", plain(520, "unknown"), "the last one: status 520"),
+        ("dropall", Fault::ResetBeforeHead, AND_LAST),
+        ("garbageall", Fault::GarbageHead, AND_LAST),
     ];
-    for (row, fault) in &ends {
-        all.push(fails(row, fault, None).ours("cma:", GIVES_UP));
+    for (row, fault, says) in &ends {
+        all.push(fails(row, fault, None).ours(says, GIVES_UP));
         all.push(fails(row, fault, None).hidden());
     }
     all
@@ -196,9 +205,11 @@ pub(super) fn streams() -> Vec<Case> {
     }
     // A page is the network's word, for all accounts alike.
     let page = typed(200, "text/html", "<html>a page</html>");
-    all.push(fails("html200_all", &page, None).ours("cma:", GIVES_UP));
+    let says = "the last one: a web page came instead of an answer (status 200)";
+    all.push(fails("html200_all", &page, None).ours(says, GIVES_UP));
     let json = typed(200, "application/json", SAYS_NO);
-    all.push(fails("json200_all", &json, None).ours("cma:", GIVES_UP));
+    let says = "failed inside the stream before anything was shown: server_error";
+    all.push(fails("json200_all", &json, None).ours(says, GIVES_UP));
     // What has been shown in part is the CLI's to begin again.
     let shown = [
         ("dropmid1", cut(4, Cut::Reset)),
@@ -257,13 +268,22 @@ pub(super) fn failures() -> Vec<Case> {
         all.push(fails(row, fault, None).hidden());
     }
     let ends = [
-        ("rf_usage_limit", failed("usage_limit_reached", "lim")),
-        ("rf_slow_all", failed("slow_down", "slow")),
-        ("rf_server_error_all", failed("server_error", "broken")),
-        ("dropafterheaders_all", cut(0, Cut::Reset)),
+        // The CLI's own words, on the pool's own answer.
+        ("rf_usage_limit", failed("usage_limit_reached", "lim"), "hit your usage limit"),
+        (
+            "rf_slow_all",
+            failed("slow_down", "slow"),
+            "failed inside the stream before anything was shown: slow_down",
+        ),
+        (
+            "rf_server_error_all",
+            failed("server_error", "broken"),
+            "failed inside the stream before anything was shown: server_error",
+        ),
+        ("dropafterheaders_all", cut(0, Cut::Reset), AND_LAST),
     ];
-    for (row, fault) in &ends {
-        all.push(fails(row, fault, None).ours("", GIVES_UP));
+    for (row, fault, says) in &ends {
+        all.push(fails(row, fault, None).ours(says, GIVES_UP));
         all.push(fails(row, fault, None).hidden());
     }
     all

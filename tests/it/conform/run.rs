@@ -15,12 +15,14 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     io::{BufRead as _, BufReader, Write as _},
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
 /// What one step may take: the CLI's own retries end after 26 s, a stated wait is 30 s.
 const LIMIT: Duration = Duration::from_secs(150);
+/// What the daemon asks beside a turn reaches the upstream within this.
+const BESIDE: Duration = Duration::from_secs(5);
 /// Upstream attempts after which something turns in a circle.
 const MAX_ATTEMPTS: usize = 30;
 
@@ -43,10 +45,12 @@ pub(super) struct Shown {
     pub(super) asked: Vec<String>,
     /// Turns that reached the upstream, in whatever form.
     pub(super) attempts: usize,
-    /// Frames among them.
+    /// Those that came over HTTP.
+    pub(super) posts: usize,
+    /// Frames, prewarms too.
     pub(super) frames: usize,
-    /// Scripted faults that applied.
-    pub(super) faults: u64,
+    /// Of each scripted fault whether it applied; empty where none was scripted.
+    pub(super) met: Vec<bool>,
     /// Rules that the upstream saw broken.
     pub(super) violations: BTreeSet<String>,
     pub(super) took: Duration,
@@ -153,11 +157,20 @@ pub(super) fn through(case: &Case, version: &str) -> Option<Shown> {
         command
     };
     let shown = shown(case, &world, true, make);
-    if takes_key(version) {
-        // An older CLI has a login of its own, and writes it into its own log.
-        world.assert_no_secrets();
+    if !takes_key(version) {
+        forget_its_log(&world);
     }
+    world.assert_no_secrets();
     Some(shown)
+}
+
+/// An older CLI has a login of its own, and as an app-server writes it into a log of its own.
+fn forget_its_log(world: &World) {
+    for entry in fs::read_dir(world.codex_home()).unwrap().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("logs_") {
+            fs::remove_file(entry.path()).unwrap();
+        }
+    }
 }
 
 /// Whichever way the list of models can't be had, the daemon says that it isn't there; the CLI then has
@@ -183,10 +196,11 @@ fn shown(case: &Case, world: &World, faults: bool, make: impl Fn(&World) -> Comm
     if let Some(command) = case.tool {
         world.sim().script_tool_call(command);
     }
-    let mut shown = Shown::default();
+    let (mut shown, mut before) = (Shown::default(), None);
     let dir = world.path("").display().to_string();
     for (at, step) in case.steps.iter().enumerate() {
         if at == case.faults_at && faults {
+            before = Some(world.sim().seen().last().map_or(0, |seen| seen.number));
             for script in &case.faults {
                 let account = script.first_only.then_some("a");
                 world.sim().fault(account, script.route, script.fault.clone(), script.times);
@@ -202,7 +216,7 @@ fn shown(case: &Case, world: &World, faults: bool, make: impl Fn(&World) -> Comm
                 command.args(filled);
                 finish(world, command, LIMIT)
             },
-            Step::Serve(messages) => serve(make(world), messages),
+            Step::Serve(messages) => serve(world, make(world), messages),
         };
         shown.add(&normal, &ran);
     }
@@ -212,18 +226,35 @@ fn shown(case: &Case, world: &World, faults: bool, make: impl Fn(&World) -> Comm
         .map(|seen| format!("{} {} {}", seen.method, seen.path, seen.account.unwrap_or_default()))
         .collect();
     shown.attempts = world.sim().seen().iter().filter(|seen| is_attempt(seen)).count();
+    shown.posts = world.sim().seen().iter().filter(|seen| is_post(seen)).count();
     shown.frames = world.sim().seen().iter().filter(|seen| seen.method == "WS").count();
-    shown.faults = world.sim().stats().accounts.values().map(|stats| stats.faults).sum();
+    shown.met = before.map(|number| met(case, world, number)).unwrap_or_default();
     shown.violations = world.sim().violations().iter().map(|it| rule(it)).collect();
     shown.sent = sent(case, world, &normal);
     shown.took = begun.elapsed();
     shown
 }
 
+/// Of each fault whether it applied, which is scripted behind a request of this number.
+fn met(case: &Case, world: &World, before: u64) -> Vec<bool> {
+    let until = Instant::now() + BESIDE;
+    loop {
+        let mut seen = world.sim().seen();
+        seen.retain(|seen| seen.number > before);
+        let applied: u64 = world.sim().stats().accounts.values().map(|stats| stats.faults).sum();
+        let met: Vec<_> =
+            case.faults.iter().map(|script| script.is_met(&seen, applied)).collect();
+        let missing = case.faults.iter().zip(&met).any(|(script, met)| script.sure && !met);
+        if !missing || Instant::now() > until {
+            return met;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// The body of the last turn. Over a WebSocket what it builds on depends on the connection.
 fn sent(case: &Case, world: &World, normal: &Normal) -> Vec<String> {
-    let last =
-        world.sim().seen().into_iter().rfind(|seen| seen.method == "POST" && is_attempt(seen));
+    let last = world.sim().seen().into_iter().rfind(is_post);
     let body = last.filter(|_| case.wire == Wire::Http).map(|seen| normal.json(&seen.body));
     body.and_then(|body| serde_json::to_string_pretty(&body).ok())
         .map(|text| text.lines().map(str::to_owned).collect())
@@ -251,6 +282,10 @@ fn is_attempt(seen: &Seen) -> bool {
         && (seen.method != "WS" || seen.body["generate"] != false)
 }
 
+fn is_post(seen: &Seen) -> bool {
+    seen.method == "POST" && is_attempt(seen)
+}
+
 impl Shown {
     fn add(&mut self, normal: &Normal, ran: &Ran) {
         self.codes.push(ran.code);
@@ -275,9 +310,11 @@ impl Shown {
     }
 }
 
-/// Talks to an app-server: what was answered, and what it says of items and turns.
-fn serve(mut command: Command, messages: &[Value]) -> Ran {
-    command.arg("app-server").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+/// Talks to an app-server: what was answered, and what it says of items and turns. What else it writes is
+/// only searched for secrets.
+fn serve(world: &World, mut command: Command, messages: &[Value]) -> Ran {
+    let errors = fs::File::create(world.path("tmp/app-server.log")).unwrap();
+    command.arg("app-server").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors);
     let begun = Instant::now();
     let mut server = command.spawn().unwrap();
     let pid = server.id();
@@ -290,6 +327,7 @@ fn serve(mut command: Command, messages: &[Value]) -> Ran {
     let mut input = server.stdin.take().unwrap();
     let mut lines = BufReader::new(server.stdout.take().unwrap()).lines().map_while(Result::ok);
     let (mut said, mut thread, mut early) = (Vec::new(), Value::Null, BTreeMap::new());
+    let mut stdout = String::new();
     for message in messages {
         let awaited = message["await"].as_str();
         if let Some(method) = awaited {
@@ -301,6 +339,7 @@ fn serve(mut command: Command, messages: &[Value]) -> Ran {
             writeln!(input, "{text}").unwrap();
         }
         for line in lines.by_ref() {
+            stdout.push_str(&line);
             let Ok(heard) = serde_json::from_str::<Value>(&line) else { continue };
             let method = heard["method"].as_str().unwrap_or_default();
             let answers = awaited.is_none() && heard["id"] == message["id"];
@@ -317,9 +356,12 @@ fn serve(mut command: Command, messages: &[Value]) -> Ran {
         }
     }
     drop(input);
-    let code = server.wait().unwrap().code().unwrap_or(-1);
+    let status = server.wait().unwrap();
     drop(done);
     watchdog.join().unwrap();
+    let all = Output { status, stdout: stdout.into_bytes(), stderr: Vec::new() };
+    world.keep("an app-server", &all);
+    let code = status.code().unwrap_or(-1);
     Ran { code, stdout: said.join("\n"), stderr: String::new(), took: begun.elapsed() }
 }
 

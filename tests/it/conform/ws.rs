@@ -97,10 +97,10 @@ pub(super) fn frames() -> Vec<Case> {
         on(Route::Prewarm, "fr_prewarm_slow", &Fault::SlowHead(Duration::from_secs(2)), Some(1))
             .same(),
         on(Route::Prewarm, "fr_usage429_prewarm", &usage(), None)
-            .fault(route, usage(), None)
+            .fault_behind(route, usage())
             .same(),
         on(Route::Prewarm, "fr_usage429_prewarm", &usage(), None)
-            .fault(route, usage(), None)
+            .fault_behind(route, usage())
             .hidden(),
         on(
             route,
@@ -186,16 +186,22 @@ pub(super) fn lost() -> Vec<Case> {
     }
     all.push(on(route, "fr_usage429", &usage(), None).same_for_two());
     let ends = [
-        ("fr_402", Fault::payment_required()),
-        ("fr_403", Fault::forbidden()),
-        ("fr_500_all", error(500, "server_error", "broken")),
-        ("fr_failed_usage_limit", failed("usage_limit_reached", "lim")),
-        ("fr_dropall", cut(0, Cut::Reset)),
+        ("fr_402", Fault::payment_required(), "the last one: an error without a code (402)"),
+        ("fr_403", Fault::forbidden(), "the last one: an error without a code (403)"),
+        (
+            "fr_500_all",
+            error(500, "server_error", "broken"),
+            "the last one: server_error (500)",
+        ),
+        // The CLI's own words, on the pool's own answer.
+        ("fr_failed_usage_limit", failed("usage_limit_reached", "lim"), "hit your usage limit"),
+        // The reason depends on how the connection breaks.
+        ("fr_dropall", cut(0, Cut::Reset), " attempts, the last one: "),
     ];
-    for (row, fault) in &ends {
+    for (row, fault, says) in &ends {
         // HTTP fails in the same way, or the CLI alone would fall back on it and be served.
-        let both = on(route, row, fault, None).fault(Route::Responses, fault.clone(), None);
-        all.push(both.clone().ours("", GIVES_UP));
+        let both = on(route, row, fault, None).fault_behind(Route::Responses, fault.clone());
+        all.push(both.clone().ours(says, GIVES_UP));
         all.push(both.hidden());
     }
     all
