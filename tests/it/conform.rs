@@ -54,6 +54,9 @@ const TWENTY_LIMIT: Duration = Duration::from_secs(240);
 /// The least number of cases.
 const ROWS: usize = 120;
 
+/// Rows by what is said of them.
+type Rows = BTreeMap<&'static str, Vec<String>>;
+
 fn cases() -> Vec<Case> {
     let mut all = http::heads();
     all.extend(http::streams());
@@ -154,7 +157,7 @@ fn chosen<'a>(all: &'a [Case], versions: &[&'static str]) -> Vec<(&'a Case, &'st
 }
 
 /// What is said of the cases holds of them: names, number, and that each of those whose expectation is
-/// our own words stands in the documentation with its reason.
+/// our own words stands in the documentation with its reason and its text.
 #[test]
 fn the_table_is_whole() {
     let all = cases();
@@ -167,13 +170,13 @@ fn the_table_is_whole() {
     for case in &all {
         assert!(case.faults_at < case.steps.len(), "{}: its faults are never scripted", case.name);
     }
-    let (mut reasons, mut texts) = (BTreeMap::new(), BTreeMap::new());
+    let (mut reasons, mut texts) = (Rows::new(), Rows::new());
     for case in &all {
         if let Expect::Ours { says, why } = case.expect {
             assert!(!says.is_empty(), "{}: any words would do", case.name);
             let (row, _ours) = case.name.rsplit_once('/').unwrap();
-            reasons.entry(why).or_insert_with(Vec::new).push(format!("`{row}`"));
-            texts.entry(says).or_insert_with(Vec::new).push(format!("`{row}`"));
+            reasons.entry(why).or_default().push(format!("`{row}`"));
+            texts.entry(says).or_default().push(format!("`{row}`"));
         }
     }
     let docs = include_str!("../../docs/conformance.md");

@@ -15,7 +15,7 @@ const SEVERAL: &str = "the CLI alone says that its one login has to be renewed; 
                        lead to `cmactl why`";
 
 /// How the words begin that tell the reason, where that depends on how a connection breaks.
-const AND_LAST: &str = " attempts, the last one: ";
+const AND_LAST: &str = "attempts, the last one:";
 
 /// An error without a stream around it.
 const SAYS_NO: &str =
@@ -69,9 +69,27 @@ fn bare_usage() -> Fault {
     )
 }
 
+/// Heads that every account answers for ever, and how the words end that the person gets.
+fn ends() -> [(&'static str, Fault, &'static str); 12] {
+    let slow = status(503, &json!({ "error": { "code": "slow_down", "message": "slow" } }));
+    [
+        ("402ws", Fault::payment_required(), "the last one: 402 payment required"),
+        ("403all", Fault::forbidden(), "the last one: 403 forbidden"),
+        ("403html", Fault::cloudflare(), "the last one: 403 from the host's front door"),
+        ("408", detail(408, "timeout"), "the last one: 408 request timeout"),
+        ("500all", Fault::server_error(500, None), "the last one: status 500"),
+        ("502all", plain(502, "bad gateway"), "the last one: status 502"),
+        ("503overloaded", Fault::overloaded(), "the last one: status 503"),
+        ("503slow", slow, "the last one: status 503"),
+        ("503plain", plain(503, "unavail"), "the last one: status 503"),
+        ("520all", plain(520, "unknown"), "the last one: status 520"),
+        ("dropall", Fault::ResetBeforeHead, AND_LAST),
+        ("garbageall", Fault::GarbageHead, AND_LAST),
+    ]
+}
+
 /// Heads. For each row what all accounts meet, and the same with one that doesn't.
 pub(super) fn heads() -> Vec<Case> {
-    let slow = status(503, &json!({ "error": { "code": "slow_down", "message": "slow" } }));
     let bad = status(
         400,
         &json!({ "error": { "message": "bad request x", "type": "invalid_request_error", "code": "x" } }),
@@ -85,7 +103,7 @@ pub(super) fn heads() -> Vec<Case> {
         fails("401all", &Fault::token_invalidated(), None).hidden(),
         fails("401all_reused", &Fault::token_invalidated(), None)
             .fault(Route::Refresh, reused(), None)
-            .ours("the last one: token refused (401). Run `cmactl why", SEVERAL),
+            .ours("the last one: token refused (401)", SEVERAL),
         fails("401all_reused", &Fault::token_invalidated(), None)
             .fault(Route::Refresh, reused(), None)
             .hidden(),
@@ -134,23 +152,9 @@ pub(super) fn heads() -> Vec<Case> {
         all.push(fails(row, fault, None).same_for_two());
         all.push(fails(row, fault, None).hidden());
     }
-    let ends = [
-        ("402ws", Fault::payment_required(), "the last one: 402 payment required"),
-        ("403all", Fault::forbidden(), "the last one: 403 forbidden"),
-        ("403html", Fault::cloudflare(), "the last one: 403 from the host's front door"),
-        ("408", detail(408, "timeout"), "the last one: 408 request timeout"),
-        ("500all", Fault::server_error(500, None), "the last one: status 500"),
-        ("502all", plain(502, "bad gateway"), "the last one: status 502"),
-        ("503overloaded", Fault::overloaded(), "the last one: status 503"),
-        ("503slow", slow, "the last one: status 503"),
-        ("503plain", plain(503, "unavail"), "the last one: status 503"),
-        ("520all", plain(520, "unknown"), "the last one: status 520"),
-        ("dropall", Fault::ResetBeforeHead, AND_LAST),
-        ("garbageall", Fault::GarbageHead, AND_LAST),
-    ];
-    for (row, fault, says) in &ends {
-        all.push(fails(row, fault, None).ours(says, GIVES_UP));
-        all.push(fails(row, fault, None).hidden());
+    for (row, fault, says) in ends() {
+        all.push(fails(row, &fault, None).ours(says, GIVES_UP));
+        all.push(fails(row, &fault, None).hidden());
     }
     all
 }
@@ -282,9 +286,9 @@ pub(super) fn failures() -> Vec<Case> {
         ),
         ("dropafterheaders_all", cut(0, Cut::Reset), AND_LAST),
     ];
-    for (row, fault, says) in &ends {
-        all.push(fails(row, fault, None).ours(says, GIVES_UP));
-        all.push(fails(row, fault, None).hidden());
+    for (row, fault, says) in ends {
+        all.push(fails(row, &fault, None).ours(says, GIVES_UP));
+        all.push(fails(row, &fault, None).hidden());
     }
     all
 }

@@ -6,7 +6,7 @@ use super::{
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Parts of the CLI's log that aren't compared, the one version where that isn't all of them, and why.
+/// Parts of the CLI's log that aren't compared, the version for which that holds if not for all, and why.
 const UNHEARD: [(&str, Option<&str>, &str); 4] = [
     (
         "rmcp::transport",
@@ -134,7 +134,9 @@ fn strayed(case: &Case, alone: &Shown, through: &Shown) -> Option<String> {
     };
     strayed.then(|| {
         let [alone, through] = [alone, through].map(|it| (it.frames, it.posts));
-        format!("the wrong transport, frames and POSTs: {alone:?} alone, {through:?} with the daemon")
+        format!(
+            "the wrong transport, frames and POSTs: {alone:?} alone, {through:?} with the daemon"
+        )
     })
 }
 
@@ -193,9 +195,8 @@ fn log(version: &str, alone: &Shown, through: &Shown) -> Option<String> {
         let here = UNHEARD.iter().filter(|(_, only, _)| only.is_none_or(|one| one == version));
         here.map(|(part, ..)| part).any(|part| line.contains(part))
     };
-    let of = |shown: &Shown| {
-        shown.log.iter().filter(|line| !unheard(line)).cloned().collect::<Vec<_>>()
-    };
+    let of =
+        |shown: &Shown| shown.log.iter().filter(|line| !unheard(line)).cloned().collect::<Vec<_>>();
     lines("log", &of(alone), &of(through))
 }
 

@@ -188,19 +188,15 @@ pub(super) fn lost() -> Vec<Case> {
     let ends = [
         ("fr_402", Fault::payment_required(), "the last one: an error without a code (402)"),
         ("fr_403", Fault::forbidden(), "the last one: an error without a code (403)"),
-        (
-            "fr_500_all",
-            error(500, "server_error", "broken"),
-            "the last one: server_error (500)",
-        ),
+        ("fr_500_all", error(500, "server_error", "broken"), "the last one: server_error (500)"),
         // The CLI's own words, on the pool's own answer.
         ("fr_failed_usage_limit", failed("usage_limit_reached", "lim"), "hit your usage limit"),
         // The reason depends on how the connection breaks.
-        ("fr_dropall", cut(0, Cut::Reset), " attempts, the last one: "),
+        ("fr_dropall", cut(0, Cut::Reset), "attempts, the last one:"),
     ];
-    for (row, fault, says) in &ends {
+    for (row, fault, says) in ends {
         // HTTP fails in the same way, or the CLI alone would fall back on it and be served.
-        let both = on(route, row, fault, None).fault_behind(Route::Responses, fault.clone());
+        let both = on(route, row, &fault, None).fault_behind(Route::Responses, fault);
         all.push(both.clone().ours(says, GIVES_UP));
         all.push(both.hidden());
     }
