@@ -6,7 +6,7 @@
 use crate::codex_kit::{
     TURN, VERSION, bare, codex, finish, machine, official, posts, turn, upstream,
 };
-use cma_tests::world::{Ran, World, bin_dir};
+use cma_tests::world::{Ran, World, bin_dir, copy_program};
 use serde_json::Value;
 use std::{
     fs,
@@ -216,7 +216,7 @@ fn folder(world: &World, name: &str, make: impl FnOnce(&Path)) -> PathBuf {
 
 fn copied(world: &World, name: &str) -> PathBuf {
     folder(world, name, |codex| {
-        fs::copy(bin_dir().join("codex"), codex).unwrap();
+        copy_program(&bin_dir().join("codex"), codex);
     })
 }
 

@@ -4,7 +4,7 @@ use crate::codex_kit;
 use cma_tests::{
     http::{Answer, Ask, Door, Line, turn_body},
     sim::{AccountSpec, Fault, Route, SimConfig},
-    world::{Ran, World, eventually, signal},
+    world::{Ran, World, bin_dir, copy_program, eventually, signal},
     ws::{End, Socket, Told, said},
 };
 use parking_lot::Mutex;
@@ -717,7 +717,7 @@ fn a_restart_puts_a_replaced_program_to_work() {
     let place = world.path("bin");
     fs::create_dir(&place).unwrap();
     for name in ["cmad", "cmactl"] {
-        fs::copy(cma_tests::world::bin_dir().join(name), place.join(name)).unwrap();
+        copy_program(&bin_dir().join(name), &place.join(name));
     }
     let ctl = place.join("cmactl");
     world.run(&ctl, ["daemon", "start"]).ok();
@@ -725,7 +725,7 @@ fn a_restart_puts_a_replaced_program_to_work() {
     let whole = Whole::of(&world);
     let running = slow_turn(&world, &door, WHILE);
     let before = fs::metadata(place.join("cmad")).unwrap().ino();
-    fs::copy(place.join("cmad"), place.join("new")).unwrap();
+    copy_program(&place.join("cmad"), &place.join("new"));
     fs::rename(place.join("new"), place.join("cmad")).unwrap();
     let after = fs::metadata(place.join("cmad")).unwrap().ino();
     assert_ne!(before, after);

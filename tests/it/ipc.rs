@@ -11,7 +11,7 @@ use cma_proto::{
 use cma_tests::{
     http::Door,
     sim::{AccountSpec, SimConfig},
-    world::{World, bin_dir},
+    world::{World, bin_dir, copy_program},
 };
 use serde_json::{Value, json};
 use std::{
@@ -104,7 +104,7 @@ fn another_user_is_denied() {
     fs::create_dir(&programs).unwrap();
     open_to_all(&programs);
     let copy = |from: &Path, name: &str| {
-        fs::copy(from, programs.join(name)).unwrap();
+        copy_program(from, &programs.join(name));
         programs.join(name)
     };
     let cmactl = copy(&bin_dir().join("cmactl"), "cmactl");

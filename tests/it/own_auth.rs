@@ -3,7 +3,7 @@
 
 use crate::codex_kit::{TURN, VERSION, bare, codex, finish, logged, posts, upstream};
 use cma_tests::{
-    http::{Ask, Door, turn_body},
+    http::{Ask, Door, Line, turn_body},
     world::{Ran, World, eventually},
 };
 use serde_json::Value;
@@ -155,7 +155,9 @@ impl Own {
             .header("host", &self.door.addr.to_string())
             .header("content-type", "application/json")
             .body(body.to_string().into_bytes());
-        let answer = self.door.send(&ask).unwrap();
+        let mut line = Line::open(self.door.addr).unwrap();
+        line.write(&ask.bytes()).unwrap();
+        let answer = line.token().unwrap();
         (answer.status, serde_json::from_str(&answer.text()).unwrap_or_default())
     }
 }

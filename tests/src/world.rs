@@ -70,6 +70,17 @@ pub fn bin_dir() -> PathBuf {
     own.parent().and_then(Path::parent).map(Path::to_path_buf).unwrap_or_default()
 }
 
+/// Copies a program that is then run: by another process, since a file that this one has open for writing,
+/// and so has whatever another test starts meanwhile, can't be run.
+///
+/// # Panics
+/// When it can't be copied.
+#[track_caller]
+pub fn copy_program(from: &Path, to: &Path) {
+    let copied = Command::new("cp").args([from, to]).status().expect("`cp` runs");
+    assert!(copied.success(), "{} to {}", from.display(), to.display());
+}
+
 /// The official CLI of a version, where the test set-up has installed it (`CMA_TEST_CODEX_DIR`, one
 /// folder for each version, installed by npm). Without it: a printed reason, or a failure under
 /// `CI=true`.
