@@ -157,7 +157,7 @@ impl Own {
             .body(body.to_string().into_bytes());
         let mut line = Line::open(self.door.addr).unwrap();
         line.write(&ask.bytes()).unwrap();
-        let answer = line.token().unwrap();
+        let answer = line.answer_with_token().unwrap();
         (answer.status, serde_json::from_str(&answer.text()).unwrap_or_default())
     }
 }

@@ -331,7 +331,7 @@ impl Line {
     /// When a token is in it: none leaves the daemon.
     #[track_caller]
     pub fn answer(&mut self) -> io::Result<Answer> {
-        let answer = self.token()?;
+        let answer = self.answer_with_token()?;
         let canary = DEFAULT_CANARY.as_bytes();
         let has = |bytes: &[u8]| bytes.windows(canary.len()).any(|part| part == canary);
         let leaks =
@@ -344,7 +344,7 @@ impl Line {
     ///
     /// # Errors
     /// As [`Line::answer`].
-    pub fn token(&mut self) -> io::Result<Answer> {
+    pub fn answer_with_token(&mut self) -> io::Result<Answer> {
         let mut answer = self.head()?;
         answer.body = self.rest()?;
         Ok(answer)

@@ -4,7 +4,10 @@ mod backups;
 mod damage;
 mod sealing;
 
+use crate::vault::Vault;
+use cma_core::identity::AccountId;
 use cma_proto::error::ErrorCode;
+use http::header::AUTHORIZATION;
 use record::{Gone, Tokens};
 use std::path::Path;
 
@@ -72,6 +75,16 @@ fn an_account_comes_back_as_it_was_and_the_one_before_is_kept_without_its_spent_
     store.save_account(&one).unwrap();
     assert!(before(&store).tokens.refresh_token.is_none(), "the login is gone");
     assert!(!format!("{read:?}").contains(CANARY), "Debug shows no secret");
+}
+
+#[test]
+fn what_is_made_of_a_record_shows_no_secret() {
+    let vault = Vault::default();
+    vault.put(&record("a"));
+    let pass = vault.current(&AccountId::from_written("a")).unwrap();
+    assert!(pass.authorization.to_str().unwrap().contains(CANARY));
+    let sent = http::HeaderMap::from_iter([(AUTHORIZATION, pass.authorization.clone())]);
+    assert!(!format!("{vault:?} {pass:?} {sent:?}").contains(CANARY));
 }
 
 #[cfg(unix)]
