@@ -8,7 +8,7 @@ use std::{fs, path::Path};
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 12] = [
+const TARGETS: [Target; 15] = [
     ("frame", targets::frame),
     ("hello", targets::hello),
     ("message", targets::message),
@@ -21,6 +21,9 @@ const TARGETS: [Target; 12] = [
     ("bound_strip", targets::bound_strip),
     ("sse", targets::sse),
     ("ws_frame", targets::ws_frame),
+    ("sniff", targets::sniff),
+    ("wrapped", targets::wrapped),
+    ("models", targets::models),
 ];
 
 #[test]

@@ -3,18 +3,24 @@
 //! Everything a scenario starts is a child of its world and ends with it, by process id. Nothing of
 //! the machine's own environment leaks in: a child's environment is built from nothing. Every output
 //! that passes through here is kept, so that at the end [`World::assert_no_secrets`] can search all
-//! of it, the files outside the vault and the children's command lines for the canary that the
-//! simulated upstream puts in every token.
+//! of it, the files outside the vault and the command lines, those at the end and those while a command
+//! ran, for the canary that the simulated upstream puts in every token.
 
 use crate::sim::{Sim, SimConfig};
 use parking_lot::Mutex;
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
     fs, io,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
     time::{Duration, Instant},
 };
+
+/// Between two looks at the command line of a child that is waited for.
+const LOOK: Duration = Duration::from_millis(30);
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -222,9 +228,11 @@ impl World {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        let output = wait(child, Duration::from_secs(120))
+        let (output, lines) = wait(child, Duration::from_secs(120))
             .unwrap_or_else(|error| panic!("{command:?}: {error}"));
         self.keep(&format!("{command:?}"), &output);
+        let told = lines.into_iter().map(|line| (format!("a command line of {command:?}"), line));
+        self.outputs.lock().extend(told);
         ran(&output, begun.elapsed())
     }
 
@@ -281,7 +289,7 @@ impl World {
         signal(pid, rustix::process::Signal::TERM);
         let begun = Instant::now();
         while self.daemon_pid().is_some() && begun.elapsed() < Duration::from_secs(5) {
-            std::thread::sleep(Duration::from_millis(5));
+            thread::sleep(Duration::from_millis(5));
         }
     }
 
@@ -322,11 +330,7 @@ impl World {
                 assert!(!has(&bytes), "the canary is in {}", file.display());
             }
         }
-        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            if let Ok(bytes) = fs::read(entry.path().join("cmdline")) {
-                assert!(!has(&bytes), "the canary is in {}", entry.path().display());
-            }
-        }
+        assert!(!command_lines().any(|line| has(&line)), "the canary is in a command line");
     }
 
     /// No rule of the upstream was broken, and no secret leaked: the end of every scenario.
@@ -373,7 +377,7 @@ pub fn within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
         assert!(begun.elapsed() < limit, "not within {} s: {what}", limit.as_secs());
-        std::thread::sleep(Duration::from_millis(5));
+        thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -391,19 +395,39 @@ pub fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-fn wait(mut child: Child, limit: Duration) -> io::Result<Output> {
+/// Waits for a child's end; the command lines that were seen on the way, its own and now and then
+/// those of everything that runs.
+fn wait(mut child: Child, limit: Duration) -> io::Result<(Output, BTreeSet<Vec<u8>>)> {
     let pid = child.id();
-    let (done, over) = std::sync::mpsc::channel::<()>();
-    let watchdog = std::thread::spawn(move || {
-        if over.recv_timeout(limit) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-            signal(pid, rustix::process::Signal::KILL);
+    let (done, over) = mpsc::channel::<()>();
+    let watchdog = thread::spawn(move || {
+        let (begun, mut lines) = (Instant::now(), BTreeSet::new());
+        for look in 1_u32.. {
+            if over.recv_timeout(LOOK) != Err(RecvTimeoutError::Timeout) {
+                break;
+            }
+            lines.extend(fs::read(format!("/proc/{pid}/cmdline")));
+            if look % 16 == 0 {
+                lines.extend(command_lines());
+            }
+            if begun.elapsed() > limit {
+                signal(pid, rustix::process::Signal::KILL);
+                break;
+            }
         }
+        lines
     });
     drop(child.stdin.take());
     let output = child.wait_with_output();
     drop(done);
-    let _finished = watchdog.join();
-    output
+    let lines = watchdog.join().unwrap_or_default();
+    output.map(|output| (output, lines))
+}
+
+/// The command line of every process.
+fn command_lines() -> impl Iterator<Item = Vec<u8>> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok())
 }
 
 fn ran(output: &Output, took: Duration) -> Ran {

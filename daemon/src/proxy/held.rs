@@ -12,12 +12,12 @@
 use super::{
     error_body::{ERROR_TIMEOUT, MAX_ERROR},
     headers,
-    sniff::Sniffer,
 };
 use crate::{clock, config::streams::Streams, upstream::Driven};
 use bytes::Bytes;
 use cma_core::{
     event::Fault,
+    sniff::Sniffer,
     stream::{Beginning, Found},
 };
 use http::{HeaderMap, HeaderValue, Response, header, response};

@@ -25,7 +25,6 @@ pub(crate) mod probe;
 pub(crate) mod relay;
 mod respond;
 mod shown;
-pub(crate) mod sniff;
 mod stated;
 pub(crate) mod surface;
 pub(crate) mod trace;

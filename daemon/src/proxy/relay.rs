@@ -8,11 +8,7 @@
 //! to hyper, which breaks the connection, and the CLI's own retry sees the truth. What fails here was
 //! shown in part and can't be hidden any more; what it says of the account counts all the same.
 
-use super::{
-    Proxy,
-    sniff::{End, Sniffer},
-    trace::Trace,
-};
+use super::{Proxy, trace::Trace};
 use crate::{
     actor::Lease,
     app::{Phase, Phases},
@@ -20,7 +16,11 @@ use crate::{
     upstream::Driven,
 };
 use bytes::Bytes;
-use cma_core::{pool::Release, verdict::Mark};
+use cma_core::{
+    pool::Release,
+    sniff::{self, End, Sniffer},
+    verdict::Mark,
+};
 use http::Response;
 use http_body::{Body, Frame, SizeHint};
 use std::{
@@ -221,7 +221,7 @@ impl Ending {
 }
 
 impl Accounts {
-    fn settle(self, ended: bool, stream: bool, said: super::sniff::Said) {
+    fn settle(self, ended: bool, stream: bool, said: sniff::Said) {
         let Self { proxy, lease, mut trace } = self;
         let good = (200..300).contains(&trace.status);
         // An end as HTTP wants it is not the stream's own: without a final event it was cut.

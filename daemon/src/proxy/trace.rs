@@ -4,11 +4,10 @@
 use super::{
     books::{Books, Open},
     moved,
-    sniff::Usage,
 };
 use crate::actor::Made;
 use crate::clock;
-use cma_core::identity::AccountId;
+use cma_core::{identity::AccountId, usage::Usage};
 use parking_lot::Mutex;
 use std::{
     collections::VecDeque,

@@ -3,20 +3,24 @@
 //! `tests/it/fuzz_corpus.rs` includes this file and runs every function over its committed corpus,
 //! so that the targets can't rot; the binaries beside it hand them to libFuzzer.
 
+use bytes::Bytes;
 use cma_core::{
     bound::{self, Leave, Mark as Sealed, Without},
     cooldown::Cause,
     event::{self, Fault, Kind},
     frame as turn,
     identity::{AccountId, Claims},
+    models::{self, Written},
     pool::{Effect, Grant, Input, LeaseId, Pool, Release, RenewalFailure, Seed, Ticket},
     quota::{self, MAIN_LIMIT, Place, Quota, Window},
     select::Need,
+    sniff::{Said, Sniffer},
     sse::Events,
     stream::{Beginning, Found},
     time::{Mono, Now, Span, Wall},
     token::Generation,
     verdict::{self, Mark, Outcome},
+    wrapped,
 };
 use cma_proto::{
     codec::Codec,
@@ -79,6 +83,15 @@ pub fn message(bytes: &[u8]) {
 
 /// Lines `name: value` as response headers.
 pub fn quota_headers(bytes: &[u8]) {
+    let headers = headers(bytes);
+    believe(&quota::from_headers(&headers, NOW.wall));
+    for status in [200, 401, 403, 429, 500] {
+        let status = StatusCode::from_u16(status).expect("a status");
+        drop(verdict::classify(&Outcome::Head { status, headers: &headers, body: None }, NOW.wall));
+    }
+}
+
+fn headers(bytes: &[u8]) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for line in bytes.split(|byte| *byte == b'\n').take(200) {
         let Some(at) = line.iter().position(|byte| *byte == b':') else { continue };
@@ -88,11 +101,7 @@ pub fn quota_headers(bytes: &[u8]) {
             headers.append(name, value);
         }
     }
-    believe(&quota::from_headers(&headers, NOW.wall));
-    for status in [200, 401, 403, 429, 500] {
-        let status = StatusCode::from_u16(status).expect("a status");
-        drop(verdict::classify(&Outcome::Head { status, headers: &headers, body: None }, NOW.wall));
-    }
+    headers
 }
 
 /// Any JSON as a stream event, a usage answer and an error body.
@@ -164,6 +173,77 @@ pub fn sse(bytes: &[u8]) {
     let bytes: Vec<&[u8]> = rest.chunks(1).collect();
     assert_eq!(read(&bytes), whole);
     assert!(whole.iter().flatten().all(|text| text.len() <= 8 + usize::from(*first)));
+}
+
+/// The first byte says where the rest, a stream, is split, and whether its beginning was held back: it says
+/// the same.
+pub fn sniff(bytes: &[u8]) {
+    let Some((first, rest)) = bytes.split_first() else { return };
+    let said = |parts: &[&[u8]]| {
+        let mut sniffer = Sniffer::new(NOW.wall);
+        parts.iter().for_each(|part| sniffer.feed(part));
+        sniffer.said()
+    };
+    let whole = said(&[rest]);
+    let (left, right) = rest.split_at(usize::from(*first).min(rest.len()));
+    assert_eq!(said(&[left, right]), whole);
+    let single: Vec<&[u8]> = rest.chunks(1).collect();
+    assert_eq!(said(&single), whole);
+    let mut held = Sniffer::new(NOW.wall);
+    held.begins_with(vec![Bytes::copy_from_slice(left)]);
+    if held.has_ended() {
+        let Said { end, unclear, .. } = said(&[left]);
+        let plain = left.trim_ascii_end().ends_with(b"}");
+        assert!(end.is_some() || unclear || plain, "it was plainly the last event");
+    }
+    held.feed(right);
+    assert_eq!(held.said(), whole);
+    believe(&whole.windows);
+    let mut alone = Sniffer::new(NOW.wall);
+    alone.event(Bytes::copy_from_slice(rest));
+    drop(alone.said());
+}
+
+/// A status in two bytes, lines of headers, an empty line, a body: what stands for it is an object whose
+/// type comes first.
+pub fn wrapped(bytes: &[u8]) {
+    let Some(([high, low], rest)) = bytes.split_first_chunk() else { return };
+    let at = rest.windows(2).position(|two| two == b"\n\n").unwrap_or(rest.len());
+    let (head, body) = rest.split_at(at);
+    let headers = headers(head);
+    let text = String::from_utf8_lossy(body);
+    let status = u16::from_be_bytes([*high, *low]);
+    let [created, completed] = wrapped::warmed(&text);
+    let frames = [
+        (Some(wrapped::wrap(status, &headers, body)), "error"),
+        (Some(wrapped::stop(&text)), "response.failed"),
+        (Some(wrapped::previous_not_found(&text)), "error"),
+        (wrapped::metadata(&headers), "response.metadata"),
+        (wrapped::limits(&headers), "codex.rate_limits"),
+        (Some(created), "response.created"),
+        (Some(completed), "response.completed"),
+    ];
+    for (frame, kind) in frames {
+        let Some(frame) = frame else { continue };
+        assert!(frame.starts_with(&format!("{{\"type\":\"{kind}\"")), "{frame}");
+        let read: Value = serde_json::from_str(&frame).expect("a frame is JSON");
+        assert_eq!(Kind::of(frame.as_bytes()), Kind::of(read.to_string().as_bytes()));
+        believe(&event::limits(frame.as_bytes(), NOW.wall));
+        if kind == "error" {
+            drop(Fault::read(frame.as_bytes()).verdict(NOW.wall));
+        }
+    }
+}
+
+/// Two lists, one after a zero byte: their union has each slug once, and every slug that either has.
+pub fn models(bytes: &[u8]) {
+    let lists: Vec<_> = bytes.splitn(2, |byte| *byte == 0).filter_map(Written::read).collect();
+    let union = models::union(&lists);
+    let body = format!("{{\"models\":[{}]}}", union.join(","));
+    let again = Written::read(body.as_bytes()).expect("a union is a list");
+    let slugs: BTreeSet<_> = lists.iter().flat_map(Written::slugs).collect();
+    assert!(again.slugs().collect::<BTreeSet<_>>().is_subset(&slugs));
+    assert_eq!(union.len(), slugs.len());
 }
 
 /// Any text as a client's frame or as metadata: every edit keeps what it doesn't name.

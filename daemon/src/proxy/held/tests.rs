@@ -5,10 +5,10 @@ use crate::{
     app::Tasks,
     config::Endpoint,
     network::Network,
-    proxy::{body::UpBody, fixtures, sniff::Said},
+    proxy::{body::UpBody, fixtures},
     upstream::Upstream,
 };
-use cma_core::{identity::AccountId, time::Wall, verdict::Act};
+use cma_core::{identity::AccountId, sniff::Said, time::Wall, verdict::Act};
 use http::Request;
 use parking_lot::Mutex;
 use std::sync::Arc;

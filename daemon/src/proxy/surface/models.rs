@@ -19,13 +19,16 @@ use super::{
     members::{self, Member},
 };
 use bytes::Bytes;
-use cma_core::{identity::AccountId, pool::Input, select::Need};
+use cma_core::{
+    identity::AccountId,
+    models::{self, Written},
+    pool::Input,
+    select::Need,
+};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use ring::digest;
-use serde::Deserialize;
-use serde_json::value::RawValue;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
@@ -46,8 +49,6 @@ const RENEWED: usize = 4;
 /// Between two renewals of an account whose list is refused. The CLI never renews for it (0.169.0,
 /// observed); a token that works for turns must not be spent at each start of a CLI.
 const RENEWAL: Duration = Duration::from_secs(3600);
-/// Models of one list. Upstream has a dozen.
-const MAX_MODELS: usize = 512;
 /// Client versions whose lists are kept.
 const VERSIONS: usize = 4;
 /// Lists kept in all, and launches remembered.
@@ -85,34 +86,15 @@ struct Entry {
 /// One list as upstream wrote it.
 #[derive(Debug)]
 struct List {
-    models: Vec<(Arc<str>, Box<RawValue>)>,
+    written: Written,
     print: String,
-}
-
-#[derive(Deserialize)]
-struct Body {
-    models: Vec<Box<RawValue>>,
-}
-
-#[derive(Deserialize)]
-struct Slug {
-    slug: String,
 }
 
 impl List {
     fn read(bytes: &[u8]) -> Option<Self> {
-        let body: Body = serde_json::from_slice(bytes).ok()?;
-        let models: Vec<_> = body
-            .models
-            .into_iter()
-            .take(MAX_MODELS)
-            .filter_map(|model| {
-                let Slug { slug } = serde_json::from_str(model.get()).ok()?;
-                Some((slug.into(), model))
-            })
-            .collect();
-        let print = print(models.iter().map(|(_slug, model)| model.get()));
-        Some(Self { models, print })
+        let written = Written::read(bytes)?;
+        let print = print(written.texts());
+        Some(Self { written, print })
     }
 }
 
@@ -133,13 +115,7 @@ fn print<'a>(texts: impl Iterator<Item = &'a str>) -> String {
 /// The lists as one: an account's own entry counts by the person's order of accounts, so that the
 /// same lists always make the same union.
 fn union(lists: &[Arc<List>]) -> (HeaderValue, Bytes) {
-    let mut seen = BTreeSet::new();
-    let mut models = Vec::new();
-    for (slug, model) in lists.iter().flat_map(|list| &list.models) {
-        if seen.insert(slug) {
-            models.push(model.get());
-        }
-    }
+    let models = models::union(lists.iter().map(|list| &list.written));
     let tag = format!("\"cma-{}\"", print(models.iter().copied()));
     let body = format!("{{\"models\":[{}]}}", models.join(","));
     (HeaderValue::try_from(tag).unwrap_or(HeaderValue::from_static("\"cma\"")), body.into())
@@ -395,11 +371,11 @@ impl Models {
         }
         entry.at = Some(now);
         let theirs = shelf.lists.iter().filter(|((_version, of), _entry)| of == id);
-        let slugs: BTreeSet<_> = theirs
+        let slugs: BTreeSet<&Arc<str>> = theirs
             .filter_map(|(_key, entry)| entry.list.as_ref())
-            .flat_map(|list| list.models.iter().map(|(slug, _model)| Arc::clone(slug)))
+            .flat_map(|list| list.written.slugs())
             .collect();
-        Some(slugs.into_iter().collect())
+        Some(slugs.into_iter().cloned().collect())
     }
 }
 

@@ -6,13 +6,11 @@ use super::{Last, Step, Turn};
 use crate::{
     actor::Lease,
     clock,
-    proxy::{
-        held::{Bounds, End, Ready},
-        sniff::Sniffer,
-    },
+    proxy::held::{Bounds, End, Ready},
 };
 use cma_core::{
     event::Fault,
+    sniff::Sniffer,
     verdict::{self, Act, Outcome, Verdict},
 };
 use http::{HeaderValue, header::ACCEPT};

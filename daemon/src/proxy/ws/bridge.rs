@@ -96,9 +96,7 @@ impl Session {
         let account = lease.account.clone();
         let mut stream = sse::Stream::new(body);
         // What the headers say to the CLI is an event here.
-        for event in
-            [frame::metadata(&parts.headers), frame::limits(&parts.headers)].into_iter().flatten()
-        {
+        for event in frame::of_headers(&parts.headers) {
             stream.begin_with(event);
         }
         let patience = turn.patience(&proxy.config);

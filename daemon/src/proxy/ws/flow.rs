@@ -18,7 +18,6 @@ use crate::{
         Proxy,
         held::Bounds,
         keys::Launch,
-        sniff::Sniffer,
         surface,
         trace::{Trace, millis},
     },
@@ -27,6 +26,7 @@ use bytes::Bytes;
 use cma_core::{
     event::{self, Fault, Kind, OfConnection},
     identity::AccountId,
+    sniff::Sniffer,
     verdict::{self, Act, Outcome, Verdict},
 };
 use http::HeaderValue;

@@ -14,17 +14,11 @@ use super::{
     socket::Text,
     turn::{Step, Turn, Way},
 };
-use crate::{
-    actor::Lease,
-    clock,
-    proxy::{books, sniff::Sniffer},
-    trouble::Place,
-    upstream::Failure,
-    vault::Pass,
-};
+use crate::{actor::Lease, clock, proxy::books, trouble::Place, upstream::Failure, vault::Pass};
 use cma_core::{
     cooldown::Cause,
     identity::AccountId,
+    sniff::Sniffer,
     verdict::{self, Mark, Outcome, Verdict},
 };
 use http::StatusCode;

@@ -24,7 +24,6 @@ use crate::{
         moved::Ride,
         relay::Answer,
         respond, shown,
-        sniff::{End, Sniffer},
         trace::Traces,
     },
     trouble::Place,
@@ -37,6 +36,7 @@ use cma_core::{
     pool::{Refused, Release},
     quota,
     select::Need,
+    sniff::{End, Sniffer},
     thread::TurnState,
     verdict::{self, Act, Mark, Outcome, Verdict},
 };

@@ -1,6 +1,7 @@
 use super::*;
 use http::{HeaderName, HeaderValue};
 use proptest::prelude::*;
+use serde_json::json;
 
 const FRAME: &str = concat!(
     r#"{"type":"response.create","model":"gpt-5.5","stream":true,"previous_response_id":"resp_1","#,
@@ -103,29 +104,6 @@ fn a_prewarm_s_input_comes_in_front() {
     assert_eq!(all.get("previous_response_id"), None);
     assert_eq!(value(&whole(FRAME, "[]").unwrap())["input"], value(FRAME)["input"]);
     assert!(whole(FRAME, "{}").is_none());
-}
-
-#[test]
-fn answers_become_frames() {
-    let mut headers = HeaderMap::new();
-    headers.insert("x-codex-primary-used-percent", HeaderValue::from_static("100"));
-    headers.insert("content-type", HeaderValue::from_static("application/json"));
-    let limit = br#"{"error":{"type":"usage_limit_reached","resets_at":9}}"#;
-    let frame = value(&wrap(429, &headers, limit));
-    assert_eq!(
-        frame,
-        json!({
-            "type": "error", "status": 429,
-            "error": {"type": "usage_limit_reached", "resets_at": 9},
-            "headers": {"x-codex-primary-used-percent": "100"},
-        })
-    );
-    let plain = value(&wrap(400, &HeaderMap::new(), b"cma: no\n"));
-    assert_eq!(plain["error"]["message"], "cma: no");
-    assert!(previous_not_found("resp_1").starts_with(r#"{"type":"error","status":400"#));
-    for event in warmed("resp_2") {
-        assert_eq!(value(&event)["response"]["id"], "resp_2");
-    }
 }
 
 proptest! {

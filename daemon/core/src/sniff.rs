@@ -3,11 +3,10 @@
 //! What the client gets never depends on it, and waits for little of it: only lines that can matter
 //! are kept, up to a bound, and the last one is read when somebody asks; what was held of a stream's
 //! beginning is read after it has left; a delta costs one search for its line end. The same events come
-//! out for every way of splitting the same bytes.
+//! out for every way of splitting the same bytes. Pure.
 
+use crate::{event::Fault, quota, time::Wall, usage::Usage};
 use bytes::Bytes;
-pub(crate) use cma_core::usage::Usage;
-use cma_core::{event::Fault, quota, time::Wall};
 use memchr::memmem::Finder;
 use serde::Deserialize;
 use std::{
@@ -26,24 +25,26 @@ const TELLS_BY: usize = 96;
 
 /// What a stream said.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub(crate) struct Said {
+pub struct Said {
     /// Tokens, from the final event.
-    pub(crate) usage: Option<Usage>,
+    pub usage: Option<Usage>,
     /// Windows, from limit events.
-    pub(crate) windows: Vec<quota::Window>,
+    pub windows: Vec<quota::Window>,
     /// The final event.
-    pub(crate) end: Option<End>,
+    pub end: Option<End>,
     /// Whether events went by that could have been the final one: longer than any that is kept, or
     /// with their type not where upstream writes it.
-    pub(crate) unclear: bool,
+    pub unclear: bool,
     /// The model that answered, from the final event.
-    pub(crate) model: Option<Arc<str>>,
+    pub model: Option<Arc<str>>,
 }
 
 /// How a stream ended by its own word.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum End {
+pub enum End {
+    /// With everything.
     Completed,
+    /// Short of what was asked, by a limit of the request's.
     Incomplete,
     /// With what upstream said of it.
     Failed(Box<Fault>),
@@ -51,7 +52,7 @@ pub(crate) enum End {
 
 /// See the module's documentation.
 #[derive(Debug)]
-pub(crate) struct Sniffer {
+pub struct Sniffer {
     /// What came first and isn't read yet.
     waiting: Vec<Bytes>,
     line: Vec<u8>,
@@ -63,7 +64,8 @@ pub(crate) struct Sniffer {
 }
 
 impl Sniffer {
-    pub(crate) fn new(seen: Wall) -> Self {
+    /// One that read nothing; `seen` is when limits are taken to be told.
+    pub fn new(seen: Wall) -> Self {
         Self {
             waiting: Vec::new(),
             line: Vec::new(),
@@ -75,18 +77,18 @@ impl Sniffer {
     }
 
     /// Takes in how the stream begins, to be read later. Before anything is fed.
-    pub(crate) fn begins_with(&mut self, held: Vec<Bytes>) {
+    pub fn begins_with(&mut self, held: Vec<Bytes>) {
         self.waiting = held;
     }
 
     /// Takes the next bytes in.
-    pub(crate) fn feed(&mut self, bytes: &[u8]) {
+    pub fn feed(&mut self, bytes: &[u8]) {
         self.catch_up();
         self.take(bytes);
     }
 
     /// Takes in an event that came by itself, as over a WebSocket, to be read when somebody asks.
-    pub(crate) fn event(&mut self, data: Bytes) {
+    pub fn event(&mut self, data: Bytes) {
         if data.len() > MAX_LINE {
             self.said.unclear = true;
             return;
@@ -143,7 +145,7 @@ impl Sniffer {
     }
 
     /// Whether the event that ends a response went by, or one that could have been it.
-    pub(crate) fn has_ended(&mut self) -> bool {
+    pub fn has_ended(&mut self) -> bool {
         if let [all] = &*self.waiting
             && ends(all)
         {
@@ -156,7 +158,7 @@ impl Sniffer {
     }
 
     /// What the stream said.
-    pub(crate) fn said(mut self) -> Said {
+    pub fn said(mut self) -> Said {
         self.catch_up();
         let last = std::mem::take(&mut self.unread);
         self.read(&last);
@@ -293,7 +295,7 @@ fn ends(bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::fixtures;
+    use crate::fixtures;
     use proptest::prelude::*;
 
     const STREAM: &str = concat!(
