@@ -146,7 +146,7 @@ impl Drop for Lease {
 impl Handle {
     /// Asks for an account. Waits while a token is renewed, else answers at once.
     ///
-    /// Cancellation-safe: a grant that nobody takes is released by the actor.
+    /// Cancellation-safe: a grant that nobody takes is released, whether it was on its way or not.
     pub(crate) async fn select(&self, need: Need) -> Result<Result<Lease, Refused>, Gone> {
         let granted = match self.desk.ask(need) {
             Asked::Answered(granted) => granted,
@@ -169,9 +169,9 @@ impl Handle {
 
     /// Waits for an answer. Going away meanwhile tells the actor.
     async fn granted(&self, grant: oneshot::Receiver<Granted>) -> Result<Granted, Gone> {
-        let mut asking = Asking(Some(&self.work));
-        let granted = grant.await;
-        asking.0 = None;
+        let mut asking = Asking { grant, work: Some(&self.work) };
+        let granted = (&mut asking.grant).await;
+        asking.work = None;
         granted.map_err(|_closed| Gone)
     }
 
@@ -215,14 +215,23 @@ impl Handle {
     }
 }
 
-/// Somebody who waits for a grant: going away before it comes tells the actor.
-struct Asking<'a>(Option<&'a mpsc::UnboundedSender<Work>>);
+/// Somebody who waits for a grant: going away tells the actor, and gives back what came meanwhile.
+struct Asking<'a> {
+    grant: oneshot::Receiver<Granted>,
+    work: Option<&'a mpsc::UnboundedSender<Work>>,
+}
 
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
-        if let Some(work) = self.0 {
-            let _stopping = work.send(Work::Gone);
-        }
+        let Some(work) = self.work else { return };
+        self.grant.close();
+        let _stopping = work.send(match self.grant.try_recv() {
+            Ok((Grant::Lease { lease, .. }, _took)) => {
+                let release = Release { mark: Mark::Fine, served: false, model: None };
+                Work::Input(Input::Release(lease, release))
+            },
+            _ => Work::Gone,
+        });
     }
 }
 

@@ -72,6 +72,7 @@ mod projects;
 mod refresh;
 #[cfg(test)]
 mod restart;
+mod rounds;
 #[cfg(test)]
 mod smoke;
 #[cfg(test)]

@@ -311,6 +311,26 @@ fn a_compacted_thread_is_served_by_its_account_when_that_is_back_in_moments() {
 }
 
 #[test]
+fn a_compacted_thread_is_served_by_its_account_that_failed_once() {
+    let Some(world) = machine() else { return };
+    let id = begin(&world, "first words");
+    go_on_with(&world, &id, &COMPACT, "second words").ok();
+    let mut before = posts(&world).len();
+    // The other one is asked with and without reasoning; from then on it is known that it can't read it.
+    for (words, wanted) in [
+        ("third words", &[("a", 500), ("b", 400), ("b", 400), ("a", 200)][..]),
+        ("fourth words", &[("a", 500), ("a", 200)][..]),
+    ] {
+        world.sim().fault(Some("a"), Route::Responses, Fault::server_error(500, None), Some(1));
+        go_on(&world, &id, words, "a");
+        assert_eq!(asked(&world, before), to(wanted), "{words}");
+        before = posts(&world).len();
+    }
+    assert_eq!(items(&last(&world), "compaction").count(), 1);
+    world.assert_clean();
+}
+
+#[test]
 fn a_compacted_thread_that_was_refused_elsewhere_returns_to_its_account() {
     let Some(world) = machine() else { return };
     let id = begin(&world, "first words");

@@ -238,3 +238,21 @@ fn a_compacted_thread_is_not_moved_without_a_word() {
     assert_eq!(moves(&world)[0]["dropped"], "1 compaction item");
     world.assert_clean();
 }
+
+/// A fault of the one account that can read it is no reason to give the thread's past away.
+#[test]
+fn a_compacted_thread_is_served_by_its_account_that_failed_once() {
+    let world = world(&["a", "b"]);
+    let mut socket = open(&world, "thread-1");
+    assert_eq!(socket.say("one").text(), "served by a");
+    world.sim().fault(Some("b"), Route::Frame, unreadable(), None);
+    let frame = socket.create(&[sealed("compaction"), said("two")]);
+    for fault in [Fault::ResetBeforeHead, Fault::server_error(500, None)] {
+        world.sim().fault(Some("a"), Route::Frame, fault, Some(1));
+        let told = socket.ask(&frame);
+        assert_eq!(told.text(), "served by a", "{:?}", told.0);
+    }
+    let asked = frames(&world).into_iter().filter(|seen| seen.account.as_deref() == Some("b"));
+    assert!(asked.count() <= 2, "with and without reasoning, once");
+    world.assert_clean();
+}

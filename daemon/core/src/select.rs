@@ -45,6 +45,8 @@ pub struct Need {
     pub model: Option<Arc<str>>,
     /// Accounts already tried for this request.
     pub exclude: Vec<AccountId>,
+    /// Accounts that can't have this request at all, however often it is tried, with what keeps them out.
+    pub unfit: Vec<(AccountId, Bar)>,
     /// The account to stay with, for a retry on the same one.
     pub only: Option<AccountId>,
     /// Workspaces the launch allows; empty allows all.
@@ -191,6 +193,10 @@ pub enum Bar {
     Stays,
     /// It was tried for this request.
     Tried,
+    /// It can't read what the request's thread left out when it was compacted.
+    Unread,
+    /// The budget its person gave it is used up.
+    Budget,
     /// Its workspace is outside of the limit.
     Workspace,
     /// Another one is forced.
@@ -229,6 +235,8 @@ impl Bar {
             Self::NotNamed => "the launch or the folder's policy doesn't name it",
             Self::Stays => "the request stays with another account",
             Self::Tried => "already tried for this request",
+            Self::Unread => "it can't read what the thread's compaction left",
+            Self::Budget => "its budget is used up",
             Self::Workspace => "its workspace is not allowed for this launch",
             Self::Forced => "another account is forced",
             Self::Denied => "the project's profile doesn't allow the model",
@@ -450,6 +458,9 @@ pub fn excluded(account: &Account, need: &Need, now: Now) -> Option<Excluded> {
     }
     if need.exclude.contains(&account.id) {
         return out(Bar::Tried);
+    }
+    if let Some((_id, bar)) = need.unfit.iter().find(|(id, _bar)| *id == account.id) {
+        return out(*bar);
     }
     if !account.enabled {
         return out(Bar::Disabled);

@@ -79,6 +79,14 @@ pub enum Mark {
     Shaky,
 }
 
+impl Mark {
+    /// Whether it keeps the account from the request that it was met with, so that trying the others
+    /// once more never asks that account again.
+    pub const fn bars(&self) -> bool {
+        matches!(self, Self::Cool(_) | Self::ModelNotIncluded | Self::ModelLimit { .. })
+    }
+}
+
 /// Both, and the one line for `why`, the log and events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {

@@ -108,6 +108,25 @@ async fn who_goes_away_while_waiting_is_waited_for_no_more() {
     assert!(handle.select(Need::default()).await.unwrap().is_ok());
 }
 
+/// Between a grant and the moment its asker looks at it, the asker may be dropped.
+#[tokio::test]
+async fn a_grant_that_nobody_looked_at_is_given_back() {
+    let (_dir, mut actor, handle) = actor(1, Some(1));
+    actor.prime([Input::Rules(Rules { wait: Wait::UntilReset, ..Rules::default() })]);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(actor.run(std::future::pending()));
+    let held = handle.select(Need::default()).await.unwrap().unwrap();
+    let mut second = Box::pin(handle.select(Need::default()));
+    assert!(still_waits(&mut second).await);
+    held.finish(Release { mark: Mark::Fine, served: true, model: None });
+    // The grant is on its way now, and nobody looked at it.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(handle.look(|pool, now| pool.waiting(now).0).await, Ok(0));
+    drop(second);
+    let third = tokio::time::timeout(Duration::from_secs(5), handle.select(Need::default())).await;
+    assert!(third.unwrap().unwrap().is_ok());
+}
+
 /// What is asked at the desk moves the timer of whoever waits for it.
 #[tokio::test(start_paused = true)]
 async fn who_waits_is_answered_when_its_time_is_over() {

@@ -101,6 +101,25 @@ impl Source {
         })))
     }
 
+    /// A body that was read to its end before.
+    #[cfg(test)]
+    pub(crate) fn read_before(bytes: Bytes) -> Self {
+        let mut inner = Inner {
+            incoming: None,
+            ended: true,
+            hint: SizeHint::with_exact(bytes.len() as u64),
+            kept: Vec::new(),
+            kept_len: 0,
+            came: bytes.len() as u64,
+            overflow: false,
+            failed: None,
+            done_at: Some(clock::mono()),
+            attempt: 0,
+        };
+        inner.keep(&bytes);
+        Self(Arc::new(Mutex::new(inner)))
+    }
+
     /// A body for the next attempt; the one before gets nothing more. `None` when too much went by
     /// to be sent again.
     pub(crate) fn attempt(&self) -> Option<Replay> {
@@ -128,6 +147,11 @@ impl Source {
     /// When the client's body was read to its end.
     pub(crate) fn done_at(&self) -> Option<Instant> {
         self.0.lock().done_at
+    }
+
+    /// Bytes kept for another attempt.
+    pub(crate) fn kept(&self) -> usize {
+        self.0.lock().kept_len
     }
 
     /// Whether the client sent more than is allowed.

@@ -22,12 +22,13 @@ use crate::{
     upstream::{Driven, Failure},
 };
 use cma_core::{
+    account::Login,
     budget::Blocked,
     cooldown::Cause,
     identity::AccountId,
     outage::Refusal,
     pool::{Input, Refused, Release},
-    select::Need,
+    select::{Bar, Need},
     verdict::{Act, Mark, Outcome, Verdict},
 };
 use cma_proto::error::ErrorCode;
@@ -47,10 +48,14 @@ const STATED_WAIT: Duration = Duration::from_secs(30);
 /// Accounts whose tokens one request lets upstream refuse. Walks through a pool have got whole pools
 /// revoked.
 const MAX_REFUSED: usize = 2;
+/// The same of accounts whose logins the issuer turned out to have ended: whose fault that is, is known.
+const MAX_ENDED: usize = 2;
 /// Rounds in which a host that refuses everybody's token is asked again: a few seconds.
 const REFUSED_ROUNDS: u32 = 3;
 /// First pause after a fault that all accounts share; doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(150);
+/// Bytes a second of a line that is slow and not broken.
+const SLOWEST: usize = 32 * 1024;
 /// An account is asked for this much after the time at which it is back.
 const BACK: Duration = Duration::from_millis(20);
 
@@ -69,6 +74,8 @@ pub(super) struct Course {
     refused_by: Vec<AccountId>,
     /// How often the host was found to refuse everybody's.
     refused_rounds: u32,
+    /// Logins that the issuer was found to have ended.
+    ended: usize,
     /// Whether upstream stated how long to wait.
     stated: bool,
     /// Waits that it stated with its own failures.
@@ -86,6 +93,7 @@ impl Course {
             renewed: None,
             refused_by: Vec::new(),
             refused_rounds: 0,
+            ended: 0,
             stated: false,
             rests: Stated::new(),
             pauses: 0,
@@ -116,16 +124,16 @@ impl Course {
                 true
             },
             Err(blocked) => {
-                self.need.exclude.push(lease.account.clone());
+                self.unfit(lease.account.clone(), Bar::Budget);
                 self.over = Some(blocked);
                 false
             },
         }
     }
 
-    /// The budget that kept an account out, once.
-    pub(super) const fn over(&mut self) -> Option<Blocked> {
-        self.over.take()
+    /// The budget that kept an account out, when nothing else was tried.
+    pub(super) fn over(&mut self) -> Option<Blocked> {
+        self.over.take_if(|_blocked| self.trace.tried == 0)
     }
 
     /// Whether that account's token was renewed for this request.
@@ -137,6 +145,12 @@ impl Course {
     pub(super) fn elsewhere(&mut self, account: AccountId) {
         self.need.only = None;
         self.need.exclude.push(account);
+    }
+
+    /// Not that account, in no round.
+    pub(super) fn unfit(&mut self, account: AccountId, bar: Bar) {
+        self.need.only = None;
+        self.need.unfit.push((account, bar));
     }
 
     /// Gives the account back with what was learned, and says who is asked next. Returns whether that
@@ -253,6 +267,11 @@ impl Course {
             self.renewed.as_ref().filter(|id| self.need.only.as_ref() == Some(id))
         {
             proxy.health.settled(renewed);
+            if self.ended < MAX_ENDED && is_gone(proxy, renewed.clone()).await {
+                // The issuer itself ended that login: no refusal of the host's.
+                self.ended += 1;
+                self.refused_by.retain(|id| id != renewed);
+            }
         }
         if self.refused_by.len() >= MAX_REFUSED {
             return false;
@@ -283,7 +302,7 @@ impl Course {
             },
             Foreign::Elsewhere(reason) => {
                 traces.retry(&mut self.trace, account, &reason);
-                self.elsewhere(account.clone());
+                self.unfit(account.clone(), Bar::Unread);
             },
         }
         true
@@ -326,6 +345,15 @@ pub(super) fn served(proxy: &Proxy, account: &AccountId) {
     }
 }
 
+/// Whether an account's login is one that only its person can mend.
+async fn is_gone(proxy: &Proxy, account: AccountId) -> bool {
+    let look = proxy.actor.look(move |pool, _now| {
+        let known = pool.accounts().iter().find(|known| known.id == account);
+        known.is_some_and(|known| matches!(known.login, Login::Gone { .. }))
+    });
+    look.await.unwrap_or_default()
+}
+
 /// Why no head came.
 #[derive(Debug)]
 pub(super) enum Missed {
@@ -344,14 +372,24 @@ impl Missed {
     }
 }
 
+/// The time for something that large to leave as well: the time for an answer runs from there.
+pub(super) fn patience(limit: Duration, bytes: usize) -> Duration {
+    let seconds = u64::try_from(bytes / SLOWEST).unwrap_or(u64::MAX);
+    limit.saturating_add(Duration::from_secs(seconds))
+}
+
 /// Waits for a head; the time for it runs from when the client's body has been read, so that a slow
-/// upload is not a silent host.
+/// upload is not a silent host. A body that was read before goes up as fast as the line is.
 pub(super) async fn head_in_time(
     source: &Source,
     limit: Duration,
     send: impl Future<Output = Result<Response<Driven>, Failure>>,
 ) -> Result<Response<Driven>, Missed> {
     let begun = clock::mono();
+    let limit = match source.done_at() {
+        Some(_before) => patience(limit, source.kept()),
+        None => limit,
+    };
     let mut send = std::pin::pin!(send);
     let mut wake = begun + limit;
     loop {
@@ -365,6 +403,26 @@ pub(super) async fn head_in_time(
                 }
                 wake = due;
             },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    /// A second attempt with a body of 8 MiB on a line of 2 Mbit/s isn't a host that says nothing.
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_was_read_before_has_the_time_to_leave() {
+        let limit = Duration::from_secs(30);
+        for (bytes, at_most) in [(0, 30), (100, 30), (8 * 1024 * 1024, 30 + 256)] {
+            let source = Source::read_before(Bytes::from(vec![0; bytes]));
+            let begun = Instant::now();
+            let missed = head_in_time(&source, limit, std::future::pending()).await;
+            assert!(matches!(missed, Err(Missed::TimedOut)));
+            let waited = begun.elapsed().as_secs();
+            assert_eq!(waited, at_most, "{bytes} bytes");
         }
     }
 }

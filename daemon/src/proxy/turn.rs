@@ -31,10 +31,9 @@ use crate::{
 use bytes::Bytes;
 use cma_core::{
     bound,
-    budget::Blocked,
     pool::{Refused, Release},
     quota,
-    select::Need,
+    select::{Bar, Need},
     time::Span,
     verdict::{self, Act, Mark, Outcome, Verdict},
 };
@@ -72,6 +71,10 @@ struct Last {
     bytes: Bytes,
     /// Whether the CLI stops on it by itself.
     stops: bool,
+    /// Whether it keeps its account out of further rounds.
+    bars: bool,
+    /// The attempt it came of.
+    attempt: u32,
 }
 
 /// What one attempt leads to.
@@ -139,7 +142,9 @@ impl Turn {
                 Err(_gone) => return respond::draining(),
                 Ok(Ok(lease)) => lease,
                 Ok(Err(refused)) => match self.course.over() {
-                    Some(blocked) => return self.over_budget(&blocked, &refused),
+                    Some(blocked) => {
+                        return books::blocked(&self.proxy, &mut self.course.trace, &blocked);
+                    },
                     None if Box::pin(self.waited(&refused)).await => continue,
                     None => return self.give_up(Some(&refused)),
                 },
@@ -161,18 +166,9 @@ impl Turn {
         }
     }
 
-    /// No account is left but those whose budgets are used up.
-    fn over_budget(&mut self, blocked: &Blocked, refused: &Refused) -> Answer {
-        if self.course.trace.tried == 0 {
-            books::blocked(&self.proxy, &mut self.course.trace, blocked)
-        } else {
-            self.give_up(Some(refused))
-        }
-    }
-
     /// Whether it is worth waiting for an account, after having waited.
     async fn waited(&mut self, refused: &Refused) -> bool {
-        let rounds = !self.stops_here() && !self.ride.is_stuck();
+        let rounds = !self.last.as_ref().is_some_and(|last| last.stops && !last.bars);
         self.course.waited(&self.proxy, refused, rounds).await
     }
 
@@ -184,7 +180,7 @@ impl Turn {
             return Step::Again;
         };
         if !self.ride.board(&self.proxy, &account, &pass, &self.source, &self.course.need).await {
-            self.course.need.exclude.push(account);
+            self.course.unfit(account, Bar::Unread);
             return Step::Again;
         }
         let Some(body) = self.ride.body(&self.source) else {
@@ -266,7 +262,8 @@ impl Turn {
         let stops = throttled || verdict::stops_the_cli(status, json.as_ref());
         let foreign = json.as_ref().is_some_and(bound::is_foreign);
         self.course.rests.heard(&lease.account, status, &parts.headers);
-        self.last = Some(Box::new(Last { parts, bytes, stops }));
+        let (bars, attempt) = (verdict.mark.bars(), self.course.trace.tried);
+        self.last = Some(Box::new(Last { parts, bytes, stops, bars, attempt }));
         if verdict.act == Act::Deliver {
             return self.bad_request(lease, foreign, &verdict.reason).await;
         }
@@ -279,6 +276,8 @@ impl Turn {
         let next = if foreign { self.ride.refused(&self.source).await } else { Foreign::Theirs };
         lease.finish(Release { mark: Mark::Fine, served: false, model: None });
         if self.course.unsealed(&self.proxy.traces, &account, next) {
+            // No word of upstream's about the request as its client sent it.
+            self.last = None;
             return Step::Again;
         }
         self.course.trace.attempts.push(format!("{account}: {reason}"));
@@ -325,9 +324,12 @@ impl Turn {
         request
     }
 
-    /// Whether upstream's last answer is already one on which the CLI stops by itself.
-    fn stops_here(&self) -> bool {
-        self.last.as_ref().is_some_and(|last| last.stops)
+    /// Whether upstream's last answer is already one on which the CLI stops by itself. Without a refusal
+    /// somebody could still serve: what keeps one account out is no word about the others.
+    fn stops_here(&self, refused: Option<&Refused>) -> bool {
+        let tried = self.course.trace.tried;
+        let counts = |last: &Last| refused.is_some() || !last.bars || last.attempt == tried;
+        self.last.as_ref().is_some_and(|last| last.stops && counts(last))
     }
 
     fn give_up_on(&mut self, lease: Lease) -> Answer {
@@ -348,7 +350,7 @@ impl Turn {
             {
                 respond::refused(refused)
             },
-            _ if self.stops_here() => self.last_answer(),
+            _ if self.stops_here(refused) => self.last_answer(),
             Some(refused) if self.course.trace.tried == 0 => respond::refused(refused),
             _ => self.course.exhausted(&self.proxy),
         };

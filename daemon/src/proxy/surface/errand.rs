@@ -102,11 +102,11 @@ impl Run {
                 Err(_gone) => return respond::draining(),
                 Ok(Ok(lease)) => lease,
                 Ok(Err(refused)) => match self.course.over() {
-                    Some(blocked) if self.course.trace.tried == 0 => {
+                    Some(blocked) => {
                         return books::blocked(&self.proxy, &mut self.course.trace, &blocked);
                     },
                     None if Box::pin(self.waited(&refused)).await => continue,
-                    Some(_) | None => return self.give_up(Some(&refused)),
+                    None => return self.give_up(Some(&refused)),
                 },
             };
             if !self.course.takes(&mut lease) {

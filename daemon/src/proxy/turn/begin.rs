@@ -50,18 +50,20 @@ impl Turn {
         let said = ready.sniffer.take().map(Sniffer::said).unwrap_or_default();
         lease.quota_seen(said.windows);
         let verdict = Verdict { reason: end.reason(), ..verdict };
+        let bars = verdict.mark.bars();
         match end {
-            End::Fault(fault) => self.keep_last(&fault, *ready),
+            End::Fault(fault) => self.keep_last(&fault, *ready, bars),
             End::Silent => self.silences += 1,
-            End::Garbage if ready.is_json() => self.keep_last(&Fault::default(), *ready),
+            End::Garbage if ready.is_json() => self.keep_last(&Fault::default(), *ready, bars),
             _ => {},
         }
         self.apply(lease, verdict, hosts).await
     }
 
     /// Keeps a stream that failed, as an answer that may be the final word.
-    fn keep_last(&mut self, fault: &Fault, ready: Ready) {
-        let (bytes, stops) = (ready.bytes(), fault.stops_the_cli());
-        self.last = Some(Box::new(Last { parts: ready.parts, bytes, stops }));
+    fn keep_last(&mut self, fault: &Fault, ready: Ready, bars: bool) {
+        let (bytes, stops, parts) = (ready.bytes(), fault.stops_the_cli(), ready.parts);
+        let attempt = self.course.trace.tried;
+        self.last = Some(Box::new(Last { parts, bytes, stops, bars, attempt }));
     }
 }

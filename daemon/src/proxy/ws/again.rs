@@ -33,6 +33,10 @@ pub(super) struct Last {
     pub(super) frame: Text,
     /// Whether the CLI stops on it by itself.
     pub(super) stops: bool,
+    /// Whether it keeps its account out of further rounds.
+    pub(super) bars: bool,
+    /// The attempt it came of.
+    pub(super) attempt: u32,
     /// Whether it only says that there were too many requests.
     throttled: bool,
     /// What it says, in the shape of an HTTP answer's body.
@@ -40,17 +44,19 @@ pub(super) struct Last {
 }
 
 impl Last {
-    /// An error as the client would get it; `stops` says that the CLI stops on what it says.
+    /// An error as the client would get it, of that attempt; `stops` says that the CLI stops on what it
+    /// says, `bars` that its account can't have the turn.
     pub(super) fn new(
         frame: Text,
         (status, headers): (Option<StatusCode>, &HeaderMap),
-        stops: bool,
+        (stops, bars): (bool, bool),
+        attempt: u32,
         body: Value,
     ) -> Self {
         let throttled = status == Some(StatusCode::TOO_MANY_REQUESTS) && !stops;
         // Without a time to wait for, the CLI gives up on any 429 (0.169.0, observed).
         let stops = stops || (throttled && !headers.contains_key(RETRY_AFTER));
-        Self { before: Vec::new(), frame, stops, throttled, body }
+        Self { before: Vec::new(), frame, stops, bars, attempt, throttled, body }
     }
 
     /// With what was held back before it.
@@ -137,6 +143,8 @@ mod tests {
             before: Vec::new(),
             frame: Text::from_static("{}"),
             stops,
+            bars: true,
+            attempt: 1,
             throttled,
             body: json!({"error": {"type": "usage_limit_reached", "resets_at": resets}}),
         };

@@ -8,12 +8,16 @@ use super::{
     session::{Session, Warm, say},
     socket::Socket,
     sse,
-    turn::{Step, Turn, patience},
+    turn::{Step, Turn},
 };
 use crate::{
     actor::Lease,
     clock,
-    proxy::{body::UpBody, course::Missed, error_body, headers},
+    proxy::{
+        body::UpBody,
+        course::{Missed, patience},
+        error_body, headers,
+    },
     trouble::Place,
     upstream::Driven,
     vault::Pass,

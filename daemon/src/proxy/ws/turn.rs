@@ -35,7 +35,7 @@ use cma_core::{
     identity::AccountId,
     pool::{Refused, Release},
     quota,
-    select::Need,
+    select::{Bar, Need},
     sniff::{End, Sniffer},
     thread::TurnState,
     verdict::{self, Act, Mark, Outcome, Verdict},
@@ -55,8 +55,6 @@ use tokio::time::Instant;
 /// A handshake that takes longer is not worth waiting for while there is HTTP. The CLI gives up after
 /// 15 s (`websocket_connect_timeout_ms`, 0.169.0).
 const SHAKE: Duration = Duration::from_secs(10);
-/// Bytes a second of a line that is slow and not broken.
-const SLOWEST: usize = 32 * 1024;
 
 /// A turn in progress.
 pub(super) struct Turn {
@@ -85,12 +83,6 @@ pub(super) enum Way {
     Link(Lease),
     Http(Lease, Pass),
     Step(Step),
-}
-
-/// The time for something that large to leave as well: the time for an answer runs from there.
-pub(super) fn patience(limit: Duration, bytes: usize) -> Duration {
-    let seconds = u64::try_from(bytes / SLOWEST).unwrap_or(u64::MAX);
-    limit.saturating_add(Duration::from_secs(seconds))
 }
 
 /// Counts a turn while it runs.
@@ -133,7 +125,7 @@ impl Turn {
 
     /// Whether it is worth waiting for an account, after having waited.
     async fn waited(&mut self, proxy: &Proxy, refused: &Refused) -> bool {
-        let rounds = !self.stops_here() && !self.ride.is_stuck();
+        let rounds = !self.last.as_ref().is_some_and(|last| last.stops && !last.bars);
         self.course.waited(proxy, refused, rounds).await
     }
 
@@ -149,9 +141,12 @@ impl Turn {
         self.course.unsealed(traces, account, next)
     }
 
-    /// Whether upstream's last error is already one on which the CLI stops by itself.
-    fn stops_here(&self) -> bool {
-        self.last.as_ref().is_some_and(|last| last.stops)
+    /// Whether upstream's last error is already one on which the CLI stops by itself. Without a refusal
+    /// somebody could still serve: what keeps one account out is no word about the others.
+    fn stops_here(&self, refused: Option<&Refused>) -> bool {
+        let tried = self.course.trace.tried;
+        let counts = |last: &Last| refused.is_some() || !last.bars || last.attempt == tried;
+        self.last.as_ref().is_some_and(|last| last.stops && counts(last))
     }
 }
 
@@ -199,10 +194,7 @@ impl Session {
                 },
                 Ok(Ok(lease)) => lease,
                 Ok(Err(refused)) => match turn.course.over() {
-                    Some(blocked) if turn.course.trace.tried == 0 => {
-                        return self.blocked(local, &mut turn, &blocked).await;
-                    },
-                    Some(_over) => return self.give_up(local, turn, Some(&refused)).await,
+                    Some(blocked) => return self.blocked(local, &mut turn, &blocked).await,
                     None => {
                         let waits = Box::pin(turn.waited(&proxy, &refused));
                         match listening(local, &mut self.next, waits).await {
@@ -314,7 +306,7 @@ impl Session {
         }
         let original = turn.original();
         if !turn.ride.board(&self.proxy, &account, &pass, &original, &turn.course.need).await {
-            turn.course.need.exclude.push(account);
+            turn.course.unfit(account, Bar::Unread);
             return Step::Again;
         }
         match self.way(local, turn, lease, pass).await {
@@ -394,7 +386,8 @@ impl Session {
         }
         turn.course.rests.heard(&lease.account, parts.status, &parts.headers);
         let head = (Some(parts.status), &parts.headers);
-        turn.last = Some(Last::new(frame, head, stops, json.unwrap_or_default()));
+        let (ends, attempt) = ((stops, verdict.mark.bars()), turn.course.trace.tried);
+        turn.last = Some(Last::new(frame, head, ends, attempt, json.unwrap_or_default()));
         self.judged(turn, lease, verdict, parts.status.is_server_error()).await
     }
 
@@ -423,7 +416,7 @@ impl Session {
         turn.sent();
         let proxy = Arc::clone(&self.proxy);
         let limit = proxy.config.head_timeout;
-        let limit = patience(limit, frame.len());
+        let limit = course::patience(limit, frame.len());
         // Nearly each leaves at once, and needs no timer.
         let sent = {
             let mut send = std::pin::pin!(link.send(frame));
@@ -491,8 +484,9 @@ impl Session {
                     if let Some(status) = fault.status {
                         turn.course.rests.heard(&lease.account, status, &fault.headers);
                     }
-                    let (stops, head) = (fault.stops_the_cli(), (fault.status, &fault.headers));
-                    turn.last = Some(Last::new(frame, head, stops, fault.body).after(held));
+                    let ends = (fault.stops_the_cli(), verdict.mark.bars());
+                    let (head, attempt) = ((fault.status, &fault.headers), turn.course.trace.tried);
+                    turn.last = Some(Last::new(frame, head, ends, attempt, fault.body).after(held));
                 }
                 lease.quota_seen(sniffer.said().windows);
                 self.judged(turn, lease, verdict, hosts).await
@@ -587,7 +581,7 @@ impl Session {
             {
                 respond::refused(refused)
             },
-            _ if turn.stops_here() => {
+            _ if turn.stops_here(refused) => {
                 turn.course.trace.status = StatusCode::BAD_REQUEST.as_u16();
                 self.traced(&mut turn, "failed");
                 let Some(last) = turn.last.take() else { return Ok(()) };
