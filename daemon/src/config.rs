@@ -17,7 +17,7 @@ use cma_proto::{endpoint::Root, error::ErrorCode, message::Setting};
 use http::Uri;
 use serde::Deserialize;
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
@@ -348,11 +348,16 @@ fn listen(value: &str) -> Result<SocketAddr, String> {
     let at: SocketAddr = value
         .parse()
         .map_err(|_not_one| format!("`{value}` is not an address like 127.0.0.1:8459"))?;
-    if at.ip().is_loopback() {
-        Ok(at)
-    } else {
-        Err(format!("`{value}` is not a loopback address; the proxy never listens elsewhere"))
+    if !at.ip().is_loopback() {
+        return Err(format!(
+            "`{value}` is not a loopback address; the proxy never listens elsewhere"
+        ));
     }
+    // The gate lets in who means one of these, and a CLI's exceptions from a proxy name them.
+    if ![IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()].contains(&at.ip()) {
+        return Err(format!("`{value}`: the proxy listens on 127.0.0.1 or [::1] only"));
+    }
+    Ok(at)
 }
 
 /// Whether CLIs run on their own login.

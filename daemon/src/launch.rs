@@ -326,10 +326,20 @@ fn names(value: &Value) -> Vec<Arc<str>> {
     }
 }
 
+/// What the CLI takes from no project's layer, trusted or not (0.149.0 and 0.169.0, observed): a
+/// repository must not say where requests go.
+const NOT_A_PROJECTS: [&str; 3] = ["model_provider", "openai_base_url", "chatgpt_base_url"];
+
 /// The CLI's layers, weakest first. One that can't be read as TOML is the CLI's own to complain of.
+///
+/// A project's are those of all folders above, although the CLI reads those of one repository and of
+/// trusted folders: what counts in them is what would make it delete a login, and standing aside for
+/// nothing loses none.
 fn layers(request: &LaunchRequest) -> Result<Vec<Table>, String> {
     let home = Path::new(&request.codex_home);
-    let mut files = vec![PathBuf::from("/etc/codex/config.toml"), home.join("config.toml")];
+    let mut files = vec![PathBuf::from("/etc/codex/config.toml")];
+    let own = !request.ignore_user_config;
+    files.extend(own.then(|| home.join("config.toml")));
     let mut projects: Vec<_> = Path::new(&request.cwd)
         .ancestors()
         .map(|folder| folder.join(".codex"))
@@ -337,13 +347,16 @@ fn layers(request: &LaunchRequest) -> Result<Vec<Table>, String> {
         .map(|folder| folder.join("config.toml"))
         .collect();
     projects.reverse();
-    files.extend(projects);
-    if let Some(profile) = &request.profile {
-        files.push(home.join(format!("{profile}.config.toml")));
-    }
     let mut layers = Vec::new();
     for file in files {
         layers.extend(read(&file)?);
+    }
+    for mut layer in projects.iter().filter_map(|file| read(file).ok().flatten()) {
+        layer.retain(|key, _value| !NOT_A_PROJECTS.contains(&key));
+        layers.push(layer);
+    }
+    if let Some(profile) = request.profile.as_ref().filter(|_profile| own) {
+        layers.extend(read(&home.join(format!("{profile}.config.toml")))?);
     }
     for text in &request.overrides {
         layers.extend(one(text));
@@ -397,6 +410,7 @@ mod tests {
             profile: None,
             interactive: false,
             no_proxy: String::new(),
+            ignore_user_config: false,
         }
     }
 
@@ -431,6 +445,38 @@ mod tests {
             with("", |request| request.overrides = vec!["forced_login_method=api".to_owned()])
                 .is_err()
         );
+    }
+
+    #[test]
+    fn a_project_says_nothing_of_where_requests_go() {
+        let project = |config: &str, project: &str, change: fn(&mut LaunchRequest)| {
+            let (config, project) = (config.to_owned(), project.to_owned());
+            with(&config, move |request| {
+                let folder = Path::new(&request.cwd).join(".codex");
+                std::fs::create_dir_all(&folder).unwrap();
+                std::fs::write(folder.join("config.toml"), project).unwrap();
+                change(request);
+            })
+        };
+        for theirs in ["model_provider = 'x'", "openai_base_url = 'http://x'", "not toml at all"] {
+            assert_eq!(project("", theirs, |_| {}), Ok(vec![]), "{theirs}");
+        }
+        assert!(project("model_provider = 'own'", "model_provider = 'openai'", |_| {}).is_err());
+        // What would have the CLI delete a login counts wherever it stands.
+        assert!(project("", "forced_login_method = 'api'", |_| {}).is_err());
+        let bound = project("", "forced_chatgpt_workspace_id = 'a'", |_| {});
+        assert_eq!(bound, Ok(vec!["a".to_owned()]));
+    }
+
+    #[test]
+    fn a_home_that_is_to_be_ignored_says_nothing() {
+        let ignored = |request: &mut LaunchRequest| {
+            let profile = Path::new(&request.codex_home).join("p.config.toml");
+            std::fs::write(profile, "model_provider = 'x'").unwrap();
+            request.profile = Some("p".to_owned());
+            request.ignore_user_config = true;
+        };
+        assert_eq!(with("model_provider = 'azure'", ignored), Ok(vec![]));
     }
 
     #[test]

@@ -144,6 +144,8 @@ impl Run {
 fn run(how: &Run) -> Result<(), Fault> {
     if how.detached {
         #[cfg(unix)]
+        sys::close_inherited();
+        #[cfg(unix)]
         // Fails only for a process that already leads its session, which is as good.
         let _already_leads = rustix::process::setsid();
     }

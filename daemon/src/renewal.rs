@@ -56,6 +56,8 @@ const MAX_SENT: u32 = 6;
 const MAX_ANSWER: usize = 256 * 1024;
 /// Cause of a login whose last renewal got no answer.
 pub(crate) const UNKNOWN: &str = "refresh outcome unknown";
+/// Why a credential that was made for another issuer or backend is sent to none.
+const ELSEWHERE: &str = "it was imported for another upstream";
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -149,6 +151,9 @@ impl Renewer {
         if record.generation > generation.0 {
             let (generation, expires_at) = (Generation(record.generation), record.expires_at);
             return Some(Ok(Fresh { generation, expires_at }));
+        }
+        if !self.roster.is_home(&record) {
+            return Some(Err(RenewalFailure::Transient(ELSEWHERE.into())));
         }
         let gone = record.gone.as_ref()?;
         Some(Err(RenewalFailure::Permanent(gone.cause.as_str().into())))

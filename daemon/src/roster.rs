@@ -137,6 +137,19 @@ impl Roster {
         chosen.filter(|record| bounds.place(record).is_some()).or_else(first).cloned()
     }
 
+    /// Whether a record's credential was made for the issuer and backend of this daemon. It goes to no
+    /// other: one that isn't at home is not in the vault, is not renewed and not revoked.
+    pub(crate) fn is_home(&self, record: &Record) -> bool {
+        record.issuer == self.config.issuer.base && record.backend == self.config.backend.base
+    }
+
+    /// Gives a credential to the vault, from which it is sent.
+    fn entrust(&self, record: &Record) {
+        if self.is_home(record) {
+            self.vault.put(record);
+        }
+    }
+
     /// What the pool has to know of a record.
     pub(crate) fn seed(&self, record: &Record) -> Seed {
         Seed {
@@ -147,8 +160,7 @@ impl Roster {
             plan: record.plan.as_deref().map(Into::into),
             name: name(record).into(),
             enabled: record.enabled,
-            at_home: record.issuer == self.config.issuer.base
-                && record.backend == self.config.backend.base,
+            at_home: self.is_home(record),
             generation: Generation(record.generation),
             expires: record.expires_at.map(Wall::from_secs),
             gone: record
@@ -442,7 +454,7 @@ impl Roster {
     /// Memory. The caller holds the writer lock.
     fn known_as(&self, record: Record) -> Arc<Record> {
         let record = Arc::new(record);
-        self.vault.put(&record);
+        self.entrust(&record);
         let mut records = self.records.write();
         records.retain(|known| known.id != record.id);
         records.push(Arc::clone(&record));

@@ -27,6 +27,24 @@ pub(crate) fn keep_large_pieces_apart() {
     }
 }
 
+/// Closes what whoever started this process left open to it beside the standard streams: a lock's file, a
+/// pipe that somebody reads to its end. A daemon would hold them for as long as it lives. Nothing is
+/// handed to it that way. To be called before anything is opened.
+#[cfg(unix)]
+pub(crate) fn close_inherited() {
+    let Ok(open) = std::fs::read_dir("/dev/fd") else { return };
+    let numbers: Vec<i32> =
+        open.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for number in numbers.into_iter().filter(|number| *number > 2) {
+        #[expect(unsafe_code, reason = "see below")]
+        // SAFETY: the process has one thread and has opened nothing yet: no value owns this number. The
+        // folder's own is closed already, which is an error that does nothing.
+        unsafe {
+            rustix::io::close(number);
+        }
+    }
+}
+
 /// Gives back what was freed, and only that. Whoever allocates meanwhile waits for up to a millisecond.
 pub(crate) fn release_freed() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]

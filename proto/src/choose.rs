@@ -340,6 +340,7 @@ mod tests {
             profile: None,
             interactive: false,
             no_proxy: String::new(),
+            ignore_user_config: false,
         };
         vec![
             ChooseRequest::Rules,

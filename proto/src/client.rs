@@ -340,8 +340,9 @@ fn launch(root: &Root, words: &[&str], deadline: Duration) -> Result<StartLine, 
     let mut child = Command::new(&program)
         .args(words)
         .env("CODEX_MULTI_AUTH_DIR", root.path())
-        // It is sent with the one request that needs it; a process that stays must not carry it.
+        // They are sent with the one request that needs them; a process that stays must not carry them.
         .env_remove("CMA_IMPORT_PASSPHRASE")
+        .env_remove("CMA_NEW_PASSPHRASE")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

@@ -378,6 +378,8 @@ pub struct LaunchRequest {
     pub interactive: bool,
     /// `NO_PROXY` and `no_proxy` of the caller, joined by a comma.
     pub no_proxy: String,
+    /// `--ignore-user-config`: what the Codex home says doesn't count.
+    pub ignore_user_config: bool,
 }
 
 /// The answer to a launch.

@@ -34,6 +34,8 @@ pub(crate) struct Through {
     pub(crate) overrides: Vec<String>,
     /// The last `-p`.
     pub(crate) profile: Option<String>,
+    /// `--ignore-user-config` of `codex exec`.
+    pub(crate) ignore_user_config: bool,
     /// The last `-C`.
     pub(crate) dir: Option<String>,
     /// Where among the person's arguments the plan's overrides go: after their last `-c`, else
@@ -72,17 +74,20 @@ pub(crate) fn read(args: &[OsString]) -> Invocation {
 }
 
 /// Takes `--account SELECTOR` out of the arguments: it is ours, the CLI doesn't know it. The last one
-/// counts; what follows `--` is not looked at.
+/// counts; what follows `--`, or is another program's as in `codex sandbox PROGRAM …`, is not looked at.
 ///
 /// # Errors
 /// A flag without a value.
 pub(crate) fn account(args: &[OsString]) -> Result<(Option<String>, Vec<OsString>), Failure> {
     const NAME: &str = "--account";
     let (mut account, mut rest) = (None, Vec::with_capacity(args.len()));
-    let mut args = args.iter();
+    let (mut args, mut first, mut value_of_flag) = (args.iter(), true, false);
     while let Some(arg) = args.next() {
         let text = arg.to_string_lossy();
-        if text == "--" {
+        let is_word = !std::mem::replace(&mut value_of_flag, wants_value(&text))
+            && !(text.len() > 1 && text.starts_with('-'));
+        let theirs = is_word && std::mem::take(&mut first) && text == "sandbox";
+        if text == "--" || theirs {
             rest.push(arg.clone());
             break;
         }
@@ -108,6 +113,16 @@ pub(crate) fn account(args: &[OsString]) -> Result<(Option<String>, Vec<OsString
     }
     rest.extend(args.cloned());
     Ok((account, rest))
+}
+
+/// Whether the argument after this one is its value.
+fn wants_value(arg: &str) -> bool {
+    match arg.strip_prefix("--") {
+        Some(long) => takes_value(long),
+        None => {
+            matches!(arg.as_bytes(), [b'-', b'c' | b'C' | b'i' | b'p' | b'a' | b'm' | b'o' | b's'])
+        },
+    }
 }
 
 /// What a command means for a launch.
@@ -266,6 +281,8 @@ impl Reader<'_> {
         }
         if name == "no-daemon" {
             self.through.no_daemon = true;
+        } else if name == "ignore-user-config" {
+            self.through.ignore_user_config = true;
         } else if takes_value(name) {
             self.option(name, inline);
         }

@@ -30,6 +30,10 @@ use std::{
 const FORCED: &str = "CODEX_MULTI_AUTH_FORCE_ACCOUNT";
 const TOKEN: &str = "CODEX_ACCESS_TOKEN";
 const ISSUER: &str = "CODEX_AUTHAPI_BASE_URL";
+/// Where the CLI renews and revokes a login of its own. An empty one is no address to it, and none to
+/// fall back from (0.169.0, observed).
+const ENDPOINTS: [&str; 2] =
+    ["CODEX_REFRESH_TOKEN_URL_OVERRIDE", "CODEX_REVOKE_TOKEN_URL_OVERRIDE"];
 /// How a key of ours begins.
 const KEY_PREFIX: &[u8] = b"at-cma-";
 
@@ -94,6 +98,11 @@ pub(crate) fn forget_outer(command: &mut Command, lookup: Lookup<'_>) {
     for name in outer(lookup) {
         command.env_remove(name);
     }
+    for name in ENDPOINTS {
+        if lookup(name).is_some_and(|url| is_outer_endpoint(&url, lookup)) {
+            command.env_remove(name);
+        }
+    }
 }
 
 /// The variables of an outer launch: its key with its issuer, or what is left of them where a tool
@@ -107,6 +116,14 @@ fn outer(lookup: Lookup<'_>) -> &'static [&'static str] {
         (None, _) if inside => &[TOKEN],
         (None, _) => &[],
     }
+}
+
+/// Whether an endpoint is that of an outer launch, or what is left of it where a tool of the CLI has it
+/// blanked.
+fn is_outer_endpoint(url: &OsStr, lookup: Lookup<'_>) -> bool {
+    let inside = set(lookup, "CMA_SHIM_PID").is_some();
+    let path = url.to_string_lossy();
+    inside && is_loopback(url) && (path.is_empty() || path.contains("/own/"))
 }
 
 /// Whether the person's own credential stands in the environment.
@@ -176,6 +193,7 @@ fn request(
         profile: through.profile.clone(),
         interactive: through.interactive,
         no_proxy: no_proxy.join(","),
+        ignore_user_config: through.ignore_user_config,
     })
 }
 

@@ -272,6 +272,7 @@ fn settings_that_make_no_sense_are_refused() {
     let before = contents(&world);
     for (name, value, says) in [
         ("CMA_LISTEN", "0.0.0.0:0", "loopback"),
+        ("CMA_LISTEN", "127.0.0.2:0", "127.0.0.1 or [::1] only"),
         ("CMA_LISTEN", "here", "not an address"),
         ("CMA_UPSTREAM_BACKEND", "https://evil.test", "not a loopback host"),
         ("CMA_UPSTREAM_BACKEND", "http://evil.test/backend-api", "plain http"),

@@ -146,6 +146,7 @@ fn child_with_a_key() {
         profile: None,
         interactive: false,
         no_proxy: String::new(),
+        ignore_user_config: false,
     };
     let Reply::Launch(launch) = client.call(&Request::Launch(request)).unwrap() else { panic!() };
     let Launch::Through(plan) = *launch else { panic!("{launch:?}") };

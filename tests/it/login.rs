@@ -443,6 +443,42 @@ fn another_issuer_is_loopback_or_stands_in_the_configuration() {
     world.assert_clean();
 }
 
+/// Another pair of addresses in the environment, as a repository's file may set it: no credential of
+/// the pair before goes there, whatever is asked for.
+#[test]
+fn a_credential_goes_only_where_it_was_imported_for() {
+    let world = world(&["a", "b"]);
+    world.import_all();
+    let door = Door::of(&world);
+    world.ctl("account pause b").ok();
+    world.kill_daemon();
+    let other = Sim::start(SimConfig::default()).unwrap();
+    let world = world
+        .with_env("CMA_UPSTREAM_BACKEND", &other.backend())
+        .with_env("CMA_UPSTREAM_ISSUER", &other.issuer());
+    let states = world.status()["accounts"].as_array().unwrap().clone();
+    assert!(states.iter().all(|account| account["enabled"] == true), "{states:?}");
+    assert_eq!(world.account("a")["state"], "elsewhere");
+    for path in [
+        "/backend-api/ps/plugins/installed",
+        "/backend-api/wham/usage",
+        "/backend-api/wham/accounts/check",
+        "/codex/models?client_version=0.169.0",
+    ] {
+        drop(door.get(path));
+    }
+    assert_ne!(door.send(&door.turn()).unwrap().status, 200);
+    for words in ["probe", "workspace list --live", "forecast --live", "verify-flagged"] {
+        let ran = world.ctl(words);
+        assert_ne!(ran.code, 2, "{words}: {}", ran.stderr);
+    }
+    let removed = world.ctl("remove a --yes --revoke").ok();
+    assert!(removed.stderr.contains("imported for another upstream"), "{removed:?}");
+    assert_eq!(other.seen().iter().map(|seen| &*seen.path).collect::<Vec<_>>(), [""; 0]);
+    assert!(world.sim().seen().iter().all(|seen| seen.path != "/oauth/revoke"));
+    world.assert_clean();
+}
+
 /// That the simulated issuer is what the official CLI takes an issuer to be.
 #[test]
 fn the_official_cli_signs_in_by_code_at_the_simulated_issuer() {

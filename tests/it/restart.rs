@@ -204,3 +204,31 @@ fn a_command_during_the_last_steps_of_a_stop_waits_for_the_next_daemon() {
     assert_eq!(world.sim().stats().accounts["a"].reused, 0);
     world.assert_clean();
 }
+
+/// A daemon lives for days: whoever starts it by the way must not wait for its end.
+#[test]
+fn what_a_starter_left_open_or_secret_stays_with_it() {
+    let (world, door) = world();
+    world.kill_daemon();
+    for words in ["daemon start", "daemon restart"] {
+        let ctl = world.command("cmactl").get_program().to_string_lossy().into_owned();
+        let mut command = world.command("sh");
+        command.args(["-c", &format!("exec 9>held; exec \"{ctl}\" {words}")]);
+        command.env("CMA_NEW_PASSPHRASE", "nobody must keep this");
+        world.finish(command).ok();
+        let process = format!("/proc/{}", world.daemon_pid().unwrap());
+        let open: Vec<_> = fs::read_dir(format!("{process}/fd"))
+            .unwrap()
+            .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+            .collect();
+        assert!(open.len() > 3, "{open:?}");
+        assert!(!open.iter().any(|path| path.ends_with("held")), "{words}: {open:?}");
+        let environment = fs::read(format!("{process}/environ")).unwrap();
+        assert!(
+            !String::from_utf8_lossy(&environment).contains("nobody must keep this"),
+            "{words}"
+        );
+    }
+    assert!(door.send(&door.turn()).unwrap().is_complete());
+    world.assert_clean();
+}

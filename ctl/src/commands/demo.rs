@@ -172,6 +172,7 @@ fn plan(
         profile: None,
         interactive: false,
         no_proxy: launch::no_proxy(|name| std::env::var(name).ok()),
+        ignore_user_config: false,
     };
     match client.call(&Request::Launch(request))? {
         Reply::Launch(launch) => match *launch {

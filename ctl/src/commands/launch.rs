@@ -45,6 +45,7 @@ pub(super) fn launch(
         profile: args.profile.clone(),
         interactive: false,
         no_proxy: no_proxy(|name| std::env::var(name).ok()),
+        ignore_user_config: false,
     };
     let request = if args.own_auth {
         Request::Owner(OwnerRequest::Launch(request))

@@ -80,7 +80,7 @@ async fn revoke(app: &Arc<App>, selector: &str) -> Result<Reply, Fault> {
         return Err(Fault::internal("a removal answered something else"));
     };
     // Its renewals have ended: this is the last credential there is of it.
-    changed.notes = vec![match app.renewer.revoke(&record.tokens).await {
+    changed.notes = vec![match app.renewer.revoke(&record).await {
         Ok(()) => {
             tracing::warn!(account = record.id, "login revoked at the issuer");
             "its login was revoked at the issuer".to_owned()

@@ -1,7 +1,7 @@
 //! Ending a login at the issuer, when a person asks for exactly that.
 
-use super::{CLIENT_ID, Renewer};
-use crate::{fault, store::record::Tokens};
+use super::{CLIENT_ID, ELSEWHERE, Renewer};
+use crate::{fault, store::record::Record};
 use secrecy::ExposeSecret as _;
 use serde::Serialize;
 use std::time::Duration;
@@ -21,7 +21,11 @@ impl Renewer {
     ///
     /// # Errors
     /// Why it may still be valid, for a person.
-    pub(crate) async fn revoke(&self, tokens: &Tokens) -> Result<(), String> {
+    pub(crate) async fn revoke(&self, record: &Record) -> Result<(), String> {
+        if !self.roster.is_home(record) {
+            return Err(ELSEWHERE.to_owned());
+        }
+        let tokens = &record.tokens;
         let (token, token_type_hint) = match &tokens.refresh_token {
             Some(token) => (token, "refresh_token"),
             None => (&tokens.access_token, "access_token"),

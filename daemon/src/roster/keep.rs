@@ -57,7 +57,7 @@ impl Roster {
         let last = records.iter().map(|record| record.order).max().unwrap_or(0);
         state.last_order = state.last_order.max(last);
         for record in &records {
-            self.vault.put(record);
+            self.entrust(record);
         }
         *self.records.write() = records;
         Ok(())

@@ -114,6 +114,7 @@ fn requests() -> Vec<(&'static str, Request)> {
                 profile: Some(text("p")),
                 interactive: true,
                 no_proxy: text("a,b"),
+                ignore_user_config: false,
             }),
         ),
         ("request.subscribe", Request::Subscribe),
@@ -165,6 +166,7 @@ fn neighbour_requests() -> Vec<(&'static str, Request)> {
                 profile: None,
                 interactive: false,
                 no_proxy: String::new(),
+                ignore_user_config: false,
             })),
         ),
         (

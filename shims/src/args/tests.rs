@@ -178,6 +178,8 @@ fn what_the_daemon_must_know_is_read_in_every_spelling() {
     assert_eq!(through("--profile=a -pb").profile.as_deref(), Some("b"));
     assert_eq!(through("-C=d").dir.as_deref(), Some("d"));
     assert_eq!(through("--cd=d exec hi").dir.as_deref(), Some("d"));
+    assert!(through("exec --ignore-user-config hi").ignore_user_config);
+    assert!(!through("exec -- --ignore-user-config").ignore_user_config);
     assert!(through("--no-daemon resume").no_daemon);
     assert!(!through("-- --no-daemon").no_daemon);
 }
@@ -220,6 +222,12 @@ fn the_account_is_taken_out_and_nothing_else_is() {
     assert_eq!(taken("--account a --account b"), Ok((Some("b".to_owned()), 0)));
     assert_eq!(taken("exec -- --account a"), Ok((None, 4)));
     assert_eq!(taken("--accounts x"), Ok((None, 2)));
+    // Another program's arguments; a prompt or a flag's value of that name is none.
+    assert_eq!(taken("sandbox aws --account 5"), Ok((None, 4)));
+    assert_eq!(taken("-c a=1 sandbox aws --account 5"), Ok((None, 6)));
+    assert_eq!(taken("--account a sandbox aws --account 5"), Ok((Some("a".to_owned()), 4)));
+    assert_eq!(taken("exec sandbox --account a"), Ok((Some("a".to_owned()), 2)));
+    assert_eq!(taken("--profile sandbox --account a"), Ok((Some("a".to_owned()), 2)));
     for bad in ["--account", "exec --account=", "--account --json"] {
         assert!(account(&words(bad)).is_err(), "{bad}");
     }

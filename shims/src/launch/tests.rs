@@ -26,6 +26,22 @@ fn only_our_own_variables_are_removed() {
 }
 
 #[test]
+fn endpoints_of_an_outer_launch_are_known() {
+    let inside = ("CMA_SHIM_PID", "1");
+    let own = "http://127.0.0.1:1/own/abc/oauth/token";
+    for (vars, url, outer) in [
+        (&[inside][..], own, true),
+        (&[inside], "", true),
+        (&[], own, false),
+        (&[], "", false),
+        (&[inside], "https://mine/own/token", false),
+        (&[inside], "http://127.0.0.1:1/mine", false),
+    ] {
+        assert_eq!(with(vars, |lookup| is_outer_endpoint(OsStr::new(url), lookup)), outer, "{url}");
+    }
+}
+
+#[test]
 fn a_persons_own_key_is_known() {
     for (vars, own) in [
         (&[][..], false),
