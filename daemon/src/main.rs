@@ -65,13 +65,18 @@ fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     let command = args.next().unwrap_or_default();
     if command == "simulate" {
+        let json = std::env::args_os().any(|arg| arg == "--json");
         return match simulate::simulate(args) {
             Ok(text) => {
                 say(text.trim_end());
                 ExitCode::SUCCESS
             },
             Err(fault) => {
-                complain(&fault.refusal);
+                if json {
+                    enveloped(&fault.refusal);
+                } else {
+                    complain(&fault.refusal);
+                }
                 ExitCode::from(fault.code().exit_code())
             },
         };
@@ -79,6 +84,16 @@ fn main() -> ExitCode {
     let flag = args.next();
     let ended = match (command.to_str(), flag.as_ref().and_then(|flag| flag.to_str())) {
         (Some("run"), None) => run(&Run::default()),
+        // For programs: what is wrong is told as `cmactl` tells it, and nothing on stdout.
+        (Some("run"), Some("--json")) => {
+            return run(&Run::default()).map_or_else(
+                |fault| {
+                    enveloped(&fault.refusal);
+                    ExitCode::from(fault.code().exit_code())
+                },
+                |()| ExitCode::SUCCESS,
+            );
+        },
         (Some("run"), Some("--detached")) => run(&Run::detached()),
         // Detached, and in the place of the daemon that runs.
         (Some("run"), Some("--take-over")) => run(&Run { take_over: true, ..Run::detached() }),
@@ -305,6 +320,12 @@ fn complain(refusal: &Refusal) {
     if !refusal.hint.is_empty() {
         drop(writeln!(stderr, "  {}", refusal.hint));
     }
+}
+
+/// The same for programs, as `cmactl --json` says it.
+fn enveloped(refusal: &Refusal) {
+    let error = serde_json::to_string(refusal).unwrap_or_default();
+    drop(writeln!(std::io::stderr().lock(), "{{\"schema\":1,\"error\":{error}}}"));
 }
 
 fn say(text: &str) {

@@ -7,12 +7,15 @@
 
 use crate::{
     PROTOCOL, PROTOCOL_MIN, VERSION,
+    choose::ChooseRequest,
     codec::Codec,
     endpoint::{Root, nobody_there},
     error::{ErrorCode, Refusal},
     frame::{Frame, Kind},
     hello::{self, ClientHello, ServerHello},
     message::{Event, Reply, Request, Status},
+    owner::OwnerRequest,
+    pools::PoolsRequest,
 };
 use interprocess::{
     ConnectWaitMode,
@@ -34,6 +37,9 @@ pub const START_DEADLINE: Duration = Duration::from_secs(3);
 pub const RESTART_DEADLINE: Duration = Duration::from_secs(150);
 /// How long a client waits for the answer to a request.
 const CALL_DEADLINE: Duration = Duration::from_secs(30);
+/// The same where the daemon asks upstream or the issuer, for account after account, before it answers:
+/// a minute for each of ten.
+const LONG_DEADLINE: Duration = Duration::from_secs(600);
 
 /// Why a connection did not come about.
 #[derive(Debug)]
@@ -159,11 +165,18 @@ impl Client {
         let stream = self.next_stream;
         self.next_stream = self.next_stream.wrapping_add(1).max(1);
         let payload = self.codec.encode(request).map_err(internal)?;
+        let long = takes_long(request);
+        if long {
+            set_deadline(&self.stream, LONG_DEADLINE);
+        }
         self.send(&Frame::new(Kind::Request, stream, payload))?;
         loop {
             let frame = self.receive()?;
             if frame.stream != stream {
                 continue;
+            }
+            if long {
+                set_deadline(&self.stream, CALL_DEADLINE);
             }
             match frame.kind {
                 Kind::Reply => return self.read(&frame.payload),
@@ -428,7 +441,26 @@ fn unreachable_at(path: &str, error: &io::Error) -> Refusal {
     )
 }
 
+/// Whether the daemon asks others before it answers: live news of all accounts, a trial of those set
+/// aside, the end of a renewal under way.
+const fn takes_long(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::Remove { .. }
+            | Request::Owner(OwnerRequest::VerifyFlagged { .. } | OwnerRequest::Revoke { .. })
+            | Request::Choose(ChooseRequest::Forecast { live: true, .. })
+            | Request::Pools(PoolsRequest::Workspaces { live: true, .. })
+    )
+}
+
 fn lost(error: &io::Error) -> Refusal {
+    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) {
+        return Refusal::new(
+            ErrorCode::Unreachable,
+            "the daemon gave no answer in time",
+            "run `cmactl logs` to see what it does",
+        );
+    }
     Refusal::new(
         ErrorCode::Unreachable,
         format!("the connection to the daemon was lost: {error}"),

@@ -84,10 +84,10 @@ pub(crate) fn account(args: &[OsString]) -> Result<(Option<String>, Vec<OsString
     let (mut args, mut first, mut value_of_flag) = (args.iter(), true, false);
     while let Some(arg) = args.next() {
         let text = arg.to_string_lossy();
-        let is_word = !std::mem::replace(&mut value_of_flag, wants_value(&text))
-            && !(text.len() > 1 && text.starts_with('-'));
-        let theirs = is_word && std::mem::take(&mut first) && text == "sandbox";
-        if text == "--" || theirs {
+        let is_value = std::mem::replace(&mut value_of_flag, wants_value(&text));
+        let is_flag = text.len() > 1 && text.starts_with('-');
+        let is_first = !is_value && !is_flag && std::mem::take(&mut first);
+        if text == "--" || (is_first && text == "sandbox") {
             rest.push(arg.clone());
             break;
         }

@@ -324,6 +324,14 @@ fn a_second_daemon_leaves_the_first_alone() {
     assert!(ran.stderr.contains(&format!("(pid {pid})")), "{}", ran.stderr);
     assert_eq!(ran.stderr.lines().count(), 2, "{}", ran.stderr);
     assert!(ran.took < Duration::from_secs(2), "{:?}", ran.took);
+    // Programs get what `cmactl` says anywhere else, also from the programs it becomes.
+    for words in ["--json daemon run", "--json simulate --trace /nowhere"] {
+        let ran = world.ctl(words);
+        assert_ne!(ran.code, 0, "{words}");
+        let said: Value = serde_json::from_str(&ran.stderr).unwrap();
+        assert_eq!((&said["schema"], &*ran.stdout), (&1.into(), ""), "{words}: {said}");
+        assert!(said["error"]["code"].is_string() && said["error"]["hint"].is_string(), "{said}");
+    }
     assert_eq!(world.daemon_pid(), Some(pid));
     // Not even its socket.
     assert_eq!(world.status()["daemon"]["pid"], pid);

@@ -309,6 +309,17 @@ fn why_tells_the_keys_of_a_past_choice_and_answers_carry_what_is_asked_for() {
     world.assert_clean();
 }
 
+/// All are asked at once, and the client waits for that.
+#[test]
+fn a_forecast_doesnt_wait_for_a_silent_host_once_an_account() {
+    let world = world(&["a", "b", "c", "d"]);
+    world.sim().fault(None, Route::Usage, Fault::HangHead, None);
+    let ran = world.ctl("forecast --live").ok();
+    assert!(ran.took < Duration::from_secs(25), "{:?}", ran.took);
+    assert_eq!(ran.stderr.matches("upstream didn't tell for").count(), 4, "{}", ran.stderr);
+    world.assert_clean();
+}
+
 #[test]
 fn a_forecast_is_the_choice_and_live_asks_upstream_and_spends_nothing() {
     let world = world(&["a", "b"]);

@@ -72,6 +72,7 @@ mod projects;
 mod refresh;
 #[cfg(test)]
 mod restart;
+#[cfg(test)]
 mod rounds;
 #[cfg(test)]
 mod smoke;

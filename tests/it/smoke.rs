@@ -22,7 +22,8 @@ fn a_turn_of_the_real_cli_is_answered() {
 #[test]
 fn a_secret_is_found_in_what_is_printed_in_files_and_on_command_lines() {
     let canary = "bird-of-the-search";
-    let places: [(&str, fn(&World, &str)); 3] = [
+    type Plant = fn(&World, &str);
+    let places: [(&str, Plant); 3] = [
         ("stderr of", |world, canary| {
             world.run("sh", ["-c", "printf 'bird-%s' \"$0\" >&2", &canary["bird-".len()..]]).ok();
         }),

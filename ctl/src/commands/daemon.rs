@@ -51,7 +51,7 @@ pub(super) fn daemon(
     screen: &mut Screen,
 ) -> Result<ExitCode, Failure> {
     match command {
-        Daemon::Run => run(&context.root),
+        Daemon::Run => run(&context.root, screen),
         Daemon::Start => start(context, screen),
         Daemon::Stop { now } => {
             let stopped = stop(context, now, screen)?;
@@ -67,10 +67,13 @@ pub(super) fn daemon(
 }
 
 /// Becomes the daemon.
-fn run(root: &Root) -> Result<ExitCode, Failure> {
+fn run(root: &Root, screen: &Screen) -> Result<ExitCode, Failure> {
     let program = client::daemon_program()?;
     let mut command = Command::new(&program);
     command.arg("run").env("CODEX_MULTI_AUTH_DIR", root.path());
+    if screen.json() {
+        command.arg("--json");
+    }
     become_it(command).map_err(|error| {
         let said = format!("`{}` could not be run: {error}", program.display());
         let hint = "install `cmad` in the same folder as `cmactl`";

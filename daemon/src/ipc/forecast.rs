@@ -92,9 +92,12 @@ async fn ask_upstream(app: &Arc<App>, need: &Need) -> Result<Vec<String>, Fault>
         })
         .await
         .map_err(stopping)?;
+    // At once: each may take as long as a silent host is waited for.
+    let asked = ids.iter().map(|id| app.proxy.windows_of(id));
+    let answers = futures_util::future::join_all(asked).await;
     let mut notes = Vec::new();
-    for id in ids {
-        match app.proxy.windows_of(&id).await {
+    for (id, windows) in ids.into_iter().zip(answers) {
+        match windows {
             Some(windows) => {
                 app.actor.command(Input::QuotaSeen(id, windows)).await.map_err(stopping)?;
             },

@@ -103,7 +103,7 @@ impl Source {
 
     /// A body that was read to its end before.
     #[cfg(test)]
-    pub(crate) fn read_before(bytes: Bytes) -> Self {
+    pub(crate) fn read_before(bytes: &Bytes) -> Self {
         let mut inner = Inner {
             incoming: None,
             ended: true,
@@ -116,7 +116,7 @@ impl Source {
             done_at: Some(clock::mono()),
             attempt: 0,
         };
-        inner.keep(&bytes);
+        inner.keep(bytes);
         Self(Arc::new(Mutex::new(inner)))
     }
 

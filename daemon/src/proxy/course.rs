@@ -417,7 +417,7 @@ mod tests {
     async fn a_body_that_was_read_before_has_the_time_to_leave() {
         let limit = Duration::from_secs(30);
         for (bytes, at_most) in [(0, 30), (100, 30), (8 * 1024 * 1024, 30 + 256)] {
-            let source = Source::read_before(Bytes::from(vec![0; bytes]));
+            let source = Source::read_before(&Bytes::from(vec![0; bytes]));
             let begun = Instant::now();
             let missed = head_in_time(&source, limit, std::future::pending()).await;
             assert!(matches!(missed, Err(Missed::TimedOut)));
