@@ -14,6 +14,7 @@ use cma_core::{identity::AccountId, pool::Input};
 use cma_proto::{
     error::ErrorCode,
     message::{Changed, LaunchRequest, Reply, Request, Switched},
+    owner::OwnerRequest,
 };
 use std::{
     path::PathBuf,
@@ -41,8 +42,10 @@ pub(crate) async fn handle(
     if refused && app.phases.now() >= Phase::Draining {
         return Err(stopping(crate::actor::Gone));
     }
-    // A sign-in waits for people, and saves with a permit of its own.
-    let free = looking || launching || matches!(&request, Request::Login(_));
+    // A sign-in waits for people and a trial for renewals; both save with a permit of their own.
+    let alone =
+        matches!(&request, Request::Login(_) | Request::Owner(OwnerRequest::VerifyFlagged { .. }));
+    let free = looking || launching || alone;
     let _permit = match free {
         true => None,
         false => {

@@ -187,6 +187,9 @@ async fn verify(
         outcome: outcome.to_owned(),
         message,
     };
+    if app.roster.get(&one.id).is_some_and(|record| !app.roster.is_home(&record)) {
+        return Ok(said("still_flagged", "it was imported for another upstream".to_owned()));
+    }
     let sign_in = "run `cmactl login` to sign in again";
     if !one.usable && !one.renewable {
         return Ok(said(
@@ -239,6 +242,9 @@ async fn verify(
 
 /// Lets an account try again: a generation of its own, with the same tokens.
 async fn bring_back(app: &Arc<App>, id: &AccountId) -> Result<(), Fault> {
+    // For this alone: a renewal that is waited for may itself wait for who takes the root over.
+    let _permit =
+        app.roster.truth().to_change().await.ok_or_else(|| stopping(crate::actor::Gone))?;
     let account = id.clone();
     let record = blocking::with(&app.roster, move |roster| {
         roster.edit(&account, |record| {
