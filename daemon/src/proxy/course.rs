@@ -354,6 +354,31 @@ async fn is_gone(proxy: &Proxy, account: AccountId) -> bool {
     look.await.unwrap_or_default()
 }
 
+/// What the last error that upstream answered in full means for the rest of a course.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Word {
+    /// Whether the CLI stops on it by itself.
+    pub(super) stops: bool,
+    /// Whether it keeps its account out of further rounds.
+    pub(super) bars: bool,
+    /// The attempt it came of.
+    pub(super) attempt: u32,
+}
+
+impl Word {
+    /// Whether accounts that were only tried may be asked again: not after a final word that isn't
+    /// about its account alone.
+    pub(super) const fn allows_rounds(self) -> bool {
+        !self.stops || self.bars
+    }
+
+    /// Whether it may be the client's answer after that many attempts. Without a refusal (`refused`)
+    /// somebody could still serve: what keeps one account out is no word about the others.
+    pub(super) const fn is_final(self, refused: bool, tried: u32) -> bool {
+        self.stops && (refused || !self.bars || self.attempt == tried)
+    }
+}
+
 /// Why no head came.
 #[derive(Debug)]
 pub(super) enum Missed {

@@ -12,7 +12,7 @@ use super::{
     Proxy,
     body::{BODY_LIMIT, Source, UpBody},
     books,
-    course::{self, Course, Missed, head_in_time},
+    course::{self, Course, Missed, Word, head_in_time},
     error_body, headers,
     held::Ready,
     keys::Launch,
@@ -69,12 +69,7 @@ struct Turn {
 struct Last {
     parts: response::Parts,
     bytes: Bytes,
-    /// Whether the CLI stops on it by itself.
-    stops: bool,
-    /// Whether it keeps its account out of further rounds.
-    bars: bool,
-    /// The attempt it came of.
-    attempt: u32,
+    word: Word,
 }
 
 /// What one attempt leads to.
@@ -168,7 +163,7 @@ impl Turn {
 
     /// Whether it is worth waiting for an account, after having waited.
     async fn waited(&mut self, refused: &Refused) -> bool {
-        let rounds = !self.last.as_ref().is_some_and(|last| last.stops && !last.bars);
+        let rounds = self.last.as_ref().is_none_or(|last| last.word.allows_rounds());
         self.course.waited(&self.proxy, refused, rounds).await
     }
 
@@ -262,8 +257,8 @@ impl Turn {
         let stops = throttled || verdict::stops_the_cli(status, json.as_ref());
         let foreign = json.as_ref().is_some_and(bound::is_foreign);
         self.course.rests.heard(&lease.account, status, &parts.headers);
-        let (bars, attempt) = (verdict.mark.bars(), self.course.trace.tried);
-        self.last = Some(Box::new(Last { parts, bytes, stops, bars, attempt }));
+        let word = Word { stops, bars: verdict.mark.bars(), attempt: self.course.trace.tried };
+        self.last = Some(Box::new(Last { parts, bytes, word }));
         if verdict.act == Act::Deliver {
             return self.bad_request(lease, foreign, &verdict.reason).await;
         }
@@ -324,12 +319,10 @@ impl Turn {
         request
     }
 
-    /// Whether upstream's last answer is already one on which the CLI stops by itself. Without a refusal
-    /// somebody could still serve: what keeps one account out is no word about the others.
+    /// Whether upstream's last answer is already one on which the CLI stops by itself.
     fn stops_here(&self, refused: Option<&Refused>) -> bool {
         let tried = self.course.trace.tried;
-        let counts = |last: &Last| refused.is_some() || !last.bars || last.attempt == tried;
-        self.last.as_ref().is_some_and(|last| last.stops && counts(last))
+        self.last.as_ref().is_some_and(|last| last.word.is_final(refused.is_some(), tried))
     }
 
     fn give_up_on(&mut self, lease: Lease) -> Answer {
@@ -362,7 +355,7 @@ impl Turn {
     /// credits are gone, which windows are full): its account is the only one, or the first to come
     /// back.
     fn speaks_for_the_pool(&self, refused: &Refused) -> bool {
-        let Some(last) = self.last.as_ref().filter(|last| last.stops) else { return false };
+        let Some(last) = self.last.as_ref().filter(|last| last.word.stops) else { return false };
         let body: Value = serde_json::from_slice(&last.bytes).unwrap_or_default();
         let reset = quota::reset_in_error(&body, clock::wall());
         // A throttle is over in seconds, before any limit.

@@ -6,7 +6,10 @@ use super::{Last, Step, Turn};
 use crate::{
     actor::Lease,
     clock,
-    proxy::held::{Bounds, End, Ready},
+    proxy::{
+        course::Word,
+        held::{Bounds, End, Ready},
+    },
 };
 use cma_core::{
     event::Fault,
@@ -63,7 +66,7 @@ impl Turn {
     /// Keeps a stream that failed, as an answer that may be the final word.
     fn keep_last(&mut self, fault: &Fault, ready: Ready, bars: bool) {
         let (bytes, stops, parts) = (ready.bytes(), fault.stops_the_cli(), ready.parts);
-        let attempt = self.course.trace.tried;
-        self.last = Some(Box::new(Last { parts, bytes, stops, bars, attempt }));
+        let word = Word { stops, bars, attempt: self.course.trace.tried };
+        self.last = Some(Box::new(Last { parts, bytes, word }));
     }
 }

@@ -6,6 +6,7 @@
 //! back at once (0.169.0, observed).
 
 use super::socket::Text;
+use crate::proxy::course::Word;
 use cma_core::{
     pool::Refused,
     quota,
@@ -31,12 +32,7 @@ pub(super) struct Last {
     pub(super) before: Vec<Text>,
     /// As the client would get it.
     pub(super) frame: Text,
-    /// Whether the CLI stops on it by itself.
-    pub(super) stops: bool,
-    /// Whether it keeps its account out of further rounds.
-    pub(super) bars: bool,
-    /// The attempt it came of.
-    pub(super) attempt: u32,
+    pub(super) word: Word,
     /// Whether it only says that there were too many requests.
     throttled: bool,
     /// What it says, in the shape of an HTTP answer's body.
@@ -44,19 +40,17 @@ pub(super) struct Last {
 }
 
 impl Last {
-    /// An error as the client would get it, of that attempt; `stops` says that the CLI stops on what it
-    /// says, `bars` that its account can't have the turn.
+    /// An error as the client would get it; `word` says whether the CLI stops on what it says.
     pub(super) fn new(
         frame: Text,
         (status, headers): (Option<StatusCode>, &HeaderMap),
-        (stops, bars): (bool, bool),
-        attempt: u32,
+        word: Word,
         body: Value,
     ) -> Self {
-        let throttled = status == Some(StatusCode::TOO_MANY_REQUESTS) && !stops;
+        let throttled = status == Some(StatusCode::TOO_MANY_REQUESTS) && !word.stops;
         // Without a time to wait for, the CLI gives up on any 429 (0.169.0, observed).
-        let stops = stops || (throttled && !headers.contains_key(RETRY_AFTER));
-        Self { before: Vec::new(), frame, stops, bars, attempt, throttled, body }
+        let stops = word.stops || (throttled && !headers.contains_key(RETRY_AFTER));
+        Self { before: Vec::new(), frame, word: Word { stops, ..word }, throttled, body }
     }
 
     /// With what was held back before it.
@@ -71,7 +65,7 @@ impl Last {
         let first = reset
             .zip(refused.retry_at)
             .is_some_and(|(reset, first)| reset.since(first) <= SAME_TIME);
-        self.stops && (refused.reasons.len() == 1 || self.throttled || first)
+        self.word.stops && (refused.reasons.len() == 1 || self.throttled || first)
     }
 }
 
@@ -142,9 +136,7 @@ mod tests {
         let last = |stops, throttled, resets: u64| Last {
             before: Vec::new(),
             frame: Text::from_static("{}"),
-            stops,
-            bars: true,
-            attempt: 1,
+            word: Word { stops, bars: true, attempt: 1 },
             throttled,
             body: json!({"error": {"type": "usage_limit_reached", "resets_at": resets}}),
         };

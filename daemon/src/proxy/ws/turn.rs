@@ -19,7 +19,7 @@ use crate::{
     config::Config,
     proxy::{
         Proxy, books,
-        course::{self, Course},
+        course::{self, Course, Word},
         held::{self, Bounds},
         moved::Ride,
         relay::Answer,
@@ -125,7 +125,7 @@ impl Turn {
 
     /// Whether it is worth waiting for an account, after having waited.
     async fn waited(&mut self, proxy: &Proxy, refused: &Refused) -> bool {
-        let rounds = !self.last.as_ref().is_some_and(|last| last.stops && !last.bars);
+        let rounds = self.last.as_ref().is_none_or(|last| last.word.allows_rounds());
         self.course.waited(proxy, refused, rounds).await
     }
 
@@ -141,12 +141,10 @@ impl Turn {
         self.course.unsealed(traces, account, next)
     }
 
-    /// Whether upstream's last error is already one on which the CLI stops by itself. Without a refusal
-    /// somebody could still serve: what keeps one account out is no word about the others.
+    /// Whether upstream's last error is already one on which the CLI stops by itself.
     fn stops_here(&self, refused: Option<&Refused>) -> bool {
         let tried = self.course.trace.tried;
-        let counts = |last: &Last| refused.is_some() || !last.bars || last.attempt == tried;
-        self.last.as_ref().is_some_and(|last| last.stops && counts(last))
+        self.last.as_ref().is_some_and(|last| last.word.is_final(refused.is_some(), tried))
     }
 }
 
@@ -386,8 +384,9 @@ impl Session {
         }
         turn.course.rests.heard(&lease.account, parts.status, &parts.headers);
         let head = (Some(parts.status), &parts.headers);
-        let (ends, attempt) = ((stops, verdict.mark.bars()), turn.course.trace.tried);
-        turn.last = Some(Last::new(frame, head, ends, attempt, json.unwrap_or_default()));
+        let (bars, attempt) = (verdict.mark.bars(), turn.course.trace.tried);
+        let word = Word { stops, bars, attempt };
+        turn.last = Some(Last::new(frame, head, word, json.unwrap_or_default()));
         self.judged(turn, lease, verdict, parts.status.is_server_error()).await
     }
 
@@ -484,9 +483,10 @@ impl Session {
                     if let Some(status) = fault.status {
                         turn.course.rests.heard(&lease.account, status, &fault.headers);
                     }
-                    let ends = (fault.stops_the_cli(), verdict.mark.bars());
-                    let (head, attempt) = ((fault.status, &fault.headers), turn.course.trace.tried);
-                    turn.last = Some(Last::new(frame, head, ends, attempt, fault.body).after(held));
+                    let (stops, bars) = (fault.stops_the_cli(), verdict.mark.bars());
+                    let word = Word { stops, bars, attempt: turn.course.trace.tried };
+                    let head = (fault.status, &fault.headers);
+                    turn.last = Some(Last::new(frame, head, word, fault.body).after(held));
                 }
                 lease.quota_seen(sniffer.said().windows);
                 self.judged(turn, lease, verdict, hosts).await
