@@ -8,7 +8,7 @@ use std::{fs, path::Path};
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 15] = [
+const TARGETS: [Target; 17] = [
     ("frame", targets::frame),
     ("hello", targets::hello),
     ("message", targets::message),
@@ -24,6 +24,8 @@ const TARGETS: [Target; 15] = [
     ("sniff", targets::sniff),
     ("wrapped", targets::wrapped),
     ("models", targets::models),
+    ("skim", targets::skim),
+    ("plain", targets::plain),
 ];
 
 #[test]

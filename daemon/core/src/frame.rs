@@ -4,14 +4,14 @@
 //! without a turn state that another account gave, or as the body of an HTTP request. Edits keep every
 //! other field as it stands, and its place. Pure; a frame comes from a client, and may be anything.
 
-use crate::bound;
+use crate::{bound, skim::Skim};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, Visitor},
 };
 use serde_json::{Value, value::RawValue};
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 /// Where a turn's frame carries the sticky token that an earlier answer gave (observed, 0.169.0).
 pub const TURN_STATE: &str = "x-codex-turn-state";
@@ -32,10 +32,9 @@ const ALSO_HEADERS: [&str; 3] = [TURN_STATE, "x-codex-turn-metadata", "x-codex-w
 /// Metadata that only means something on a WebSocket.
 const STAYS: [&str; 3] = [TURN_STATE, "x-codex-ws-stream-request-start-ms", "traceparent"];
 
-/// What is looked at in a client's frame. The rest is skipped, not built.
-#[derive(Debug, Deserialize)]
+/// What is looked at in a client's frame. The rest is passed over.
+#[derive(Debug)]
 pub struct Create {
-    #[serde(rename = "type")]
     /// What it asks for.
     pub kind: String,
     /// The model.
@@ -44,23 +43,44 @@ pub struct Create {
     pub previous_response_id: Option<String>,
     /// False for a prewarm.
     pub generate: Option<bool>,
-    client_metadata: Option<Metadata>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Metadata {
-    #[serde(rename = "x-codex-turn-state")]
     turn_state: Option<String>,
-    #[serde(rename = "x-codex-turn-metadata")]
-    turn: Option<String>,
-    session_id: Option<String>,
-    thread_id: Option<String>,
+    /// As they are headers over HTTP.
+    names: [Option<HeaderValue>; 3],
 }
 
 impl Create {
-    /// Reads a frame; `None` when it is no object with a type.
+    /// Reads a frame; `None` when it is no object with a type. What isn't looked at may be anything:
+    /// upstream is who reads it.
     pub fn read(text: &str) -> Option<Self> {
-        serde_json::from_str(text).ok()
+        let (mut kind, mut model, mut previous, mut generate) = (None, None, None, None);
+        let (mut state, mut session, mut thread, mut turn) = (None, None, None, None);
+        let mut said = false;
+        Skim::whole(text.as_bytes(), |frame, name| match name {
+            "type" => frame.text(&mut kind),
+            "model" => frame.text(&mut model),
+            "previous_response_id" => frame.text(&mut previous),
+            "generate" => frame.truth(&mut generate),
+            "client_metadata" if !std::mem::replace(&mut said, true) => {
+                frame.optional(|metadata, name| match name {
+                    TURN_STATE => metadata.text(&mut state),
+                    "x-codex-turn-metadata" => metadata.text(&mut turn),
+                    "session_id" => metadata.text(&mut session),
+                    "thread_id" => metadata.text(&mut thread),
+                    _ => metadata.pass(),
+                })
+            },
+            "client_metadata" => None,
+            _ => frame.pass(),
+        })?;
+        let header = |said: Option<Cow<'_, str>>| HeaderValue::from_str(&said?).ok();
+        Some(Self {
+            kind: kind?.into_owned(),
+            model: model.map(Cow::into_owned),
+            previous_response_id: previous.map(Cow::into_owned),
+            generate,
+            turn_state: state.map(Cow::into_owned),
+            names: [session, thread, turn].map(header),
+        })
     }
 
     /// Whether the frame begins a turn.
@@ -75,22 +95,16 @@ impl Create {
 
     /// The sticky token it carries.
     pub fn turn_state(&self) -> Option<&str> {
-        self.client_metadata.as_ref()?.turn_state.as_deref()
+        self.turn_state.as_deref()
     }
 
     /// What says of which thread and turn it is, as a request's headers would: the handshake's, and
     /// what the frame itself says since then.
     pub fn names(&self, handshake: &HeaderMap) -> HeaderMap {
-        let said = self.client_metadata.as_ref();
-        let [session, thread, turn] = match said {
-            Some(said) => [&said.session_id, &said.thread_id, &said.turn],
-            None => [&None; 3],
-        };
         let mut names = HeaderMap::with_capacity(4);
-        for (name, value) in [(&SESSION, session), (&THREAD, thread), (&TURN, turn)] {
-            let value = value.as_deref().and_then(|value| HeaderValue::from_str(value).ok());
-            if let Some(value) = value.or_else(|| handshake.get(name).cloned()) {
-                names.insert(name, value);
+        for (name, said) in [&SESSION, &THREAD, &TURN].into_iter().zip(&self.names) {
+            if let Some(value) = said.as_ref().or_else(|| handshake.get(name)) {
+                names.insert(name, value.clone());
             }
         }
         if let Some(state) = self.turn_state().and_then(|state| HeaderValue::from_str(state).ok()) {

@@ -5,10 +5,9 @@
 //! beginning is read after it has left; a delta costs one search for its line end. The same events come
 //! out for every way of splitting the same bytes. Pure.
 
-use crate::{event::Fault, quota, time::Wall, usage::Usage};
+use crate::{event::Fault, quota, skim::Skim, time::Wall, usage::Usage};
 use bytes::Bytes;
 use memchr::memmem::Finder;
-use serde::Deserialize;
 use std::{
     borrow::Cow,
     sync::{Arc, LazyLock},
@@ -173,18 +172,17 @@ impl Sniffer {
     }
 
     fn read(&mut self, data: &[u8]) {
-        let Ok(event) = serde_json::from_slice::<Event<'_>>(data) else { return };
-        let response = event.response.unwrap_or_default();
-        if let Some(model) = response.model.filter(|model| model.len() <= MAX_MODEL) {
+        let Some(Event { kind: Some(kind), model, usage }) = Event::read(data) else { return };
+        if let Some(model) = model.filter(|model| model.len() <= MAX_MODEL) {
             self.said.model = Some(model.into());
         }
-        match &*event.kind {
+        match &*kind {
             "response.completed" => {
-                self.said.usage = response.usage.map(Into::into);
+                self.said.usage = usage;
                 self.said.end = Some(End::Completed);
             },
             "response.incomplete" => {
-                self.said.usage = response.usage.map(Into::into);
+                self.said.usage = usage;
                 self.said.end = Some(End::Incomplete);
             },
             "response.failed" | "error" => {
@@ -200,48 +198,59 @@ impl Sniffer {
     }
 }
 
-/// An event that may matter. What isn't asked for is skipped, not built: a final event repeats the
-/// whole answer.
-#[derive(Deserialize)]
+/// What is read of an event that may matter: a final event repeats the whole answer.
+#[derive(Default)]
 struct Event<'a> {
-    #[serde(rename = "type", borrow)]
-    kind: Cow<'a, str>,
-    response: Option<Answered>,
+    kind: Option<Cow<'a, str>>,
+    model: Option<Cow<'a, str>>,
+    usage: Option<Usage>,
 }
 
-#[derive(Default, Deserialize)]
-struct Answered {
-    usage: Option<Tokens>,
-    model: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Tokens {
-    #[serde(default)]
-    input_tokens: u64,
-    input_tokens_details: Option<Details>,
-    #[serde(default)]
-    output_tokens: u64,
-    output_tokens_details: Option<Details>,
-}
-
-#[derive(Deserialize)]
-struct Details {
-    #[serde(default)]
-    cached_tokens: u64,
-    #[serde(default)]
-    reasoning_tokens: u64,
-}
-
-impl From<Tokens> for Usage {
-    fn from(tokens: Tokens) -> Self {
-        Self {
-            input: tokens.input_tokens,
-            cached: tokens.input_tokens_details.map_or(0, |details| details.cached_tokens),
-            output: tokens.output_tokens,
-            reasoning: tokens.output_tokens_details.map_or(0, |details| details.reasoning_tokens),
-        }
+impl<'a> Event<'a> {
+    fn read(data: &'a [u8]) -> Option<Self> {
+        let (mut event, mut answered) = (Self::default(), false);
+        Skim::whole(data, |skim, name| match name {
+            "type" => skim.text(&mut event.kind),
+            "response" if !std::mem::replace(&mut answered, true) => {
+                skim.optional(|response, name| match name {
+                    "model" => response.text(&mut event.model),
+                    "usage" if event.usage.is_none() => {
+                        event.usage = tokens(response)?;
+                        Some(())
+                    },
+                    "usage" => None,
+                    _ => response.pass(),
+                })
+            },
+            "response" => None,
+            _ => skim.pass(),
+        })?;
+        Some(event)
     }
+}
+
+/// What was used, or nothing where there is `null`.
+fn tokens(skim: &mut Skim<'_>) -> Option<Option<Usage>> {
+    if skim.null() {
+        return Some(None);
+    }
+    let (mut input, mut cached, mut output, mut reasoning) = (None, None, None, None);
+    skim.object(|usage, name| match name {
+        "input_tokens" => usage.count(&mut input),
+        "output_tokens" => usage.count(&mut output),
+        "input_tokens_details" => usage.optional(|details, name| match name {
+            "cached_tokens" => details.count(&mut cached),
+            _ => details.pass(),
+        }),
+        "output_tokens_details" => usage.optional(|details, name| match name {
+            "reasoning_tokens" => details.count(&mut reasoning),
+            _ => details.pass(),
+        }),
+        _ => usage.pass(),
+    })?;
+    let [input, cached, output, reasoning] =
+        [input, cached, output, reasoning].map(Option::unwrap_or_default);
+    Some(Some(Usage { input, cached, output, reasoning }))
 }
 
 /// What a line, or the beginning of one, tells.

@@ -11,9 +11,11 @@ use cma_core::{
     frame as turn,
     identity::{AccountId, Claims},
     models::{self, Written},
+    plain,
     pool::{Effect, Grant, Input, LeaseId, Pool, Release, RenewalFailure, Seed, Ticket},
     quota::{self, MAIN_LIMIT, Place, Quota, Window},
     select::Need,
+    skim::Skim,
     sniff::{Said, Sniffer},
     sse::Events,
     stream::{Beginning, Found},
@@ -254,7 +256,13 @@ pub fn ws_frame(bytes: &[u8]) {
     let before = object(text);
     if let Some(create) = turn::Create::read(text) {
         let names = create.names(&HeaderMap::new());
-        assert!(names.len() <= 4 && before.is_some());
+        assert!(names.len() <= 4);
+        if let Some(before) = &before {
+            assert_eq!(
+                serde_json::from_str::<String>(before["type"].get()).ok(),
+                Some(create.kind.clone())
+            );
+        }
         assert!(!create.is_turn() || create.kind == "response.create");
         assert!(!create.is_prewarm() || create.generate.is_some());
     }
@@ -288,6 +296,39 @@ pub fn ws_frame(bytes: &[u8]) {
         assert!(serde_json::from_str::<&RawValue>(&input).is_ok());
     }
     assert!(!turn::is_foreign(bytes) || before.is_some());
+}
+
+/// Any bytes walked through: what is JSON has the fields that serde_json finds.
+pub fn skim(bytes: &[u8]) {
+    let (mut names, mut texts) = (Vec::new(), 0);
+    let walked = Skim::whole(bytes, |skim, name| {
+        names.push(name.to_owned());
+        let (mut ahead, mut text) = (skim.clone(), None);
+        texts += usize::from(ahead.text(&mut text).is_some() && text.is_some());
+        skim.pass()
+    });
+    // A parser that reads each byte: what it takes is walked through, but not the other way round.
+    let Ok(known) = serde_json::from_slice::<BTreeMap<String, Value>>(bytes) else { return };
+    walked.expect("an object is walked through");
+    assert!(names.iter().all(|name| known.contains_key(name)));
+    assert!(known.keys().all(|name| names.contains(name)));
+    if names.len() == known.len() {
+        assert_eq!(texts, known.values().filter(|value| value.is_string()).count());
+    }
+}
+
+/// Any bytes from upstream: what is passed on is whole messages, and written again it is the same.
+pub fn plain(bytes: &[u8]) {
+    let run = plain::run(bytes, |_| true);
+    let (mut at, mut again) = (0, Vec::new());
+    while let Some((text, whole)) = plain::first(&bytes[at..]) {
+        plain::write(text, &mut again);
+        at += whole;
+    }
+    assert_eq!((run, again.as_slice()), (at, &bytes[..at]));
+    if let Some(head) = plain::Head::read(&bytes[at..]) {
+        assert!(head.whole >= head.head && head.head <= 14);
+    }
 }
 
 fn believe(windows: &[Window]) {

@@ -33,7 +33,7 @@ use http::HeaderValue;
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 use tokio::time::{Instant, Sleep};
@@ -74,6 +74,17 @@ impl Source<'_> {
         match self {
             Self::Link(link) => link.poll(context),
             Self::Http(stream) => stream.poll(context),
+        }
+    }
+
+    /// Passes on what comes next of the answer's parts, without a look at what they say; whether there
+    /// were any. Nearly all events are.
+    fn poll_pass(&mut self, local: &mut Socket, context: &mut Context<'_>) -> Poll<bool> {
+        match self {
+            Self::Link(link) => {
+                link.poll_pass(local, |text| Kind::of(text.as_bytes()) == Kind::Visible, context)
+            },
+            Self::Http(_) => Poll::Ready(false),
         }
     }
 }
@@ -202,6 +213,11 @@ impl<'a> Flow<'a> {
                 Poll::Ready(Err(_gone)) => return Poll::Ready(Ended::ClientGone),
                 Poll::Pending => return Poll::Pending,
             }
+            if self.shown && ready!(source.poll_pass(local, context)) {
+                self.last = clock::mono();
+                self.dirty = true;
+                continue;
+            }
             match source.poll(context) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Came::Nothing) => {},
@@ -227,9 +243,9 @@ impl<'a> Flow<'a> {
         let mut text = text;
         let kind = Kind::of(text.as_bytes());
         match kind {
-            // Nearly all of them.
             Kind::Visible if self.shown => {
-                return self.pass(local, text).then_some(Ended::ClientGone);
+                self.pass(local, &text);
+                return None;
             },
             Kind::Metadata => {
                 let mut headers = event::metadata(text.as_bytes());
@@ -279,29 +295,26 @@ impl<'a> Flow<'a> {
                     return Some(Ended::Hidden(verdict, Some((text, fault.clone()))));
                 }
             }
-            if self.show(local) {
-                return Some(Ended::ClientGone);
-            }
+            self.show(local);
         }
-        if self.pass(local, text) {
-            return Some(Ended::ClientGone);
-        }
+        self.pass(local, &text);
         kind.is_final().then_some(Ended::Final(fault))
     }
 
-    /// Lets go of what was held. Returns whether the client has gone.
-    fn show(&mut self, local: &mut Socket) -> bool {
+    /// Lets go of what was held.
+    fn show(&mut self, local: &mut Socket) {
         self.shown = true;
         self.trace.first_byte_ms = Some(millis(&self.trace.started));
         self.held_bytes = 0;
-        let held = std::mem::take(&mut self.heard.held);
-        held.into_iter().any(|text| self.pass(local, text))
+        for text in std::mem::take(&mut self.heard.held) {
+            self.pass(local, &text);
+        }
     }
 
-    /// Gives a message to the client's socket. Returns whether the client has gone.
-    fn pass(&mut self, local: &mut Socket, text: Text) -> bool {
+    /// Gives a message to the client's socket.
+    fn pass(&mut self, local: &mut Socket, text: &str) {
         self.dirty = true;
-        local.give(text).is_err()
+        local.give(text);
     }
 
     /// What time alone decides.
@@ -331,9 +344,7 @@ impl<'a> Flow<'a> {
             if hold.silence.is_some_and(|silence| self.last.elapsed() >= silence) {
                 return Poll::Ready(Ended::Silent);
             }
-            if self.show(local) {
-                return Poll::Ready(Ended::ClientGone);
-            }
+            self.show(local);
             // It has to be flushed, by another round.
             context.waker().wake_by_ref();
         }

@@ -1,6 +1,9 @@
 //! The upstream leg: one WebSocket, of one account, for one client's socket.
 
-use super::socket::{CloseCode, Ended, Said, Socket, Text};
+use super::{
+    ahead::Ahead,
+    socket::{CloseCode, Ended, Said, Socket, Text},
+};
 use crate::{
     clock,
     proxy::{body::UpBody, error_body},
@@ -47,7 +50,7 @@ const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) account: AccountId,
-    socket: Socket,
+    socket: Socket<Ahead>,
     since: (Instant, Wall),
     /// Whether a response was completed on it, so that the next one may go on from there.
     pub(super) has_history: bool,
@@ -90,7 +93,7 @@ impl Link {
             tokio::time::timeout(limit, shake).await.map_err(|_elapsed| NoLink::TimedOut)??;
         Ok(Self {
             account: account.clone(),
-            socket: Socket::upstream(upgraded, MAX_EVENT),
+            socket: Socket::<Ahead>::upstream(upgraded, MAX_EVENT),
             since: (Instant::now(), clock::wall()),
             has_history: false,
         })
@@ -123,6 +126,17 @@ impl Link {
                 Came::End("what came is not a WebSocket message")
             },
         })
+    }
+
+    /// Gives the client those messages that come next of which `is_one` holds, as
+    /// [`Socket::poll_pass`].
+    pub(super) fn poll_pass(
+        &mut self,
+        to: &mut Socket,
+        is_one: impl Fn(&str) -> bool,
+        context: &mut Context<'_>,
+    ) -> Poll<bool> {
+        self.socket.poll_pass(to, is_one, context)
     }
 
     /// Says goodbye.

@@ -12,7 +12,8 @@
 //!   wait: nothing is read that can't be written.
 //! - [`link`]: the connection to upstream; [`bridge`] and [`sse`]: the way over HTTP where there is
 //!   none; [`breaker`]: which of both.
-//! - [`socket`]: one end, with the library behind it.
+//! - [`socket`]: one end, with the library behind it; [`ahead`] and [`outbox`]: the bytes below, where
+//!   most of an answer passes the library by.
 //! - [`frame`]: what the messages say. [`again`]: what goes on with a turn that is sent once more;
 //!   [`refusal`]: handshakes that fail; [`listen`]: waiting for a client that may have gone.
 //!
@@ -29,12 +30,14 @@
 //! permessage-deflate is declined: on loopback it only costs, and upstream isn't offered it.
 
 mod again;
+mod ahead;
 mod breaker;
 mod bridge;
 mod flow;
 mod frame;
 mod link;
 mod listen;
+mod outbox;
 mod refusal;
 mod session;
 mod socket;

@@ -251,7 +251,7 @@ const fn leave(ended: Ended) -> Leave {
 
 /// Sends a frame of our own.
 pub(super) async fn say(local: &mut Socket, text: Text) -> Result<(), Leave> {
-    match tokio::time::timeout(SAY, local.send(text)).await {
+    match tokio::time::timeout(SAY, local.send(&text)).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) | Err(_) => Err(Leave::Gone),
     }

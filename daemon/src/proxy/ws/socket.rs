@@ -2,8 +2,17 @@
 //!
 //! Decides nothing. Bounds what a message may have, answers pings, and lets no text in or out that
 //! isn't one. Of a peer that pings and doesn't read, nothing more is read.
+//!
+//! What nearly every message is, a text in one frame from upstream to the client, doesn't pass the
+//! library: it is taken from what was read ahead of it and put into the outbox as it stands. That
+//! halves the instructions of a turn's answer (docs/performance.md).
 
+use super::{
+    ahead::{Ahead, Next},
+    outbox::Outbox,
+};
 use bytes::Bytes;
+use cma_core::plain;
 use futures_util::{Sink as _, SinkExt as _, Stream as _};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
@@ -13,7 +22,7 @@ use std::{
     string::FromUtf8Error,
     task::{Context, Poll, ready},
 };
-use tokio::io::AsyncRead;
+use tokio::io::{AsyncRead, AsyncWrite};
 pub(super) use tokio_websockets::CloseCode;
 use tokio_websockets::{
     ClientBuilder, Config, Limits, Message, ServerBuilder, WebSocketStream, proto::ProtocolError,
@@ -94,33 +103,18 @@ impl From<tokio_websockets::Error> for Ended {
     }
 }
 
-/// See the module's documentation.
+/// See the module's documentation. The end towards a client if nothing else is said.
 #[derive(Debug)]
-pub(super) struct Socket {
-    stream: WebSocketStream<TokioIo<Upgraded>>,
+pub(super) struct Socket<S = Outbox> {
+    stream: WebSocketStream<S>,
     /// An answer of ours to a ping may not have left.
     owes: bool,
 }
 
-impl Socket {
-    /// The end towards a client. `max` bounds its messages, in bytes.
-    pub(super) fn local(upgraded: Upgraded, max: usize) -> Self {
-        let builder = ServerBuilder::new().config(config()).limits(limits(max));
-        Self { stream: builder.serve(TokioIo::new(upgraded)), owes: false }
-    }
-
-    /// The end towards upstream. `max` bounds its messages, in bytes.
-    pub(super) fn upstream(upgraded: Upgraded, max: usize) -> Self {
-        let builder = ClientBuilder::new().config(config()).limits(limits(max));
-        Self { stream: builder.take_over(TokioIo::new(upgraded)), owes: false }
-    }
-
-    /// The next message.
-    pub(super) fn poll_said(&mut self, context: &mut Context<'_>) -> Poll<Result<Said, Ended>> {
-        if self.owes {
-            ready!(self.poll_flush(context))?;
-            self.owes = false;
-        }
+impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
+    /// The next message, read by the library.
+    fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Result<Said, Ended>> {
+        ready!(self.poll_owed(context))?;
         let said = ready!(Pin::new(&mut self.stream).poll_next(context));
         Poll::Ready(match said {
             Some(Ok(message)) if message.is_text() => Ok(Said::Text(Text(message))),
@@ -135,14 +129,13 @@ impl Socket {
         })
     }
 
-    /// Whether a message can be given to it now.
-    pub(super) fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Ended>> {
-        Pin::new(&mut self.stream).poll_ready(context).map_err(Into::into)
-    }
-
-    /// Takes a message; it leaves with the next flush.
-    pub(super) fn give(&mut self, text: Text) -> Result<(), Ended> {
-        Pin::new(&mut self.stream).start_send(text.0).map_err(Into::into)
+    /// Sends what a ping asked for, before anything more is read.
+    fn poll_owed(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Ended>> {
+        if self.owes {
+            ready!(self.poll_flush(context))?;
+            self.owes = false;
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Sends what was given.
@@ -155,11 +148,6 @@ impl Socket {
         std::future::poll_fn(|context| self.poll_flush(context)).await
     }
 
-    /// Sends a message.
-    pub(super) async fn send(&mut self, text: Text) -> Result<(), Ended> {
-        Ok(self.stream.send(text.0).await?)
-    }
-
     /// Says why it ends. After what was no message, that was said already: then it leaves now.
     pub(super) async fn close(&mut self, code: CloseCode, reason: &str) -> Result<(), Ended> {
         match self.stream.send(Message::close(Some(code), reason)).await {
@@ -167,10 +155,102 @@ impl Socket {
             sent => Ok(sent?),
         }
     }
+}
+
+impl Socket {
+    /// The end towards a client. `max` bounds its messages, in bytes.
+    pub(super) fn local(upgraded: Upgraded, max: usize) -> Self {
+        Self::over(TokioIo::new(upgraded), max)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Socket<Outbox<S>> {
+    fn over(stream: S, max: usize) -> Self {
+        let builder = ServerBuilder::new().config(config()).limits(limits(max));
+        Self { stream: builder.serve(Outbox::new(stream)), owes: false }
+    }
+
+    /// The next message.
+    pub(super) fn poll_said(&mut self, context: &mut Context<'_>) -> Poll<Result<Said, Ended>> {
+        self.poll_read(context)
+    }
+
+    /// Whether a message can be given to it now.
+    pub(super) fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Ended>> {
+        let waits = self.stream.get_ref().len();
+        if waits < WAITS { Poll::Ready(Ok(())) } else { self.poll_flush(context) }
+    }
+
+    /// Takes a message; it leaves with the next flush.
+    pub(super) fn give(&mut self, text: &str) {
+        plain::write(text, self.stream.get_mut().frames());
+    }
+
+    /// Sends a message.
+    pub(super) async fn send(&mut self, text: &str) -> Result<(), Ended> {
+        self.give(text);
+        self.flush().await
+    }
 
     /// The bytes below the messages.
-    pub(super) fn bytes(&mut self) -> &mut (impl AsyncRead + Unpin + use<>) {
+    pub(super) fn bytes(&mut self) -> &mut Outbox<S> {
         self.stream.get_mut()
+    }
+}
+
+impl Socket<Ahead> {
+    /// The end towards upstream. `max` bounds its messages, in bytes.
+    pub(super) fn upstream(upgraded: Upgraded, max: usize) -> Self {
+        Self::over(TokioIo::new(upgraded), max)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Socket<Ahead<S>> {
+    fn over(stream: S, max: usize) -> Self {
+        let builder = ClientBuilder::new().config(config()).limits(limits(max));
+        Self { stream: builder.take_over(Ahead::new(stream)), owes: false }
+    }
+
+    /// The next message.
+    pub(super) fn poll_said(&mut self, context: &mut Context<'_>) -> Poll<Result<Said, Ended>> {
+        ready!(self.poll_owed(context))?;
+        let ahead = self.stream.get_mut();
+        if ready!(ahead.poll_next(context)) == Next::Plain
+            && let Some((text, whole)) = plain::first(ahead.bytes())
+        {
+            let text = Text::from(text.to_owned());
+            ahead.taken(whole);
+            return Poll::Ready(Ok(Said::Text(text)));
+        }
+        self.poll_read(context)
+    }
+
+    /// Gives a client the messages that come next, as far as they are there, plain and such that
+    /// `is_one` holds of them; whether there was any. What comes next otherwise is for
+    /// [`Self::poll_said`].
+    pub(super) fn poll_pass<T: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        to: &mut Socket<Outbox<T>>,
+        is_one: impl Fn(&str) -> bool,
+        context: &mut Context<'_>,
+    ) -> Poll<bool> {
+        if ready!(self.poll_owed(context)).is_err() {
+            return Poll::Ready(false);
+        }
+        let ahead = self.stream.get_mut();
+        if ready!(ahead.poll_next(context)) == Next::Odd {
+            return Poll::Ready(false);
+        }
+        let run = plain::run(ahead.bytes(), is_one);
+        let frames = ahead.bytes().get(..run).unwrap_or_default();
+        to.stream.get_mut().frames().extend_from_slice(frames);
+        ahead.taken(run);
+        Poll::Ready(run > 0)
+    }
+
+    /// Sends a message.
+    pub(super) async fn send(&mut self, text: Text) -> Result<(), Ended> {
+        Ok(self.stream.send(text.0).await?)
     }
 }
 
@@ -182,3 +262,6 @@ fn config() -> Config {
 fn limits(max: usize) -> Limits {
     Limits::default().max_payload_len(Some(max))
 }
+
+#[cfg(test)]
+mod tests;
