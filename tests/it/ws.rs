@@ -291,6 +291,10 @@ fn a_turn_state_stays_with_its_account() {
     assert_eq!(socket.ask(&frame(&socket, Some(&state))).text(), "served by a");
     world.ctl("switch b").ok();
     assert_eq!(socket.ask(&frame(&socket, Some(&state))).text(), "served by b");
+    // A frame from which it can't be taken isn't sent.
+    let odd = frame(&socket, Some(&state)).to_string().replace("\"tools\":[]", "\"tools\":[NaN]");
+    socket.send_message(Message::text(odd)).unwrap();
+    assert_eq!(socket.event().unwrap()["status"], 400);
     let states: Vec<_> = frames(&world)
         .iter()
         .map(|seen| seen.body["client_metadata"].get("x-codex-turn-state").is_some())

@@ -70,6 +70,10 @@ impl Kind {
     /// The kind of an event of which only the beginning is there; `None` when that doesn't tell.
     /// More than [`TELLS_BY`] bytes tell no more.
     pub fn peek(start: &[u8]) -> Option<Self> {
+        // Nearly all of them, whatever follows: a name that begins so is none of those below.
+        if start.starts_with(br#"{"type":"response.output_"#) {
+            return Some(Self::Visible);
+        }
         let start = start.get(..start.len().min(TELLS_BY))?;
         // As upstream writes it, or with spaces.
         let name = match start.strip_prefix(br#"{"type":""#) {

@@ -56,20 +56,20 @@ impl Create {
         let (mut state, mut session, mut thread, mut turn) = (None, None, None, None);
         let mut said = false;
         Skim::whole(text.as_bytes(), |frame, name| match name {
-            "type" => frame.text(&mut kind),
-            "model" => frame.text(&mut model),
-            "previous_response_id" => frame.text(&mut previous),
-            "generate" => frame.truth(&mut generate),
-            "client_metadata" if !std::mem::replace(&mut said, true) => {
+            b"type" => frame.text(&mut kind),
+            b"model" => frame.text(&mut model),
+            b"previous_response_id" => frame.text(&mut previous),
+            b"generate" => frame.truth(&mut generate),
+            b"client_metadata" if !std::mem::replace(&mut said, true) => {
                 frame.optional(|metadata, name| match name {
-                    TURN_STATE => metadata.text(&mut state),
-                    "x-codex-turn-metadata" => metadata.text(&mut turn),
-                    "session_id" => metadata.text(&mut session),
-                    "thread_id" => metadata.text(&mut thread),
+                    b"x-codex-turn-state" => metadata.text(&mut state),
+                    b"x-codex-turn-metadata" => metadata.text(&mut turn),
+                    b"session_id" => metadata.text(&mut session),
+                    b"thread_id" => metadata.text(&mut thread),
                     _ => metadata.pass(),
                 })
             },
-            "client_metadata" => None,
+            b"client_metadata" => None,
             _ => frame.pass(),
         })?;
         let header = |said: Option<Cow<'_, str>>| HeaderValue::from_str(&said?).ok();

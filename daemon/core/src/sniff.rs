@@ -210,19 +210,19 @@ impl<'a> Event<'a> {
     fn read(data: &'a [u8]) -> Option<Self> {
         let (mut event, mut answered) = (Self::default(), false);
         Skim::whole(data, |skim, name| match name {
-            "type" => skim.text(&mut event.kind),
-            "response" if !std::mem::replace(&mut answered, true) => {
+            b"type" => skim.text(&mut event.kind),
+            b"response" if !std::mem::replace(&mut answered, true) => {
                 skim.optional(|response, name| match name {
-                    "model" => response.text(&mut event.model),
-                    "usage" if event.usage.is_none() => {
+                    b"model" => response.text(&mut event.model),
+                    b"usage" if event.usage.is_none() => {
                         event.usage = tokens(response)?;
                         Some(())
                     },
-                    "usage" => None,
+                    b"usage" => None,
                     _ => response.pass(),
                 })
             },
-            "response" => None,
+            b"response" => None,
             _ => skim.pass(),
         })?;
         Some(event)
@@ -236,14 +236,14 @@ fn tokens(skim: &mut Skim<'_>) -> Option<Option<Usage>> {
     }
     let (mut input, mut cached, mut output, mut reasoning) = (None, None, None, None);
     skim.object(|usage, name| match name {
-        "input_tokens" => usage.count(&mut input),
-        "output_tokens" => usage.count(&mut output),
-        "input_tokens_details" => usage.optional(|details, name| match name {
-            "cached_tokens" => details.count(&mut cached),
+        b"input_tokens" => usage.count(&mut input),
+        b"output_tokens" => usage.count(&mut output),
+        b"input_tokens_details" => usage.optional(|details, name| match name {
+            b"cached_tokens" => details.count(&mut cached),
             _ => details.pass(),
         }),
-        "output_tokens_details" => usage.optional(|details, name| match name {
-            "reasoning_tokens" => details.count(&mut reasoning),
+        b"output_tokens_details" => usage.optional(|details, name| match name {
+            b"reasoning_tokens" => details.count(&mut reasoning),
             _ => details.pass(),
         }),
         _ => usage.pass(),

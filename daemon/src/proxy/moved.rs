@@ -24,13 +24,13 @@ use cma_core::{
     identity::AccountId,
     pool::Refused,
     select::Need,
+    skim::Skim,
     thread::{Begun, Host, Names, Served, Threads, TurnState},
     time::Span,
 };
 use cma_proto::error::ErrorCode;
 use http::{HeaderMap, HeaderName, HeaderValue, header, response};
 use parking_lot::Mutex;
-use serde::Deserialize;
 use std::{borrow::Cow, io::Read as _, sync::Arc};
 
 /// Sticky within a turn, and to the account that gave it.
@@ -136,12 +136,10 @@ enum Packing {
 }
 
 /// What a request says of itself.
-#[derive(Default, Deserialize)]
+#[derive(Default)]
 struct Metadata<'a> {
-    #[serde(borrow)]
     turn_id: Option<Cow<'a, str>>,
     /// The thread that a new one begins as a copy of (0.169.0, observed).
-    #[serde(borrow)]
     forked_from_thread_id: Option<Cow<'a, str>>,
 }
 
@@ -496,8 +494,14 @@ fn unpacked(body: &[u8], packing: Packing) -> Option<Cow<'_, [u8]>> {
 impl<'a> Metadata<'a> {
     /// Reads it once for all that is asked of it; empty when a request says nothing of itself.
     fn of(headers: &'a HeaderMap) -> Self {
-        let said = headers.get(&headers::METADATA).map(HeaderValue::as_bytes);
-        said.and_then(|said| serde_json::from_slice(said).ok()).unwrap_or_default()
+        let Some(written) = headers.get(&headers::METADATA) else { return Self::default() };
+        let mut said = Self::default();
+        let read = Skim::whole(written.as_bytes(), |skim, name| match name {
+            b"turn_id" => skim.text(&mut said.turn_id),
+            b"forked_from_thread_id" => skim.text(&mut said.forked_from_thread_id),
+            _ => skim.pass(),
+        });
+        read.map(|()| said).unwrap_or_default()
     }
 }
 

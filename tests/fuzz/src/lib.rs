@@ -302,7 +302,7 @@ pub fn ws_frame(bytes: &[u8]) {
 pub fn skim(bytes: &[u8]) {
     let (mut names, mut texts) = (Vec::new(), 0);
     let walked = Skim::whole(bytes, |skim, name| {
-        names.push(name.to_owned());
+        names.push(String::from_utf8_lossy(name).into_owned());
         let (mut ahead, mut text) = (skim.clone(), None);
         texts += usize::from(ahead.text(&mut text).is_some() && text.is_some());
         skim.pass()

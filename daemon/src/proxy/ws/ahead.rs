@@ -6,7 +6,7 @@
 //! is the library's.
 
 use bytes::{Buf as _, BytesMut};
-use cma_core::plain::{self, Head};
+use cma_core::plain::Head;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use std::{
@@ -37,12 +37,14 @@ pub(super) struct Ahead<S = TokioIo<Upgraded>> {
     owed: usize,
     /// A message's first frame went to the library, and its last one didn't.
     within: bool,
+    /// Met here, for the library to meet: a stream may tell it only once.
+    failed: Option<io::Error>,
 }
 
 /// What comes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
-    /// A plain message, whole.
+    /// A message in one plain frame, all of it; whether it is text wasn't looked at.
     Plain,
     /// Something that the library has to read.
     Odd,
@@ -50,29 +52,27 @@ pub(super) enum Next {
 
 impl<S: AsyncRead + Unpin> Ahead<S> {
     pub(super) fn new(stream: S) -> Self {
-        Self { stream, bytes: BytesMut::new(), owed: 0, within: false }
+        Self { stream, bytes: BytesMut::new(), owed: 0, within: false, failed: None }
     }
 
     /// Waits until it is clear what comes next.
     pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Next> {
-        if self.owed > 0 || self.within {
-            return Poll::Ready(Next::Odd);
-        }
         loop {
-            if plain::first(&self.bytes).is_some() {
-                return Poll::Ready(Next::Plain);
+            if self.owed > 0 || self.within || self.failed.is_some() {
+                return Poll::Ready(Next::Odd);
             }
             match Head::read(&self.bytes) {
                 Some(head) if !head.is_plain || head.whole > AHEAD => {
                     return Poll::Ready(Next::Odd);
                 },
-                // It is there, and is no text.
-                Some(head) if self.bytes.len() >= head.whole => return Poll::Ready(Next::Odd),
+                Some(head) if head.whole <= self.bytes.len() => return Poll::Ready(Next::Plain),
                 _ => {},
             }
-            // An end or an error is met by the library, too.
-            if !matches!(ready!(self.poll_more(context)), Ok(1..)) {
-                return Poll::Ready(Next::Odd);
+            match ready!(self.poll_more(context)) {
+                Ok(1..) => {},
+                // The library meets the end, too.
+                Ok(0) => return Poll::Ready(Next::Odd),
+                Err(error) => self.failed = Some(error),
             }
         }
     }
@@ -108,6 +108,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Ahead<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if let Some(error) = this.failed.take() {
+            return Poll::Ready(Err(error));
+        }
         while this.owed == 0 {
             match Head::read(&this.bytes) {
                 Some(head) => {

@@ -41,9 +41,9 @@ impl Session {
         if turn.prewarm() {
             return self.warmed(local, turn).await;
         }
-        let Some((body, inside)) = frame::to_http(&self.signed(turn, &lease.account)) else {
-            let body = b"the frame is no JSON object";
-            return Step::Say(frame::wrap(400, &HeaderMap::new(), body));
+        let signed = self.signed(turn, &lease.account);
+        let Some((body, inside)) = signed.and_then(|frame| frame::to_http(&frame)) else {
+            return Step::Say(frame::unreadable());
         };
         turn.sent();
         let head = self.http_head(&inside);

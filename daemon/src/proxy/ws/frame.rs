@@ -49,6 +49,11 @@ pub(super) fn stop(line: &str) -> Text {
     wrapped::stop(line).into()
 }
 
+/// What is said of a turn's frame that can't be read as far as it has to be.
+pub(super) fn unreadable() -> Text {
+    wrap(StatusCode::BAD_REQUEST.as_u16(), &HeaderMap::new(), b"the frame is no JSON object")
+}
+
 /// As [`wrapped::wrap`].
 pub(super) fn wrap(status: u16, headers: &HeaderMap, body: &[u8]) -> Text {
     wrapped::wrap(status, headers, body).into()

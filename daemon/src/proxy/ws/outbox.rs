@@ -13,7 +13,7 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A buffer that grew beyond this for one message isn't kept.
+/// What grew beyond this for one message isn't kept, and neither is more of what has left.
 const KEPT: usize = 4 * 1024;
 
 /// See the module's documentation.
@@ -69,16 +69,20 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Outbox<S> {
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self { stream, waiting, left } = self.get_mut();
         let mut stream = Pin::new(stream);
-        loop {
+        while *left < waiting.len() {
             let rest = waiting.get(*left..).unwrap_or_default();
-            if rest.is_empty() {
-                break;
+            let Poll::Ready(n) = stream.as_mut().poll_write(context, rest) else {
+                // Whoever reads slowly for long doesn't keep what has left.
+                if *left > KEPT {
+                    drop(waiting.drain(..*left));
+                    *left = 0;
+                }
+                return Poll::Pending;
+            };
+            match n? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                n => *left += n,
             }
-            let n = ready!(stream.as_mut().poll_write(context, rest))?;
-            if n == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            *left += n;
         }
         *left = 0;
         waiting.clear();

@@ -212,7 +212,8 @@ impl Session {
     /// Serves one frame of the client's.
     async fn frame(&mut self, local: &mut Socket, text: Text) -> Result<(), Leave> {
         match Create::read(&text) {
-            Some(create) if create.is_turn() => Box::pin(self.turn(local, text, create)).await,
+            // Not boxed: to take that much memory and to move it there would be a thirtieth of a turn.
+            Some(create) if create.is_turn() => self.turn(local, text, create).await,
             Some(create) => {
                 tracing::debug!(kind = create.kind, "a frame that begins no turn");
                 let Some(link) = &mut self.link else { return Ok(()) };

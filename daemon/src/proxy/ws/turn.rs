@@ -410,7 +410,9 @@ impl Session {
     }
 
     async fn over_link(&mut self, local: &mut Socket, turn: &mut Turn, lease: Lease) -> Step {
-        let frame = self.signed(turn, &lease.account);
+        let Some(frame) = self.signed(turn, &lease.account) else {
+            return Step::Say(frame::unreadable());
+        };
         let Some(link) = &mut self.link else { return Step::Again };
         turn.sent();
         let proxy = Arc::clone(&self.proxy);
@@ -605,20 +607,17 @@ impl Session {
     }
 
     /// The turn's frame for an account: without what only another one can read, and with a turn state
-    /// of its own if any.
-    pub(super) fn signed(&self, turn: &Turn, account: &AccountId) -> Text {
+    /// of its own if any. `None` when that would have to be edited and the frame isn't JSON all through.
+    pub(super) fn signed(&self, turn: &Turn, account: &AccountId) -> Option<Text> {
         let edited = turn.ride.frame().and_then(|bytes| Text::try_from(bytes.clone()).ok());
         let frame = edited.unwrap_or_else(|| turn.frame.clone());
-        let Some(shown) = turn.create.turn_state() else { return frame };
-        let edited = match turn.ride.turn_state() {
-            Some(TurnState::Own(state)) => {
-                let own = state.to_str().ok();
-                (own != Some(shown)).then(|| frame::with_turn_state(&frame, own)).flatten()
-            },
-            Some(TurnState::Shown) => None,
-            None if self.proxy.sockets.gave_state(shown, account) => None,
-            Some(TurnState::Drop) | None => frame::with_turn_state(&frame, None),
+        let Some(shown) = turn.create.turn_state() else { return Some(frame) };
+        let own = match turn.ride.turn_state() {
+            Some(TurnState::Own(state)) => state.to_str().ok(),
+            Some(TurnState::Shown) => Some(shown),
+            None if self.proxy.sockets.gave_state(shown, account) => Some(shown),
+            Some(TurnState::Drop) | None => None,
         };
-        edited.unwrap_or(frame)
+        if own == Some(shown) { Some(frame) } else { frame::with_turn_state(&frame, own) }
     }
 }

@@ -14,6 +14,9 @@ struct Peer {
     takes: usize,
     got: Vec<u8>,
     writes: usize,
+    /// Told once at the end of what it says; nothing comes behind it.
+    breaks: Option<io::ErrorKind>,
+    broken: bool,
 }
 
 impl Peer {
@@ -28,7 +31,16 @@ impl AsyncRead for Peer {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Some(mut piece) = self.says.pop_front() else { return Poll::Ready(Ok(())) };
+        let Some(mut piece) = self.says.pop_front() else {
+            return match self.breaks.take() {
+                Some(kind) => {
+                    self.broken = true;
+                    Poll::Ready(Err(kind.into()))
+                },
+                None if self.broken => Poll::Pending,
+                None => Poll::Ready(Ok(())),
+            };
+        };
         if piece.is_empty() {
             // A pause.
             context.waker().wake_by_ref();
@@ -115,7 +127,11 @@ async fn by_the_library(pieces: Vec<Vec<u8>>) -> Vec<String> {
 
 /// What comes of them here: the words as they were read or passed, and how many were passed.
 async fn by_us(pieces: Vec<Vec<u8>>, passes: bool) -> (Vec<String>, usize) {
-    let mut upstream = Socket::<Ahead<Peer>>::over(Peer::saying(pieces), MAX);
+    by_us_over(Peer::saying(pieces), passes).await
+}
+
+async fn by_us_over(peer: Peer, passes: bool) -> (Vec<String>, usize) {
+    let mut upstream = Socket::<Ahead<Peer>>::over(peer, MAX);
     let (mut words, mut passed) = (Vec::new(), 0);
     loop {
         let mut local = Socket::<Outbox<Peer>>::over(Peer::saying([]), MAX);
@@ -205,6 +221,19 @@ async fn what_is_no_message_ends_it_as_by_the_library() {
             let pieces = bytes.chunks(1).map(<[u8]>::to_vec).collect();
             assert_eq!(by_us(pieces, passes).await.0, expected, "{bytes:?}");
         }
+    }
+}
+
+#[tokio::test]
+async fn an_error_that_is_told_only_once_ends_it_at_once() {
+    for (rest, passes) in [(0, true), (0, false), (10, true), (10, false)] {
+        let mut peer = Peer::saying([delta("one"), delta("two")[..rest].to_vec()]);
+        peer.breaks = Some(io::ErrorKind::InvalidData);
+        let both = by_us_over(peer, passes);
+        let (words, _) =
+            tokio::time::timeout(std::time::Duration::from_secs(5), both).await.unwrap();
+        assert_eq!(words.last().unwrap(), "<Cut>", "{rest}");
+        assert_eq!(words.len(), 2);
     }
 }
 
