@@ -4,8 +4,8 @@
 //! isn't one. Of a peer that pings and doesn't read, nothing more is read.
 //!
 //! What nearly every message is, a text in one frame from upstream to the client, doesn't pass the
-//! library: it is taken from what was read ahead of it and put into the outbox as it stands. That
-//! halves the instructions of a turn's answer (docs/performance.md).
+//! library: it is taken from what was read ahead of it and put into the outbox as it stands. That is a
+//! third of the instructions of an answer's way down (docs/performance.md).
 
 use super::{
     ahead::{Ahead, Next},
