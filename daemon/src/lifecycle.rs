@@ -35,15 +35,18 @@ impl Held {
         Self { file }
     }
 
-    /// Writes down who holds it.
+    /// Writes down who holds it, over what stands there and in one write: whoever reads it meanwhile
+    /// finds one name or the other. An empty file would read as somebody else's program.
     ///
     /// # Errors
     /// [`ErrorCode::Store`] when that can't be written.
     pub(crate) fn sign(&self) -> Result<(), Fault> {
         let mut file = &self.file;
-        file.set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| writeln!(file, "{}", std::process::id()))
+        // As wide as any process id, so that no name leaves a part of a longer one behind.
+        let name = format!("{:<10}\n", std::process::id());
+        file.rewind()
+            .and_then(|()| file.write_all(name.as_bytes()))
+            .and_then(|()| file.set_len(name.len() as u64))
             .map_err(|error| Fault::file(std::path::Path::new("daemon.lock"), "write", &error))
     }
 }
@@ -225,3 +228,6 @@ pub(crate) fn answer(line: &StartLine) {
     // Nobody may be reading; that is not our failure.
     drop(writeln!(stdout, "{text}").and_then(|()| stdout.flush()));
 }
+
+#[cfg(test)]
+mod tests;
