@@ -220,6 +220,23 @@ fn a_new_one_that_cannot_start_changes_nothing() {
 }
 
 #[test]
+fn a_restart_right_after_one_that_failed_is_a_hand_over_too() {
+    let world = world();
+    let door = Door::of_account(&world, "a");
+    let settings = world.root().join("config.toml");
+    for _ in 0..8 {
+        let old = world.daemon_pid().unwrap();
+        fs::write(&settings, "head_timeout = 'soon'").unwrap();
+        assert_eq!(world.ctl("daemon restart").code, 3);
+        fs::write(&settings, "").unwrap();
+        let done = world.ctl("daemon restart").ok();
+        assert!(done.stdout.contains(&format!("in the place of pid {old}")), "{}", done.stdout);
+        assert!(door.send(&door.turn()).unwrap().is_complete());
+    }
+    world.assert_clean();
+}
+
+#[test]
 fn tokens_that_run_out_during_hand_overs_are_renewed_once_each() {
     let world = world();
     let doors = NAMES.map(|name| Door::of_account(&world, name));

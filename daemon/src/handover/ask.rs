@@ -61,7 +61,7 @@ fn unreached(why: &str) -> RenewalFailure {
 pub(crate) async fn serve(app: &Arc<App>, request: HandoverRequest) -> Result<Reply, Fault> {
     match request {
         #[cfg(unix)]
-        HandoverRequest::Begin { socket, now } => super::give::begin(app, socket.into(), now),
+        HandoverRequest::Begin { socket, now } => super::give::begin(app, socket.into(), now).await,
         #[cfg(not(unix))]
         HandoverRequest::Begin { .. } => Err(Fault::new(
             ErrorCode::BadRequest,

@@ -29,10 +29,14 @@ const READY_WITHIN: Duration = Duration::from_secs(10);
 /// The new one reads the root meanwhile; a sealed one takes a derivation, which is most of a second.
 /// Who neither takes it nor leaves after this is ended: clients wait in the kernel.
 const MINE_WITHIN: Duration = Duration::from_secs(15);
+/// A new one that failed has told whoever started it before its end is noticed here; the next try
+/// may come in between.
+const OVER_WITHIN: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(2);
 
 /// Begins, in a task of its own.
-pub(super) fn begin(app: &Arc<App>, socket: PathBuf, now: bool) -> Result<Reply, Fault> {
-    if app.phases.now() >= Phase::Draining || app.handing_over.swap(true, Ordering::AcqRel) {
+pub(super) async fn begin(app: &Arc<App>, socket: PathBuf, now: bool) -> Result<Reply, Fault> {
+    if !is_free(app).await {
         return Err(Fault::new(
             ErrorCode::Draining,
             "this daemon is on its way out already",
@@ -63,6 +67,21 @@ pub(super) fn begin(app: &Arc<App>, socket: PathBuf, now: bool) -> Result<Reply,
         giving.handing_over.store(false, Ordering::Release);
     });
     Ok(Reply::Handover(HandoverReply::Begun { pid: std::process::id(), locked }))
+}
+
+/// Whether there is a root to give, and nobody it is being given to; from then on there is one.
+async fn is_free(app: &App) -> bool {
+    let until = tokio::time::Instant::now() + OVER_WITHIN;
+    while app.phases.now() < Phase::Draining {
+        if !app.handing_over.swap(true, Ordering::AcqRel) {
+            return true;
+        }
+        if tokio::time::Instant::now() >= until {
+            return false;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    false
 }
 
 /// The conversation with the new one.
