@@ -82,7 +82,8 @@ pub(super) fn on_disk(world: &World) -> BTreeMap<String, OnDisk> {
 pub(super) fn settled(world: &World) -> BTreeMap<String, AccountStats> {
     let mut last = world.sim().stats().accounts;
     loop {
-        std::thread::sleep(Duration::from_millis(25));
+        // On a busy machine it may not have been given a processor for as long as this.
+        std::thread::sleep(Duration::from_millis(60));
         let now = world.sim().stats().accounts;
         if now == last {
             return NAMES

@@ -232,7 +232,7 @@ fn connections_have_a_bound() {
     limit.current = limit.maximum;
     rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
     // The queue holds some beyond the bound; a connect that is left waiting is one too many.
-    let connect = |_| TcpStream::connect_timeout(&door.addr, Duration::from_millis(200)).ok();
+    let connect = |_| TcpStream::connect_timeout(&door.addr, Duration::from_secs(2)).ok();
     let silent: Vec<TcpStream> = (0..4300).map_while(connect).collect();
     assert!(silent.len() >= 4096, "{} connections", silent.len());
     eventually("all it takes are taken", || open() >= idle + 4090);
