@@ -248,7 +248,7 @@ fn foundations_stay_small() {
     // `bytes` is a dependency of `http`: pieces of a body, no way to get them.
     only(
         "daemon/core/Cargo.toml",
-        &["bytes", "fastrand", "http", "memchr", "serde", "serde_json", "thiserror"],
+        &["bytes", "fastrand", "http", "memchr", "serde", "serde_json", "simdutf8", "thiserror"],
     );
     only("proto/Cargo.toml", &["bincode", "serde", "serde_json", "interprocess", "rustix"]);
     only("shims/Cargo.toml", &["cma-proto"]);

@@ -11,22 +11,18 @@ use serde::{
     de::{MapAccess, Visitor},
 };
 use serde_json::{Value, value::RawValue};
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 /// Where a turn's frame carries the sticky token that an earlier answer gave (observed, 0.169.0).
 pub const TURN_STATE: &str = "x-codex-turn-state";
-/// The same as a header's name.
-static STATE: HeaderName = HeaderName::from_static(TURN_STATE);
-/// As which headers an HTTP request says of which session, thread and turn it is.
-static SESSION: HeaderName = HeaderName::from_static("session-id");
-static THREAD: HeaderName = HeaderName::from_static("thread-id");
-static TURN: HeaderName = HeaderName::from_static("x-codex-turn-metadata");
 /// Where metadata carries the tag of the model list.
 pub const MODELS: &str = "x-models-etag";
 /// Fields of a frame that an HTTP body doesn't have.
 const ONLY_HERE: [&str; 3] = ["type", "generate", "previous_response_id"];
 /// Headers that a frame carries inside its metadata, by this prefix and with underscores.
 const HEADER_FIELD: &str = "ws_request_header_";
+/// What most frames are.
+const CREATE: &str = "response.create";
 /// Metadata that is a header over HTTP, by the same name.
 const ALSO_HEADERS: [&str; 3] = [TURN_STATE, "x-codex-turn-metadata", "x-codex-window-id"];
 /// Metadata that only means something on a WebSocket.
@@ -36,16 +32,16 @@ const STAYS: [&str; 3] = [TURN_STATE, "x-codex-ws-stream-request-start-ms", "tra
 #[derive(Debug)]
 pub struct Create {
     /// What it asks for.
-    pub kind: String,
+    pub kind: Cow<'static, str>,
     /// The model.
-    pub model: Option<String>,
+    pub model: Option<Arc<str>>,
     /// The response that it goes on from.
     pub previous_response_id: Option<String>,
     /// False for a prewarm.
     pub generate: Option<bool>,
     turn_state: Option<String>,
-    /// As they are headers over HTTP.
-    names: [Option<HeaderValue>; 3],
+    thread: Option<Arc<str>>,
+    metadata: Option<String>,
 }
 
 impl Create {
@@ -53,7 +49,7 @@ impl Create {
     /// upstream is who reads it.
     pub fn read(text: &str) -> Option<Self> {
         let (mut kind, mut model, mut previous, mut generate) = (None, None, None, None);
-        let (mut state, mut session, mut thread, mut turn) = (None, None, None, None);
+        let (mut state, mut thread, mut turn) = (None, None, None);
         let mut said = false;
         Skim::whole(text.as_bytes(), |frame, name| match name {
             b"type" => frame.text(&mut kind),
@@ -64,7 +60,6 @@ impl Create {
                 frame.optional(|metadata, name| match name {
                     b"x-codex-turn-state" => metadata.text(&mut state),
                     b"x-codex-turn-metadata" => metadata.text(&mut turn),
-                    b"session_id" => metadata.text(&mut session),
                     b"thread_id" => metadata.text(&mut thread),
                     _ => metadata.pass(),
                 })
@@ -72,20 +67,21 @@ impl Create {
             b"client_metadata" => None,
             _ => frame.pass(),
         })?;
-        let header = |said: Option<Cow<'_, str>>| HeaderValue::from_str(&said?).ok();
+        let kind = kind?;
         Some(Self {
-            kind: kind?.into_owned(),
-            model: model.map(Cow::into_owned),
+            kind: if kind == CREATE { CREATE.into() } else { kind.into_owned().into() },
+            model: model.map(Arc::from),
             previous_response_id: previous.map(Cow::into_owned),
             generate,
             turn_state: state.map(Cow::into_owned),
-            names: [session, thread, turn].map(header),
+            thread: thread.map(Arc::from),
+            metadata: turn.map(Cow::into_owned),
         })
     }
 
     /// Whether the frame begins a turn.
     pub fn is_turn(&self) -> bool {
-        self.kind == "response.create"
+        self.kind == CREATE
     }
 
     /// Whether it only warms the prompt up.
@@ -98,19 +94,14 @@ impl Create {
         self.turn_state.as_deref()
     }
 
-    /// What says of which thread and turn it is, as a request's headers would: the handshake's, and
-    /// what the frame itself says since then.
-    pub fn names(&self, handshake: &HeaderMap) -> HeaderMap {
-        let mut names = HeaderMap::with_capacity(4);
-        for (name, said) in [&SESSION, &THREAD, &TURN].into_iter().zip(&self.names) {
-            if let Some(value) = said.as_ref().or_else(|| handshake.get(name)) {
-                names.insert(name, value.clone());
-            }
-        }
-        if let Some(state) = self.turn_state().and_then(|state| HeaderValue::from_str(state).ok()) {
-            names.insert(&STATE, state);
-        }
-        names
+    /// The thread that it is of, where it says so.
+    pub const fn thread(&self) -> Option<&Arc<str>> {
+        self.thread.as_ref()
+    }
+
+    /// What it says of its turn, as JSON.
+    pub fn metadata(&self) -> Option<&str> {
+        self.metadata.as_deref()
     }
 }
 

@@ -56,7 +56,7 @@ impl Head {
 /// The text of the plain message that the bytes begin with, and how many bytes its frame has.
 pub fn first(bytes: &[u8]) -> Option<(&str, usize)> {
     let head = Head::read(bytes).filter(|head| head.is_plain)?;
-    let text = str::from_utf8(bytes.get(head.head..head.whole)?).ok()?;
+    let text = simdutf8::basic::from_utf8(bytes.get(head.head..head.whole)?).ok()?;
     Some((text, head.whole))
 }
 

@@ -10,8 +10,9 @@
 
 use std::borrow::Cow;
 
-/// Of a string, as much is looked at byte by byte before it is searched.
-const SHORT: usize = 16;
+/// Of a string, as much is looked at by words before it is searched: nearly all are names, for which a
+/// call would cost more than the look.
+const SHORT: usize = 32;
 
 /// A place in a text.
 #[derive(Debug, Clone)]
@@ -176,7 +177,11 @@ impl<'a> Skim<'a> {
     }
 
     fn space(&mut self) {
-        while let [b' ' | b'\n' | b'\r' | b'\t', rest @ ..] = self.rest {
+        // Programs write no space: one comparison is nearly always all there is to it.
+        while let [byte @ ..=b' ', rest @ ..] = self.rest {
+            if !matches!(byte, b' ' | b'\n' | b'\r' | b'\t') {
+                return;
+            }
             self.rest = rest;
         }
     }
@@ -198,14 +203,33 @@ fn inner(quoted: &[u8]) -> &[u8] {
     quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default()
 }
 
-/// Where a string ends, or something is escaped in it. Most strings are names, for which a call would
-/// cost more than the look.
+/// Where a string ends, or something is escaped in it.
 fn ends(text: &[u8]) -> Option<usize> {
-    let begins = text.get(..SHORT).unwrap_or(text);
-    match begins.iter().position(|byte| matches!(byte, b'"' | b'\\')) {
-        None => Some(begins.len() + memchr::memchr2(b'"', b'\\', text.get(begins.len()..)?)?),
-        at => at,
+    let mut rest = text;
+    while text.len() - rest.len() < SHORT {
+        let at = text.len() - rest.len();
+        let Some((word, after)) = rest.split_first_chunk() else {
+            let tail = rest.iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
+            return Some(at + tail);
+        };
+        let word = u64::from_le_bytes(*word);
+        let marks = zeros(word ^ each(b'"')) | zeros(word ^ each(b'\\'));
+        if marks != 0 {
+            return Some(at + marks.trailing_zeros() as usize / 8);
+        }
+        rest = after;
     }
+    Some(text.len() - rest.len() + memchr::memchr2(b'"', b'\\', rest)?)
+}
+
+/// A byte in each byte of a word.
+const fn each(byte: u8) -> u64 {
+    u64::from_ne_bytes([byte; 8])
+}
+
+/// The highest bit of each byte that is zero, up to the lowest such byte; above it there may be more.
+const fn zeros(word: u64) -> u64 {
+    word.wrapping_sub(each(1)) & !word & each(0x80)
 }
 
 /// Fills a field; one that is there twice says two things.

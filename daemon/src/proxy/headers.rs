@@ -57,8 +57,14 @@ fn stays_here(name: &str) -> bool {
 
 /// A header's value as a name; none when it is empty or too long for one.
 pub(crate) fn name(headers: &HeaderMap, header: &HeaderName) -> Option<Arc<str>> {
-    let value = headers.get(header)?.to_str().ok()?;
-    (!value.is_empty() && value.len() <= MAX_NAME).then(|| value.into())
+    let said = headers.get(header)?.to_str().ok()?;
+    is_name(said).then(|| said.into())
+}
+
+/// Whether what is said is such a name: of what stands elsewhere for a header, only what a header
+/// could say.
+pub(crate) fn is_name(said: &str) -> bool {
+    (1..=MAX_NAME).contains(&said.len()) && said.bytes().all(|byte| matches!(byte, b' '..=b'~'))
 }
 
 /// A request's session, by whichever name its client has for it.

@@ -11,7 +11,7 @@
 
 use super::{
     error_body::{ERROR_TIMEOUT, MAX_ERROR},
-    headers,
+    moved::Said,
 };
 use crate::{clock, config::streams::Streams, upstream::Driven};
 use bytes::Bytes;
@@ -269,11 +269,8 @@ fn is_stream(headers: &HeaderMap) -> bool {
 }
 
 /// Whether the request compacts its thread, as the CLI says (0.169.0, observed).
-pub(super) fn is_compaction(headers: &HeaderMap) -> bool {
-    let metadata = headers.get(&headers::METADATA).map(HeaderValue::as_bytes);
-    let says =
-        memchr::memmem::find(metadata.unwrap_or_default(), b"\"request_kind\":\"compaction\"");
-    says.is_some()
+pub(super) fn is_compaction(said: &Said<'_>) -> bool {
+    memchr::memmem::find(said.metadata, b"\"request_kind\":\"compaction\"").is_some()
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use crate::{blocking, clock, project::Bounds, roster, vault::Pass};
 use bytes::Bytes;
 use cma_core::{
     bound::{self, Dropped, Leave, Mark, Without},
+    frame::Create,
     identity::AccountId,
     pool::Refused,
     select::Need,
@@ -135,7 +136,48 @@ enum Packing {
     Other,
 }
 
-/// What a request says of itself.
+/// What a request says of itself: over HTTP in its headers, over a WebSocket in its frame.
+#[derive(Debug)]
+pub(super) struct Said<'a> {
+    /// The thread that it is of.
+    pub(super) thread: Option<Arc<str>>,
+    /// What it says of its turn, as JSON; nothing where it says nothing.
+    pub(super) metadata: &'a [u8],
+    /// The turn state that it shows.
+    pub(super) state: Option<HeaderValue>,
+    packing: Packing,
+}
+
+impl<'a> Said<'a> {
+    /// Of a request over HTTP.
+    pub(super) fn of(headers: &'a HeaderMap) -> Self {
+        let packing = match headers.get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes) {
+            None | Some(b"identity") => Packing::Plain,
+            Some(b"zstd") => Packing::Zstd,
+            Some(_) => Packing::Other,
+        };
+        let thread = headers::name(headers, &headers::THREAD);
+        let state = headers.get(TURN_STATE).cloned();
+        Self { thread, metadata: metadata(headers), state, packing }
+    }
+
+    /// Of a frame: the handshake's, and what the frame itself says since then.
+    pub(super) fn in_frame(create: &'a Create, handshake: &'a HeaderMap) -> Self {
+        let thread = create.thread().filter(|name| headers::is_name(name));
+        Self {
+            thread: thread.cloned().or_else(|| headers::name(handshake, &headers::THREAD)),
+            metadata: create.metadata().map_or_else(|| metadata(handshake), str::as_bytes),
+            state: create.turn_state().and_then(|state| state.parse().ok()),
+            packing: Packing::Plain,
+        }
+    }
+}
+
+fn metadata(headers: &HeaderMap) -> &[u8] {
+    headers.get(&headers::METADATA).map(HeaderValue::as_bytes).unwrap_or_default()
+}
+
+/// What is read of a request's metadata.
 #[derive(Default)]
 struct Metadata<'a> {
     turn_id: Option<Cow<'a, str>>,
@@ -149,15 +191,16 @@ impl Ride {
     pub(super) fn read(
         known: &Known,
         bounds: &Bounds,
-        headers: &HeaderMap,
+        said: Said<'_>,
         need: &mut Need,
         trace: &mut Trace,
     ) -> Self {
-        let id = headers::name(headers, &headers::THREAD).or_else(|| trace.session.clone());
+        let Said { thread, metadata, state: shown, packing } = said;
+        let id = thread.or_else(|| trace.session.clone());
         let key = bounds.session(id.as_ref());
-        let said = Metadata::of(headers);
-        let turn = name(said.turn_id.as_deref());
-        if let (Some(key), Some(from)) = (&key, name(said.forked_from_thread_id.as_deref()))
+        let metadata = Metadata::of(metadata);
+        let turn = name(metadata.turn_id.as_deref());
+        if let (Some(key), Some(from)) = (&key, name(metadata.forked_from_thread_id.as_deref()))
             && known.lock().get(key).is_none()
         {
             // What it copies is sealed for the account of the one before, and cached there.
@@ -166,12 +209,6 @@ impl Ride {
         need.thread.clone_from(&key);
         need.turn.clone_from(&turn);
         trace.thread.clone_from(&key);
-        let packing = match headers.get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes) {
-            None | Some(b"identity") => Packing::Plain,
-            Some(b"zstd") => Packing::Zstd,
-            Some(_) => Packing::Other,
-        };
-        let shown = headers.get(TURN_STATE).cloned();
         let known = Arc::clone(known);
         let (on, stuck) = (None, None);
         Self { known, id, key, turn, shown, packing, on, live: false, goes_on: false, stuck }
@@ -493,10 +530,9 @@ fn unpacked(body: &[u8], packing: Packing) -> Option<Cow<'_, [u8]>> {
 
 impl<'a> Metadata<'a> {
     /// Reads it once for all that is asked of it; empty when a request says nothing of itself.
-    fn of(headers: &'a HeaderMap) -> Self {
-        let Some(written) = headers.get(&headers::METADATA) else { return Self::default() };
+    fn of(written: &'a [u8]) -> Self {
         let mut said = Self::default();
-        let read = Skim::whole(written.as_bytes(), |skim, name| match name {
+        let read = Skim::whole(written, |skim, name| match name {
             b"turn_id" => skim.text(&mut said.turn_id),
             b"forked_from_thread_id" => skim.text(&mut said.forked_from_thread_id),
             _ => skim.pass(),

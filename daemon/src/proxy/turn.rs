@@ -16,7 +16,7 @@ use super::{
     error_body, headers,
     held::Ready,
     keys::Launch,
-    moved::{Foreign, Ride},
+    moved::{Foreign, Ride, Said},
     relay::{Accounts, Answer, Ending, Out, Relay},
     respond, shown,
     trace::millis,
@@ -95,7 +95,6 @@ pub(crate) fn serve(
     }
     let session = headers::session(&parts.headers);
     let model = headers::model_hint(&parts.headers);
-    let compacts = begin::is_compaction(&parts.headers);
     let overhead = shown::Overhead::asked(&proxy, &parts.headers);
     let bounds = &launch.bounds;
     let mut need =
@@ -105,7 +104,9 @@ pub(crate) fn serve(
         return Box::pin(std::future::ready(blocked));
     }
     let known = &proxy.traces.threads;
-    let mut ride = Ride::read(known, bounds, &parts.headers, &mut need, &mut trace);
+    let said = Said::of(&parts.headers);
+    let compacts = begin::is_compaction(&said);
+    let mut ride = Ride::read(known, bounds, said, &mut need, &mut trace);
     ride.count(&need, &mut trace);
     parts.headers = headers::upwards(parts.headers, &proxy.host);
     let source = Source::new(incoming);

@@ -255,13 +255,16 @@ pub fn ws_frame(bytes: &[u8]) {
     let object = |text: &str| serde_json::from_str::<BTreeMap<String, Box<RawValue>>>(text).ok();
     let before = object(text);
     if let Some(create) = turn::Create::read(text) {
-        let names = create.names(&HeaderMap::new());
-        assert!(names.len() <= 4);
         if let Some(before) = &before {
-            assert_eq!(
-                serde_json::from_str::<String>(before["type"].get()).ok(),
-                Some(create.kind.clone())
-            );
+            let said = |object: &BTreeMap<String, Box<RawValue>>, name: &str| -> Option<String> {
+                serde_json::from_str(object.get(name)?.get()).ok().flatten()
+            };
+            assert_eq!(said(before, "type").as_deref(), Some(&*create.kind));
+            assert_eq!(said(before, "model").as_deref(), create.model.as_deref());
+            let metadata = before.get("client_metadata").and_then(|it| object(it.get()));
+            let of = |name| metadata.as_ref().and_then(|metadata| said(metadata, name));
+            assert_eq!(of("thread_id").as_deref(), create.thread().map(|name| &**name));
+            assert_eq!(of("x-codex-turn-metadata").as_deref(), create.metadata());
         }
         assert!(!create.is_turn() || create.kind == "response.create");
         assert!(!create.is_prewarm() || create.generate.is_some());

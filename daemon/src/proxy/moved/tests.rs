@@ -45,14 +45,48 @@ fn the_turn_is_read_from_its_metadata() {
     let of = |text: &str| {
         let mut headers = HeaderMap::new();
         headers.insert(headers::METADATA, text.parse().unwrap());
-        name(Metadata::of(&headers).turn_id.as_deref())
+        name(Metadata::of(Said::of(&headers).metadata).turn_id.as_deref())
     };
     let text = r#"{"root_turn_id":"r","turn_id":"t-1","thread_id":"x","n":{"turn_id":"no"}}"#;
     assert_eq!(of(text).as_deref(), Some("t-1"));
     for none in [r#"{"turn_id":""}"#, r#"{"turn_id":7}"#, "{", "[]", r#"{"turn_id":null}"#] {
         assert_eq!(of(none), None, "{none}");
     }
-    assert_eq!(Metadata::of(&HeaderMap::new()).turn_id, None);
+    assert_eq!(of(""), None);
+    assert_eq!(Metadata::of(Said::of(&HeaderMap::new()).metadata).turn_id, None);
+}
+
+#[test]
+fn a_frame_says_its_thread_and_turn_where_the_handshake_is_older() {
+    let mut handshake = HeaderMap::new();
+    for name in ["session-id", "thread-id", "x-codex-turn-metadata", "version"] {
+        handshake.insert(name, HeaderValue::from_static("handshake"));
+    }
+    let read = |metadata: serde_json::Value| {
+        let frame = serde_json::json!({"type": "response.create", "client_metadata": metadata});
+        Create::read(&frame.to_string()).unwrap()
+    };
+    let create = read(serde_json::json!({
+        "thread_id": "t-2",
+        "x-codex-turn-metadata": "{\"a\": \"é\"}",
+        "x-codex-turn-state": "state",
+    }));
+    let said = Said::in_frame(&create, &handshake);
+    assert_eq!(said.thread.as_deref(), Some("t-2"));
+    assert_eq!(said.metadata, "{\"a\": \"é\"}".as_bytes());
+    assert_eq!(said.state, Some(HeaderValue::from_static("state")));
+    // What no header could say is no name and no turn state.
+    for wrong in ["", "a\nb", "é"] {
+        let create = read(serde_json::json!({
+            "thread_id": wrong,
+            "x-codex-turn-state": format!("{wrong}\n"),
+        }));
+        let said = Said::in_frame(&create, &handshake);
+        assert_eq!(said.thread.as_deref(), Some("handshake"), "{wrong:?}");
+        assert_eq!((said.metadata, said.state), (b"handshake".as_slice(), None));
+    }
+    let nothing = Said::in_frame(&read(serde_json::json!(null)), &HeaderMap::new()).thread;
+    assert_eq!(nothing, None);
 }
 
 #[test]

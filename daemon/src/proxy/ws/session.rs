@@ -215,7 +215,7 @@ impl Session {
             // Not boxed: to take that much memory and to move it there would be a thirtieth of a turn.
             Some(create) if create.is_turn() => self.turn(local, text, create).await,
             Some(create) => {
-                tracing::debug!(kind = create.kind, "a frame that begins no turn");
+                tracing::debug!(kind = &*create.kind, "a frame that begins no turn");
                 let Some(link) = &mut self.link else { return Ok(()) };
                 if link.send(text).await.is_err() {
                     self.link = None;

@@ -21,7 +21,7 @@ use crate::{
         Proxy, books,
         course::{self, Course, Word},
         held::{self, Bounds},
-        moved::Ride,
+        moved::{Ride, Said},
         relay::Answer,
         respond, shown,
         trace::Traces,
@@ -251,16 +251,17 @@ impl Session {
             frame = whole;
             create.previous_response_id = None;
         }
-        let model = create.model.as_deref().map(Arc::from);
+        let model = create.model.clone();
         let bounds = &self.launch.bounds;
         let mut need = Need { session: bounds.session(self.name.as_ref()), model, ..bounds.need() };
         let mut trace = self.proxy.traces.begin(self.name.clone(), need.model.clone());
         // A prewarm is no turn.
         let mut open = || books::open(&self.proxy, &mut trace, &self.launch).err();
         let blocked = if create.is_prewarm() { None } else { open() };
-        let names = create.names(&self.head);
+        let said = Said::in_frame(&create, &self.head);
+        let compacts = held::is_compaction(&said);
         let known = &self.proxy.traces.threads;
-        let mut ride = Ride::read(known, bounds, &names, &mut need, &mut trace);
+        let mut ride = Ride::read(known, bounds, said, &mut need, &mut trace);
         if create.previous_response_id.is_some() {
             ride.goes_on();
         }
@@ -270,7 +271,7 @@ impl Session {
             create,
             course: Course::new(need, trace),
             ride,
-            compacts: held::is_compaction(&names),
+            compacts,
             silences: 0,
             last: None,
         });

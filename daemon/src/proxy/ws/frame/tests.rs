@@ -1,5 +1,5 @@
 use super::*;
-use http::{HeaderName, HeaderValue};
+use http::HeaderName;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -48,26 +48,6 @@ fn a_header_of_metadata_is_another_or_leaves_and_nothing_else() {
     let edited = with_header(event, MODELS, None).unwrap();
     assert_eq!(&*edited, event.replace(r#""X-Models-Etag":"e","#, ""));
     assert!(with_header("{}", MODELS, None).is_none());
-}
-
-#[test]
-fn a_frame_says_its_thread_and_turn_where_the_handshake_is_older() {
-    let mut handshake = HeaderMap::new();
-    for name in ["session-id", "thread-id", "x-codex-turn-metadata", "version"] {
-        handshake.insert(name, HeaderValue::from_static("handshake"));
-    }
-    let text = FRAME.replace(r#""turn_id":"t""#, r#""thread_id":"t-2""#);
-    let names = Create::read(&text).unwrap().names(&handshake);
-    let wanted = [
-        ("session-id", "handshake"),
-        ("thread-id", "t-2"),
-        ("x-codex-turn-metadata", "{\"a\": 1}"),
-        (TURN_STATE, "state"),
-    ];
-    assert_eq!(names.len(), wanted.len());
-    for (name, value) in wanted {
-        assert_eq!(names[name], value, "{name}");
-    }
 }
 
 #[test]
