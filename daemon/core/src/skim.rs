@@ -339,6 +339,26 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_string_ends_at_its_first_mark_wherever_that_is() {
+        for length in 0..80 {
+            for around in [b'!', b'#', b'[', b']', 0x00, 0x21 | 0x80, b'"' | 0x80, 0xDC, 0xFF] {
+                let mut text = vec![around; length];
+                assert_eq!(ends(&text), None, "{length} of {around}");
+                for at in 0..length {
+                    for (first, second) in [(b'"', b'\\'), (b'\\', b'"')] {
+                        text[at] = first;
+                        if let Some(next) = text.get_mut(at + 1) {
+                            *next = second;
+                        }
+                        assert_eq!(ends(&text), Some(at), "{length} of {around}");
+                        text.fill(around);
+                    }
+                }
+            }
+        }
+    }
+
     /// Any JSON value.
     fn value() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![

@@ -64,7 +64,8 @@ pub(crate) fn name(headers: &HeaderMap, header: &HeaderName) -> Option<Arc<str>>
 /// Whether what is said is such a name: of what stands elsewhere for a header, only what a header
 /// could say.
 pub(crate) fn is_name(said: &str) -> bool {
-    (1..=MAX_NAME).contains(&said.len()) && said.bytes().all(|byte| matches!(byte, b' '..=b'~'))
+    (1..=MAX_NAME).contains(&said.len())
+        && said.bytes().all(|byte| matches!(byte, b' '..=b'~' | b'\t'))
 }
 
 /// A request's session, by whichever name its client has for it.

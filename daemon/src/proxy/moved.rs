@@ -163,9 +163,12 @@ impl<'a> Said<'a> {
 
     /// Of a frame: the handshake's, and what the frame itself says since then.
     pub(super) fn in_frame(create: &'a Create, handshake: &'a HeaderMap) -> Self {
-        let thread = create.thread().filter(|name| headers::is_name(name));
+        let thread = match create.thread() {
+            Some(said) => Some(said).filter(|said| headers::is_name(said)).cloned(),
+            None => headers::name(handshake, &headers::THREAD),
+        };
         Self {
-            thread: thread.cloned().or_else(|| headers::name(handshake, &headers::THREAD)),
+            thread,
             metadata: create.metadata().map_or_else(|| metadata(handshake), str::as_bytes),
             state: create.turn_state().and_then(|state| state.parse().ok()),
             packing: Packing::Plain,

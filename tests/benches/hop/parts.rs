@@ -169,13 +169,23 @@ pub(crate) fn sockets(bench: &Bench) {
     }
 }
 
+/// Of a round, as many slices are measured of each way in turn: how fast the machine is changes within a
+/// second by more than the ways differ.
+const SLICES: u32 = 8;
+
 /// Turns a second between two ends of a kind.
 fn turns(bench: &Bench, ends: &str, rate: fn(u16, &str, usize, Duration) -> f64) {
     let ways = bench.ways();
     let mut rates: Vec<Vec<f64>> = vec![Vec::new(); ways.len()];
     for round in 0..bench.rounds {
-        for (way, (_, port)) in ways.iter().enumerate() {
-            rates[way].push(rate(*port, &bench.key, 8, Duration::from_secs(2)));
+        let mut sums = vec![0.0; ways.len()];
+        for _ in 0..SLICES {
+            for (way, (_, port)) in ways.iter().enumerate() {
+                sums[way] += rate(*port, &bench.key, 8, Duration::from_secs(2) / SLICES);
+            }
+        }
+        for (way, sum) in sums.into_iter().enumerate() {
+            rates[way].push(sum / f64::from(SLICES));
         }
         let shown =
             ways.iter().zip(&rates).map(|((name, _), all)| format!("{name} {:.0}", all[round]));

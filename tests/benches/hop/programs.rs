@@ -44,7 +44,20 @@ pub(crate) async fn answer_turns(stream: TcpStream) -> io::Result<()> {
     served.map_err(io::Error::other)
 }
 
-/// Turns a second with `clients` sockets in a closed loop for a time.
+/// One turn to its end.
+async fn exchange(stream: &mut WebSocketStream<TcpStream>, turn: &Utf8Bytes) {
+    stream.send(Message::Text(turn.clone())).await.expect("sent");
+    loop {
+        let message = stream.next().await.expect("more").expect("a message");
+        let text = message.to_text().expect("a text");
+        let event: Event = serde_json::from_str(text).expect("an event");
+        if event.kind == "response.completed" {
+            return;
+        }
+    }
+}
+
+/// As [`socket::rate`].
 pub(crate) fn rate(port: u16, key: &str, clients: usize, time: Duration) -> f64 {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -53,21 +66,15 @@ pub(crate) fn rate(port: u16, key: &str, clients: usize, time: Duration) -> f64 
         let mut sockets = Vec::new();
         for _ in 0..clients {
             let stream = socket::connected(port, key).await;
-            sockets.push(WebSocketStream::from_raw_socket(stream, Role::Client, None).await);
+            let mut stream = WebSocketStream::from_raw_socket(stream, Role::Client, None).await;
+            exchange(&mut stream, turn).await;
+            sockets.push(stream);
         }
         let begun = Instant::now();
         let tasks = sockets.into_iter().map(|mut stream| async move {
             let mut done = 0_u64;
             while begun.elapsed() < time {
-                stream.send(Message::Text(turn.clone())).await.expect("sent");
-                loop {
-                    let message = stream.next().await.expect("more").expect("a message");
-                    let text = message.to_text().expect("a text");
-                    let event: Event = serde_json::from_str(text).expect("an event");
-                    if event.kind == "response.completed" {
-                        break;
-                    }
-                }
+                exchange(&mut stream, turn).await;
                 done += 1;
             }
             done

@@ -154,7 +154,19 @@ pub(crate) async fn connected(port: u16, key: &str) -> tokio::net::TcpStream {
     stream
 }
 
-/// Turns a second with `clients` sockets in a closed loop for a time.
+/// One turn to its end.
+async fn exchange(stream: &mut tokio::net::TcpStream, frame: &[u8], buffer: &mut [u8]) {
+    stream.write_all(frame).await.expect("sent");
+    let mut n = 0;
+    while !buffer[..n].ends_with(END) {
+        let more = stream.read(&mut buffer[n..]).await.expect("answered");
+        assert!(more > 0, "closed: {}", String::from_utf8_lossy(&buffer[..n]));
+        n += more;
+    }
+}
+
+/// Turns a second with `clients` sockets in a closed loop for a time, after a turn on each: the daemon
+/// connects to upstream for a socket's first one, nginx before it.
 pub(crate) fn rate(port: u16, key: &str, clients: usize, time: Duration) -> f64 {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -162,20 +174,15 @@ pub(crate) fn rate(port: u16, key: &str, clients: usize, time: Duration) -> f64 
     let (done, took) = runtime.block_on(async {
         let mut sockets = Vec::new();
         for _ in 0..clients {
-            sockets.push(connected(port, key).await);
+            let (mut stream, mut buffer) = (connected(port, key).await, vec![0; 16 * 1024]);
+            exchange(&mut stream, frame, &mut buffer).await;
+            sockets.push((stream, buffer));
         }
         let begun = Instant::now();
-        let tasks = sockets.into_iter().map(|mut stream| async move {
-            let mut buffer = vec![0; 16 * 1024];
+        let tasks = sockets.into_iter().map(|(mut stream, mut buffer)| async move {
             let mut done = 0_u64;
             while begun.elapsed() < time {
-                stream.write_all(frame).await.expect("sent");
-                let mut n = 0;
-                while !buffer[..n].ends_with(END) {
-                    let more = stream.read(&mut buffer[n..]).await.expect("answered");
-                    assert!(more > 0, "closed: {}", String::from_utf8_lossy(&buffer[..n]));
-                    n += more;
-                }
+                exchange(&mut stream, frame, &mut buffer).await;
                 done += 1;
             }
             done
