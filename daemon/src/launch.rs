@@ -469,6 +469,32 @@ mod tests {
     }
 
     #[test]
+    fn a_profile_and_what_is_managed_count_as_the_config_does() {
+        let beside = |file: &'static str, text: &'static str| {
+            with("", move |request| {
+                std::fs::write(Path::new(&request.codex_home).join(file), text).unwrap();
+                request.profile = Some("p".to_owned());
+            })
+        };
+        for file in ["p.config.toml", "managed_config.toml"] {
+            for text in ["forced_login_method = 'api'", "model_provider = 'x'", "not toml at all"] {
+                assert!(beside(file, text).is_err(), "{file}: {text}");
+            }
+            let bound = beside(file, "forced_chatgpt_workspace_id = 'a'");
+            assert_eq!(bound, Ok(vec!["a".to_owned()]), "{file}");
+        }
+        // A profile that wasn't asked for.
+        assert_eq!(beside("q.config.toml", "forced_login_method = 'api'"), Ok(vec![]));
+        // What is managed beats what a person says for one launch.
+        let managed = |request: &mut LaunchRequest| {
+            let file = Path::new(&request.codex_home).join("managed_config.toml");
+            std::fs::write(file, "model_provider = 'x'").unwrap();
+            request.overrides = vec!["model_provider=openai".to_owned()];
+        };
+        assert!(with("", managed).is_err());
+    }
+
+    #[test]
     fn a_home_that_is_to_be_ignored_says_nothing() {
         let ignored = |request: &mut LaunchRequest| {
             let profile = Path::new(&request.codex_home).join("p.config.toml");

@@ -105,3 +105,5 @@ mod ws_again;
 mod ws_codex;
 #[cfg(test)]
 mod ws_joined;
+#[cfg(test)]
+mod ws_links;

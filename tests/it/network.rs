@@ -3,7 +3,7 @@
 
 use cma_tests::{
     http::Door,
-    sim::{AccountSpec, Fault, Route, SimConfig, tls::Authority},
+    sim::{AccountSpec, Fault, Route, Seen, SimConfig, tls::Authority},
     world::{World, eventually},
 };
 use parking_lot::Mutex;
@@ -68,6 +68,16 @@ fn serves(door: &Door) {
     assert!(answer.is_complete(), "{} {}", answer.status, answer.text());
 }
 
+/// The same over a WebSocket, two turns on one connection.
+#[track_caller]
+fn serves_frames(door: &Door) {
+    let mut socket = door.socket("thread-1").unwrap_or_else(|answer| panic!("{answer:?}"));
+    let first = socket.say("hello");
+    assert!(first.is_complete(), "{:?}", first.0);
+    let next = socket.go_on(&first.id(), "more");
+    assert!(next.is_complete(), "{:?}", next.0);
+}
+
 /// Nobody rests or needs a login.
 #[track_caller]
 fn nobody_is_to_blame(world: &World) {
@@ -79,7 +89,8 @@ fn nobody_is_to_blame(world: &World) {
 
 /// How the turns that arrived were sent.
 fn versions(world: &World) -> Vec<bool> {
-    let turns = world.sim().seen().into_iter().filter(|seen| seen.path.ends_with("/responses"));
+    let posts = |seen: &Seen| seen.method == "POST" && seen.path.ends_with("/responses");
+    let turns = world.sim().seen().into_iter().filter(posts);
     turns.map(|seen| seen.header(":version") == Some("HTTP/2")).collect()
 }
 
@@ -171,6 +182,8 @@ fn a_proxy_with_a_login_carries_turns_and_renewals() {
         world.sim().expire_access("a");
         serves(&door);
         assert_eq!(world.account("a")["generation"], 2);
+        serves_frames(&door);
+        assert_eq!(world.sim().stats().frames, 2, "no turn went over HTTP instead");
         assert!(versions(&world).iter().all(|two| *two == (protocols == BEST)));
         let port = world.sim().addr().port();
         for host in [BACKEND, ISSUER] {
@@ -257,6 +270,8 @@ fn socks_proxies_carry_turns_and_renewals_too() {
         world.sim().expire_access("a");
         serves(&door);
         assert_eq!(world.account("a")["generation"], 2);
+        serves_frames(&door);
+        assert_eq!(world.sim().stats().frames, 2, "no turn went over HTTP instead");
         let names = match scheme {
             "socks5h" => vec![BACKEND.to_owned(), ISSUER.to_owned()],
             _ => vec!["[127, 0, 0, 1]".to_owned()],
@@ -443,6 +458,40 @@ fn http_1_is_used_where_that_is_all_there_is_or_wanted() {
     }
 }
 
+/// A WebSocket upstream is HTTP/1.1 whatever else its host speaks, in TLS as without, and a bad root
+/// or a proxy that refuses is told on it in the same words.
+#[test]
+fn sockets_go_over_tls_and_say_why_when_they_cannot() {
+    for protocols in [BEST, &["http/1.1"]] {
+        let world = trusting(protocols);
+        world.import_all();
+        let door = Door::of_account(&world, "a");
+        serves_frames(&door);
+        // A turn by the host's best version in between has its own connection.
+        serves(&door);
+        serves_frames(&door);
+        let stats = world.sim().stats();
+        assert_eq!((stats.frames, stats.sockets), (4, 2), "no turn went over HTTP instead");
+        assert_eq!(versions(&world).last(), Some(&(protocols == BEST)));
+        nobody_is_to_blame(&world);
+        world.assert_clean();
+    }
+    let world = secured(BEST);
+    world.import_all();
+    let mut socket = Door::of(&world).socket("thread-1").unwrap();
+    thread::scope(|scope| {
+        let turn = scope.spawn(|| socket.say("hello"));
+        eventually("status says what to do", || {
+            world.status()["notes"].to_string().contains("CODEX_CA_CERTIFICATE")
+        });
+        let told = turn.join().unwrap();
+        assert!(told.last().to_string().contains("CODEX_CA_CERTIFICATE"), "{:?}", told.0);
+    });
+    nobody_is_to_blame(&world);
+    assert_eq!(world.sim().stats().requests, 0);
+    world.assert_clean();
+}
+
 #[test]
 fn large_bodies_pass_both_ways_of_http() {
     for protocols in [BEST, &["http/1.1"]] {
@@ -470,6 +519,8 @@ fn an_upstream_of_ipv6_serves() {
     world.sim().expire_access("a");
     serves(&door);
     assert_eq!(world.account("a")["generation"], 2);
+    serves_frames(&door);
+    assert_eq!(world.sim().stats().frames, 2, "no turn went over HTTP instead");
     world.assert_clean();
 }
 
@@ -509,6 +560,35 @@ fn resident(world: &World) -> u64 {
         fs::read_to_string(format!("/proc/{}/status", world.daemon_pid().unwrap())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// What an open socket in the middle of a turn costs with TLS upstream. (docs/performance.md)
+#[test]
+fn an_open_socket_over_tls_takes_at_most_48_kib() {
+    const SOCKETS: usize = 200;
+    let world = trusting(&["http/1.1"]);
+    world.import_all();
+    let door = Door::of_account(&world, "a");
+    serves_frames(&door);
+    let before = resident(&world);
+    let hang = Fault::StallMidStream { after: 5, pause: Duration::from_secs(30) };
+    world.sim().fault(None, Route::Frame, hang, None);
+    let mut sockets = Vec::new();
+    for n in 0..SOCKETS {
+        let mut socket = door.socket(&format!("thread-{n}")).unwrap();
+        socket.send(&socket.create(&[cma_tests::ws::said("hello")]));
+        sockets.push(socket);
+    }
+    eventually("each is in its turn", || world.sim().stats().frames == 2 + SOCKETS as u64);
+    eventually("so it is here", || world.status()["proxy"]["active"] == SOCKETS);
+    let each = (resident(&world) - before).div_ceil(SOCKETS as u64);
+    eprintln!("{each} KiB for each of {SOCKETS} sockets");
+    assert!(each <= 48, "{each} KiB");
+    drop(sockets);
+    eventually("all are let go", || world.status()["proxy"]["active"] == 0);
+    eventually("upstream's too", || world.sim().stats().sockets_open == 0);
+    nobody_is_to_blame(&world);
+    world.assert_clean();
 }
 
 /// What an open stream costs with TLS upstream, by either version of HTTP. (docs/performance.md)

@@ -41,7 +41,7 @@ fn config(names: &[&str]) -> SimConfig {
             .primary(Window::new(0.0, 300, Duration::from_secs(7200)).used(20.0))
             .secondary(Window::new(0.0, 10_080, Duration::from_secs(86_400)).used(30.0));
     }
-    SimConfig { input_tokens: Some(1000), websocket: true, ..config }
+    SimConfig { input_tokens: Some(1000), websocket: true, reasoning: true, ..config }
 }
 
 fn machine(names: &[&str]) -> Option<World> {

@@ -4,6 +4,8 @@
 //! turn states that belong to an account and a turn, and refuses what another workspace sealed. It
 //! notes a turn state that is shown to the wrong account; `assert_clean` looks at its notes.
 
+mod frames;
+
 use crate::codex_kit::{VERSION, bare, codex, finish, posts, start, upstream};
 use cma_tests::{
     http::Door,

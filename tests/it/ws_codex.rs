@@ -1,9 +1,9 @@
 //! The official CLI over WebSockets, its default: what it sees with a daemon in between is what it
 //! sees without one, except that limits stop hurting.
 
-use crate::codex_kit::{TURN, VERSION, bare, codex, finish, upstream};
+use crate::codex_kit::{TURN, VERSION, bare, codex, finish, logged, start, upstream};
 use cma_tests::{
-    sim::{Cut, Fault, Route, Seen},
+    sim::{Cut, Fault, Route, Seen, SimConfig},
     world::{Ran, World, bin_dir, eventually},
 };
 use serde_json::json;
@@ -11,9 +11,10 @@ use std::{fs, time::Duration};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A machine with these accounts in the pool, and WebSockets as they are for everybody.
+/// A machine with these accounts in the pool, which think, and WebSockets as they are for everybody.
 fn machine_of(names: &[&str], version: &str) -> Option<World> {
-    let world = bare(upstream(names), version)?.with_env("CMA_WEBSOCKET", "on");
+    let config = SimConfig { reasoning: true, ..upstream(names) };
+    let world = bare(config, version)?.with_env("CMA_WEBSOCKET", "on");
     world.import_all();
     Some(world)
 }
@@ -162,9 +163,14 @@ fn a_switch_within_a_tool_loop_shows_nothing() {
     assert_eq!(ran.stdout.trim(), "served by b", "{}", ran.stderr);
     assert_quiet(&ran);
     let all = frames(&world);
-    assert_eq!(accounts(&all), ["a", "b"]);
-    assert!(all[1].body.get("previous_response_id").is_none(), "it came with everything");
-    assert_eq!(all[1].body["client_metadata"].get("x-codex-turn-state"), None);
+    // As it is, refused for what the other one sealed, and without that.
+    assert_eq!(accounts(&all), ["a", "b", "b"]);
+    for seen in &all[1..] {
+        assert!(seen.body.get("previous_response_id").is_none(), "it came with everything");
+        assert_eq!(seen.body["client_metadata"].get("x-codex-turn-state"), None);
+    }
+    let thoughts = |seen: &Seen| seen.body["input"].to_string().contains("encrypted_content");
+    assert!(thoughts(&all[1]) && !thoughts(&all[2]));
     world.assert_clean();
 }
 
@@ -272,6 +278,39 @@ fn a_host_that_always_fails_ends_the_turn_in_our_words() {
     let said = |line: &str| line.starts_with("ERROR: cma: ") && line.contains("failed in");
     assert!(ran.stderr.lines().any(said), "{}", ran.stderr);
     assert!((2..=30).contains(&frames(&world).len()), "{}", frames(&world).len());
+    world.assert_clean();
+}
+
+/// A host that refuses connections is no account's fault, and a turn waits for it a while.
+#[test]
+fn a_host_that_refuses_for_a_second_costs_no_account_anything() {
+    let Some(world) = machine(&["a", "b"]) else { return };
+    world.sim().stop_listening().unwrap();
+    let running = start(codex(&world, TURN));
+    eventually("the turn met the dead host", || logged(&world, "attempt failed") > 0);
+    std::thread::sleep(Duration::from_secs(1));
+    world.sim().resume_listening().unwrap();
+    let ran = running.end(&world, LIMIT).ok();
+    assert_eq!(ran.stdout.trim(), "served by a", "{}", ran.stderr);
+    assert!(!ran.stderr.contains("Reconnecting"), "{}", ran.stderr);
+    for name in ["a", "b"] {
+        assert_eq!(world.account(name)["state"], "ready");
+    }
+    world.assert_clean();
+}
+
+#[test]
+fn a_dead_host_ends_the_turn_in_our_words_after_few_attempts() {
+    let Some(world) = machine(&["a", "b"]) else { return };
+    world.sim().stop_listening().unwrap();
+    let ran = turn(&world);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(ran.took < Duration::from_secs(30), "{:?}", ran.took);
+    let said = |line: &&str| line.contains("cma:") && line.contains("could not connect");
+    assert!(ran.stderr.lines().any(|line| said(&line)), "{}", ran.stderr);
+    let attempts = logged(&world, "attempt failed");
+    eprintln!("{attempts} attempts in {:?}", ran.took);
+    assert!((2..=30).contains(&attempts), "{attempts}");
     world.assert_clean();
 }
 

@@ -180,13 +180,9 @@ fn a_host_that_fails_for_several_accounts_is_left_in_peace_for_a_moment() {
     world.assert_clean();
 }
 
-fn unreadable() -> Fault {
-    let error = json!({ "type": "invalid_request_error", "code": "invalid_encrypted_content" });
-    Fault::ErrorFrame { after: 0, code: 400, error: error.to_string() }
-}
-
-fn sealed(kind: &str) -> Value {
-    json!({ "type": kind, "summary": [], "encrypted_content": "sealed" })
+/// An item that was sealed for `a`.
+fn sealed(world: &World, kind: &str) -> Value {
+    json!({ "type": kind, "summary": [], "encrypted_content": world.sim().sealed_for("a") })
 }
 
 fn moves(world: &World) -> Value {
@@ -199,8 +195,8 @@ fn what_a_move_left_out_stays_out() {
     let mut socket = open(&world, "thread-1");
     assert_eq!(socket.say("one").text(), "served by a");
     world.ctl("session move thread-1 b").ok();
-    world.sim().fault(Some("b"), Route::Frame, unreadable(), Some(1));
-    let frame = socket.create(&[said("one"), sealed("reasoning"), said("two")]);
+    let thought = sealed(&world, "reasoning");
+    let frame = socket.create(&[said("one"), thought.clone(), said("two")]);
     let told = socket.ask(&frame);
     assert_eq!(told.text(), "served by b", "{:?}", told.0);
     assert_eq!(frames(&world).last().unwrap().body["input"], json!([said("one"), said("two")]));
@@ -212,7 +208,7 @@ fn what_a_move_left_out_stays_out() {
     // A turn that goes on has nothing of it and forgets nothing.
     assert!(socket.go_on(&told.id(), "three").is_complete());
     let before = frames(&world).len();
-    let frame = socket.create(&[said("one"), sealed("reasoning"), said("four")]);
+    let frame = socket.create(&[said("one"), thought, said("four")]);
     assert_eq!(socket.ask(&frame).text(), "served by b");
     let after = frames(&world);
     assert_eq!(after.len(), before + 1, "it is left out at once");
@@ -227,8 +223,7 @@ fn a_compacted_thread_is_not_moved_without_a_word() {
     assert_eq!(socket.say("one").text(), "served by a");
     let hour = Fault::UsageLimitReached { resets_in: Duration::from_secs(3600) };
     world.sim().fault(Some("a"), Route::Frame, hour, None);
-    world.sim().fault(Some("b"), Route::Frame, unreadable(), Some(2));
-    let frame = socket.create(&[sealed("compaction"), said("two")]);
+    let frame = socket.create(&[sealed(&world, "compaction"), said("two")]);
     let told = socket.ask(&frame);
     let words = told.last()["response"]["error"]["message"].as_str().unwrap_or_default();
     assert!(words.contains("`cmactl session move thread-1 b --without-summary`"), "{:?}", told.0);
@@ -245,8 +240,7 @@ fn a_compacted_thread_is_served_by_its_account_that_failed_once() {
     let world = world(&["a", "b"]);
     let mut socket = open(&world, "thread-1");
     assert_eq!(socket.say("one").text(), "served by a");
-    world.sim().fault(Some("b"), Route::Frame, unreadable(), None);
-    let frame = socket.create(&[sealed("compaction"), said("two")]);
+    let frame = socket.create(&[sealed(&world, "compaction"), said("two")]);
     for fault in [Fault::ResetBeforeHead, Fault::server_error(500, None)] {
         world.sim().fault(Some("a"), Route::Frame, fault, Some(1));
         let told = socket.ask(&frame);

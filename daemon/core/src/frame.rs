@@ -17,6 +17,8 @@ use std::{borrow::Cow, fmt, sync::Arc};
 pub const TURN_STATE: &str = "x-codex-turn-state";
 /// Where metadata carries the tag of the model list.
 pub const MODELS: &str = "x-models-etag";
+/// A model's name is a word; what is longer is none, and isn't kept.
+const MAX_MODEL: usize = 256;
 /// Fields of a frame that an HTTP body doesn't have.
 const ONLY_HERE: [&str; 3] = ["type", "generate", "previous_response_id"];
 /// Headers that a frame carries inside its metadata, by this prefix and with underscores.
@@ -70,7 +72,7 @@ impl Create {
         let kind = kind?;
         Some(Self {
             kind: if kind == CREATE { CREATE.into() } else { kind.into_owned().into() },
-            model: model.map(Arc::from),
+            model: model.filter(|model| model.len() <= MAX_MODEL).map(Arc::from),
             previous_response_id: previous.map(Cow::into_owned),
             generate,
             turn_state: state.map(Cow::into_owned),

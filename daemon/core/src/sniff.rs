@@ -86,12 +86,9 @@ impl Sniffer {
         self.take(bytes);
     }
 
-    /// Takes in an event that came by itself, as over a WebSocket, to be read when somebody asks.
+    /// Takes in an event that came by itself, as over a WebSocket, to be read when somebody asks. It is
+    /// in memory already, whatever its size: who reads messages bounds them.
     pub fn event(&mut self, data: Bytes) {
-        if data.len() > MAX_LINE {
-            self.said.unclear = true;
-            return;
-        }
         let before = std::mem::replace(&mut self.unread, data);
         self.read(&before);
     }
@@ -369,9 +366,16 @@ mod tests {
         let said = alone.said();
         assert_eq!(said, lines.said());
         assert_eq!((said.end, said.windows.len()), (Some(End::Completed), 1));
-        let mut long = Sniffer::new(Wall::from_secs(1));
-        long.event(vec![b' '; MAX_LINE + 1].into());
-        assert!(long.said().unclear);
+        // A final message repeats the whole answer, however long that was.
+        let long = format!(
+            "{{\"type\":\"response.completed\",\"response\":{{\"output\":\"{}\",\"usage\":{{\"input_tokens\":7}}}}}}",
+            "x".repeat(MAX_LINE)
+        );
+        let mut alone = Sniffer::new(Wall::from_secs(1));
+        alone.event(long.into());
+        let said = alone.said();
+        assert_eq!(said.end, Some(End::Completed));
+        assert_eq!(said.usage.map(|usage| usage.input), Some(7));
     }
 
     #[test]

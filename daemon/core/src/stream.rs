@@ -71,12 +71,11 @@ impl Beginning {
         let data = data.strip_prefix(b" ").unwrap_or(data);
         match self.kind {
             None => self.read(data),
-            // An event in several lines: upstream doesn't, others may.
+            // An event in several lines: upstream doesn't, others may. What it is is looked at once
+            // more when all of them are there, and not at each: there may be a hundred thousand.
             Some(Kind::Garbage | Kind::Failed | Kind::Error) => {
-                let mut all = std::mem::take(&mut self.data);
-                all.push(b'\n');
-                all.extend_from_slice(data);
-                self.read(&all);
+                self.data.push(b'\n');
+                self.data.extend_from_slice(data);
             },
             Some(_known) => {},
         }
@@ -92,7 +91,10 @@ impl Beginning {
     }
 
     fn dispatch(&mut self) -> Option<Found> {
-        let (kind, data) = (self.kind.take()?, std::mem::take(&mut self.data));
+        let (mut kind, data) = (self.kind.take()?, std::mem::take(&mut self.data));
+        if kind == Kind::Garbage {
+            kind = Kind::of(&data);
+        }
         self.known |= kind != Kind::Garbage;
         if kind.is_fault() {
             return Some(Found::Fault(Fault::read(&data)));

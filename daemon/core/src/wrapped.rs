@@ -58,6 +58,13 @@ pub fn previous_not_found(id: &str) -> String {
     ordered(&[("type", "error".into()), ("status", 400.into()), ("error", error)])
 }
 
+/// The event for an error that came as JSON in a stream's place; `None` for what is no error.
+pub fn error_of(body: &[u8]) -> Option<String> {
+    let said: Value = serde_json::from_slice(body).ok()?;
+    let error = said.get("error").filter(|error| !error.is_null())?;
+    Some(ordered(&[("type", "error".into()), ("error", error.clone())]))
+}
+
 /// The two events that answer a prewarm which nobody sent anywhere.
 pub fn warmed(id: &str) -> [String; 2] {
     let event =

@@ -10,7 +10,8 @@ pub(crate) struct Streams {
     /// From the head on, at most. The official CLI shows nothing for what is held, has no limit for
     /// the head, and counts its idle time (300 s) from the head (0.169.0, observed).
     pub(crate) hold: Duration,
-    /// Bytes, at most: a preamble is a few kilobytes.
+    /// Bytes, at most. Upstream's first two events each repeat the request's instructions and tools
+    /// (public Responses API): that is a few kilobytes or, with many tools, some hundreds.
     pub(crate) hold_bytes: usize,
     /// Silence within the hold after which another account is asked, once for each request.
     pub(crate) hold_silence: Duration,
@@ -22,7 +23,7 @@ impl Default for Streams {
     fn default() -> Self {
         Self {
             hold: Duration::from_secs(20),
-            hold_bytes: 64 * 1024,
+            hold_bytes: 1024 * 1024,
             hold_silence: Duration::from_secs(15),
             stall: Duration::from_secs(300),
         }

@@ -435,7 +435,33 @@ pub(super) async fn head_in_time(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        budgets::Budgets, config::Caps, ledger::Ledger, proxy::books::Books, store::Store,
+    };
     use bytes::Bytes;
+    use cma_proto::endpoint::Root;
+    use std::sync::Arc;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_has_so_many_attempts_and_so_much_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::start(dir.path(), Caps { days: 0, bytes: 0 }).unwrap();
+        let store = Store::new(&Root::at(dir.path()));
+        let budgets = Budgets::load(dir.path(), store, ledger.clone()).unwrap();
+        let traces = Traces::new(1, Arc::default(), Books::new(ledger, budgets));
+        let mut course = Course::new(Need::default(), traces.begin(None, None));
+        for tried in 0..MAX_ATTEMPTS {
+            course.trace.tried = tried;
+            assert!(!course.is_spent(), "{tried}");
+        }
+        course.trace.tried = MAX_ATTEMPTS;
+        assert!(course.is_spent());
+        course.trace.tried = 1;
+        tokio::time::advance(Duration::from_secs(119)).await;
+        assert!(!course.is_spent());
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert!(course.is_spent(), "a person has given up by then");
+    }
 
     /// A second attempt with a body of 8 MiB on a line of 2 Mbit/s isn't a host that says nothing.
     #[tokio::test(start_paused = true)]

@@ -56,6 +56,13 @@ pub(crate) struct Ready {
     pub(crate) sniffer: Option<Sniffer>,
 }
 
+/// Whether an answer is JSON that can be read.
+pub(super) fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    kind.is_some_and(|kind| kind.starts_with(b"application/json"))
+        && !headers.contains_key(header::CONTENT_ENCODING)
+}
+
 /// How the beginning ended.
 #[derive(Debug)]
 pub(crate) enum End {
@@ -123,9 +130,7 @@ impl Ready {
 
     /// Whether it is JSON where a stream was asked for.
     pub(crate) fn is_json(&self) -> bool {
-        let kind = self.parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
-        kind.is_some_and(|kind| kind.starts_with(b"application/json"))
-            && !self.parts.headers.contains_key(header::CONTENT_ENCODING)
+        is_json(&self.parts.headers)
     }
 
     /// Reads an answer that is JSON in a stream's place: an error, a response after all, or nothing

@@ -132,7 +132,7 @@ impl Drop for Bench {
 
 type Part = (&'static str, fn(&Bench));
 
-const PARTS: [Part; 9] = [
+const PARTS: [Part; 10] = [
     ("start", parts::start),
     ("memory", parts::memory),
     ("ttfb", parts::ttfb),
@@ -141,6 +141,7 @@ const PARTS: [Part; 9] = [
     ("tls", tls::rates),
     ("streams", parts::streams),
     ("deltas", parts::deltas),
+    ("preamble", parts::preamble),
     ("sockets", parts::sockets),
 ];
 

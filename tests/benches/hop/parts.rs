@@ -158,6 +158,33 @@ pub(crate) fn deltas(bench: &Bench) {
     }
 }
 
+/// What holding a stream's preamble back does to its first visible event: the age of an event 20 ms
+/// behind a preamble, which is held until then, and of one as far behind an event that is shown at once.
+pub(crate) fn preamble(bench: &Bench) {
+    let ways = bench.ways();
+    let mut ages = vec![[Vec::new(), Vec::new()]; ways.len()];
+    for _ in 0..bench.rounds {
+        for (way, (_, port)) in ways.iter().enumerate() {
+            for (kind, first) in ["held", "shown"].into_iter().enumerate() {
+                let query = format!("?first={first}&events=1&gap=20");
+                let bytes = request(*port, &bench.key, 1024, &query);
+                let seen = open_streams(*port, &bytes, 200, 1, Duration::from_secs(2), || {});
+                assert_eq!(seen.lost, 0, "an event was lost");
+                ages[way][kind].push(median(&seen.ages));
+            }
+        }
+    }
+    for ((name, _), [held, shown]) in ways.iter().zip(&ages) {
+        let added: Vec<f64> = held.iter().zip(shown).map(|(held, shown)| held - shown).collect();
+        println!(
+            "{name}: age behind a preamble {} us, behind an event {} us, held adds {} us",
+            spread(held),
+            spread(shown),
+            spread(&added)
+        );
+    }
+}
+
 /// WebSocket: turns a second, what a turn's first message and each later one costs.
 pub(crate) fn sockets(bench: &Bench) {
     turns(bench, "bare ends", socket::rate);

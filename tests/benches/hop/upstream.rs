@@ -74,6 +74,11 @@ fn whole_answer() -> String {
 
 const COMPLETED: &str = "event: response.completed\ndata: {\"type\":\"response.completed\",\"response\":{\"id\":\"r\",\"usage\":{\"input_tokens\":10,\"output_tokens\":5,\"total_tokens\":15}}}\n\n";
 
+/// The beginning of a stream as the backend makes it: no client shows any of it.
+const PREAMBLE: &str = "event: response.created\ndata: {\"type\":\"response.created\",\"response\":{\"id\":\"r\"}}\n\nevent: response.in_progress\ndata: {\"type\":\"response.in_progress\",\"response\":{\"id\":\"r\"}}\n\n";
+/// The beginning of one that shows something at once.
+const SHOWN: &str = "event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"delta\":\"x\"}\n\n";
+
 async fn connection(mut stream: TcpStream, answer: &[u8]) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut buffer: Vec<u8> = Vec::with_capacity(16 * 1024);
@@ -99,14 +104,16 @@ async fn connection(mut stream: TcpStream, answer: &[u8]) -> std::io::Result<()>
             }
             return socket(stream).await;
         }
-        let (length, plan) = {
+        let (length, plan, first) = {
             let text = String::from_utf8_lossy(&buffer[..head]).to_ascii_lowercase();
             let number = |name: &str, end: char| -> Option<u64> {
                 let rest = text.split_once(name)?.1;
                 rest.split([end, ' ', '&']).find(|p| !p.is_empty())?.trim().parse().ok()
             };
             let plan = number("events=", '&').zip(number("gap=", ' '));
-            (number("content-length:", '\r').unwrap_or(0), plan)
+            let first = [("first=held", PREAMBLE), ("first=shown", SHOWN)];
+            let first = first.into_iter().find(|(word, _)| text.contains(word)).map(|it| it.1);
+            (number("content-length:", '\r').unwrap_or(0), plan, first)
         };
         let mut left = length.saturating_sub((buffer.len() - head) as u64);
         if scratch.len() < 256 * 1024 && left > 64 * 1024 {
@@ -125,6 +132,12 @@ async fn connection(mut stream: TcpStream, answer: &[u8]) -> std::io::Result<()>
             Some((events, gap)) => {
                 stream.write_all(HEAD.as_bytes()).await?;
                 let mut ticks = tokio::time::interval(Duration::from_millis(gap.max(1)));
+                if let Some(first) = first {
+                    ticks.tick().await;
+                    let mut out = String::new();
+                    chunk(&mut out, first);
+                    stream.write_all(out.as_bytes()).await?;
+                }
                 for _ in 0..events {
                     ticks.tick().await;
                     let mut out = String::new();

@@ -122,8 +122,9 @@ async fn turn(mut call: Call, no: AccountNo, fault: Option<Fault>) -> Answer {
         return Ok(reply.send(&mut call.open));
     }
     sealed::check_turn_state(&call, no);
-    if let Some(reply) = sealed::refusal(&call, no) {
-        return Ok(reply.send(&mut call.open));
+    let body = call.body.json.as_ref().unwrap_or(&Value::Null);
+    if let Some(error) = sealed::refusal(&call.shared, no, body) {
+        return Ok(Reply::json(400, &json!({ "error": error })).send(&mut call.open));
     }
     let busy = Busy::begin(&call.shared, no, Work::Responding);
     let session = text(&call.head.headers, "session-id");

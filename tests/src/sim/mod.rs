@@ -245,6 +245,19 @@ impl Sim {
         self.shared.state.lock().config.encrypted = encrypted;
     }
 
+    /// Something that was sealed for an account's workspace, as an item of its thread holds it.
+    ///
+    /// # Panics
+    /// When there is no such account.
+    #[track_caller]
+    pub fn sealed_for(&self, account: &str) -> String {
+        self.known(account, |state, no| {
+            let serial = state.serial();
+            let spec = state.account(no).map(|account| &account.spec);
+            sealed::seal(spec.map_or("", |spec| &spec.workspace_id), serial)
+        })
+    }
+
     /// Sets the time between two events of a reply.
     pub fn set_event_gap(&self, gap: Duration) {
         self.shared.state.lock().config.event_gap = gap;

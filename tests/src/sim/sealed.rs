@@ -12,8 +12,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::clock::UnixMs;
-use super::state::AccountNo;
-use super::wire::{Call, Reply, text};
+use super::state::{AccountNo, Shared};
+use super::wire::{Call, text};
 
 /// What happens to an item that another workspace sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -54,14 +54,13 @@ fn sum(workspace: &str, serial: u64) -> u64 {
     })
 }
 
-/// Why a turn is refused for what it holds, if it is.
-pub(super) fn refusal(call: &Call, no: AccountNo) -> Option<Reply> {
+/// Why a turn with this body is refused for what it holds, if it is: 400 with this error.
+pub(super) fn refusal(shared: &Shared, no: AccountNo, body: &Value) -> Option<Value> {
     let (rule, own) = {
-        let state = call.shared.state.lock();
+        let state = shared.state.lock();
         (state.config.encrypted, state.account(no)?.spec.workspace_id.clone())
     };
-    let input = call.body.json.as_ref()?.get("input")?.as_array()?;
-    for item in input {
+    for item in body.get("input")?.as_array()? {
         let Some(sealed) = item.get("encrypted_content").and_then(Value::as_str) else { continue };
         let why = match open(sealed) {
             None => "Encrypted content could not be decrypted or parsed.",
@@ -72,15 +71,12 @@ pub(super) fn refusal(call: &Call, no: AccountNo) -> Option<Reply> {
         };
         let code = (rule != Encrypted::Wordy).then_some("invalid_encrypted_content");
         let what = named(item, sealed);
-        return Some(Reply::json(
-            400,
-            &json!({ "error": {
-                "message": format!("The encrypted content {what} could not be verified. Reason: {why}"),
-                "type": "invalid_request_error",
-                "param": null,
-                "code": code,
-            }}),
-        ));
+        return Some(json!({
+            "message": format!("The encrypted content {what} could not be verified. Reason: {why}"),
+            "type": "invalid_request_error",
+            "param": null,
+            "code": code,
+        }));
     }
     None
 }

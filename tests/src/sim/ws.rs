@@ -38,6 +38,7 @@ use super::clock::UnixMs;
 use super::faults::{Cut, Fault, Route, Strange, unauthorized};
 use super::record::{Open, Outcome, Seen};
 use super::reply;
+use super::sealed;
 use super::state::{AccountNo, Busy, Shared, Work};
 use super::strict;
 use super::tokens::AccessVerdict;
@@ -238,6 +239,10 @@ impl Peer {
             });
             return self.refuse(wire, 400, error, &[]).await;
         };
+        if let Some(error) = sealed::refusal(&self.shared, self.no, &body) {
+            open.settle(Some(400), Outcome::Answered);
+            return self.refuse(wire, 400, error, &[]).await;
+        }
         if body["generate"] == false {
             return self.prewarm(wire, &body, open).await;
         }

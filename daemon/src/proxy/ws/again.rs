@@ -76,6 +76,8 @@ pub(super) struct Carried {
     pub(super) attempts: Vec<String>,
     pub(super) reason: String,
     pub(super) last: Option<Last>,
+    /// How often a beginning was silent.
+    pub(super) silences: u32,
 }
 
 /// Turns that are to come back.

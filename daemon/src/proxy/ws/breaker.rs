@@ -1,10 +1,12 @@
-//! Whether the host's WebSockets are worth a try: one breaker for the host, since all accounts share
-//! it.
+//! Whether a host's WebSockets are worth a try: one breaker for each host, since the accounts behind
+//! it share it. Most accounts are behind the backend's own; a workspace may have another.
 //!
 //! It opens after some failures in a row, or at once when the host says that it has none. While it is
 //! open, turns go over HTTP. After its time one handshake tries again (half open); the others keep to
 //! HTTP until that one has told.
 
+use http::HeaderValue;
+use parking_lot::Mutex;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -15,9 +17,46 @@ const FIRST: Duration = Duration::from_secs(15);
 /// A host that came back is noticed within this.
 const LONGEST: Duration = Duration::from_secs(600);
 
+/// All of them, by host; `None` is the backend's own. As many as accounts name, at most.
+#[derive(Debug, Default)]
+pub(super) struct Breakers(Mutex<Vec<(Option<HeaderValue>, Breaker)>>);
+
+impl Breakers {
+    /// Whether a handshake with that host may be tried now.
+    pub(super) fn allows(&self, host: Option<&HeaderValue>) -> bool {
+        self.of(host, |breaker| breaker.allows(Instant::now()))
+    }
+
+    /// Whether the backend's own host has no WebSocket, so that a client needn't begin one.
+    pub(super) fn has_none(&self) -> bool {
+        self.of(None, |breaker| breaker.has_none(Instant::now()))
+    }
+
+    /// As [`Breaker::worked`].
+    pub(super) fn worked(&self, host: Option<&HeaderValue>) {
+        self.of(host, Breaker::worked);
+    }
+
+    /// As [`Breaker::failed`].
+    pub(super) fn failed(&self, host: Option<&HeaderValue>, none: bool) {
+        self.of(host, |breaker| breaker.failed(Instant::now(), none));
+    }
+
+    fn of<T>(&self, host: Option<&HeaderValue>, act: impl FnOnce(&mut Breaker) -> T) -> T {
+        let mut all = self.0.lock();
+        if let Some((_host, breaker)) = all.iter_mut().find(|(known, _)| known.as_ref() == host) {
+            return act(breaker);
+        }
+        let mut breaker = Breaker::default();
+        let told = act(&mut breaker);
+        all.push((host.cloned(), breaker));
+        told
+    }
+}
+
 /// See the module's documentation.
 #[derive(Debug, Default)]
-pub(super) struct Breaker {
+struct Breaker {
     /// Failures in a row.
     failures: u32,
     /// Set while open.
@@ -33,7 +72,7 @@ const PROBE: Duration = Duration::from_secs(30);
 
 impl Breaker {
     /// Whether a handshake may be tried now.
-    pub(super) fn allows(&mut self, now: Instant) -> bool {
+    fn allows(&mut self, now: Instant) -> bool {
         let Some(until) = self.until else { return true };
         if now < until || self.probe.is_some_and(|begun| now < begun + PROBE) {
             return false;
@@ -43,7 +82,7 @@ impl Breaker {
     }
 
     /// Whether it is open because the host has no WebSocket, so that a client needn't begin one.
-    pub(super) fn has_none(&self, now: Instant) -> bool {
+    fn has_none(&self, now: Instant) -> bool {
         self.none && self.is_open(now)
     }
 
@@ -52,12 +91,12 @@ impl Breaker {
     }
 
     /// A handshake came about.
-    pub(super) fn worked(&mut self) {
+    fn worked(&mut self) {
         *self = Self::default();
     }
 
     /// A handshake failed for the host's reasons; `none` when the host says that it has no WebSocket.
-    pub(super) fn failed(&mut self, now: Instant, none: bool) {
+    fn failed(&mut self, now: Instant, none: bool) {
         self.failures = self.failures.saturating_add(1).max(if none { TRIPS_AT } else { 1 });
         (self.probe, self.none) = (None, none);
         if self.failures >= TRIPS_AT {
@@ -91,6 +130,17 @@ mod tests {
         breaker.failed(later, true);
         assert!(breaker.has_none(later) && !breaker.has_none(later + FIRST));
         assert!(!breaker.allows(later), "a host without WebSockets is believed at once");
+    }
+
+    #[test]
+    fn a_host_says_nothing_of_another() {
+        let (all, other) = (Breakers::default(), HeaderValue::from_static("eu.example"));
+        all.failed(Some(&other), true);
+        assert!(!all.allows(Some(&other)) && all.allows(None) && !all.has_none());
+        all.failed(None, true);
+        assert!(!all.allows(None) && all.has_none());
+        all.worked(Some(&other));
+        assert!(all.allows(Some(&other)) && all.has_none());
     }
 
     proptest! {

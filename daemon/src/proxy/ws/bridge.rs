@@ -17,6 +17,7 @@ use crate::{
         body::UpBody,
         course::{Missed, patience},
         error_body, headers,
+        held::is_json,
     },
     trouble::Place,
     upstream::Driven,
@@ -57,9 +58,16 @@ impl Session {
         };
         let limit = self.proxy.config.head_timeout;
         let upstream = Arc::clone(&self.proxy.upstream);
-        let send = upstream.send(&lease.account, request(), || Some(request()));
+        let mut repeats = 0;
+        let again = || {
+            repeats += 1;
+            Some(request())
+        };
+        let send = upstream.send(&lease.account, request(), again);
         let sent = tokio::time::timeout(patience(limit, body.len()), send);
-        let Some(sent) = listening(local, &mut self.next, sent).await else {
+        let sent = listening(local, &mut self.next, sent).await;
+        turn.course.trace.tried += repeats;
+        let Some(sent) = sent else {
             return Step::Over(self.abandoned(turn));
         };
         let response = match sent {
@@ -95,17 +103,27 @@ impl Session {
     ) -> Step {
         let proxy = Arc::clone(&self.proxy);
         proxy.roster.troubles().gone(Place::Backend);
-        let (parts, body) = response.into_parts();
+        let (parts, mut body) = response.into_parts();
         lease.quota_seen(quota::from_headers(&parts.headers, clock::wall()));
         let account = lease.account.clone();
+        // JSON where a stream was asked for: the error that it is, or nothing that can be told.
+        let json = if is_json(&parts.headers) {
+            let (bytes, _whole) = error_body::read(&mut body).await;
+            frame::error_of(&bytes)
+        } else {
+            None
+        };
         let mut stream = sse::Stream::new(body);
+        if let Some(error) = json {
+            stream.begin_with(error);
+        }
         // What the headers say to the CLI is an event here.
         for event in frame::of_headers(&parts.headers) {
             stream.begin_with(event);
         }
         let patience = turn.patience(&proxy.config);
-        let (to, trace) = ((&proxy, &self.launch), &mut turn.course.trace);
-        let mut flow = Flow::new(to, &account, trace, patience, self.wake.as_mut());
+        let to = (&proxy, &self.launch);
+        let mut flow = Flow::new(to, &account, turn.told(), patience, self.wake.as_mut());
         let ended = flow.run(local, Source::Http(&mut stream), &mut self.next).await;
         let heard = flow.heard;
         if matches!(ended, Ended::Final(_)) {

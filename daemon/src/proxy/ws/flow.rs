@@ -18,6 +18,7 @@ use crate::{
         Proxy,
         held::Bounds,
         keys::Launch,
+        moved::Ride,
         surface,
         trace::{Trace, millis},
     },
@@ -27,7 +28,8 @@ use cma_core::{
     event::{self, Fault, Kind, OfConnection},
     identity::AccountId,
     sniff::Sniffer,
-    verdict::{self, Act, Outcome, Verdict},
+    token::Generation,
+    verdict::{self, Act, Mark, Outcome, Verdict},
 };
 use http::HeaderValue;
 use std::{
@@ -40,6 +42,9 @@ use tokio::time::{Instant, Sleep};
 
 /// A client that takes nothing for this long has gone.
 const BLOCKED: Duration = Duration::from_secs(300);
+
+/// After a rest this long, whatever is between may have forgotten a connection, and says so to nobody.
+const RESTED: Duration = Duration::from_secs(60);
 
 /// How long an attempt is waited for.
 #[derive(Debug, Clone, Copy)]
@@ -115,7 +120,9 @@ pub(super) struct Flow<'a> {
     /// Whose launch the client is of.
     pub(super) launch: &'a Launch,
     pub(super) account: &'a AccountId,
-    pub(super) trace: &'a mut Trace,
+    trace: &'a mut Trace,
+    /// The thread, until it was told that this account answers it.
+    ride: Option<&'a mut Ride>,
     pub(super) heard: Heard,
     held_bytes: usize,
     shown: bool,
@@ -134,7 +141,7 @@ impl<'a> Flow<'a> {
     pub(super) fn new(
         (proxy, launch): (&'a Arc<Proxy>, &'a Launch),
         account: &'a AccountId,
-        trace: &'a mut Trace,
+        (ride, trace): (Option<&'a mut Ride>, &'a mut Trace),
         patience: Patience,
         mut wake: Pin<&'a mut Sleep>,
     ) -> Self {
@@ -149,6 +156,7 @@ impl<'a> Flow<'a> {
             launch,
             account,
             trace,
+            ride,
             heard: Heard { sniffer: Sniffer::new(clock::wall()), state: None, held: Vec::new() },
             held_bytes: 0,
             shown: false,
@@ -175,7 +183,14 @@ impl<'a> Flow<'a> {
             }
             if self.dirty {
                 match local.poll_flush(context) {
-                    Poll::Ready(Ok(())) => self.dirty = false,
+                    Poll::Ready(Ok(())) => {
+                        self.dirty = false;
+                        // An answer that takes its time is the thread's from here on, whatever becomes of
+                        // it and of this daemon.
+                        if let Some(ride) = self.ride.take_if(|_ride| self.shown) {
+                            ride.shown(self.proxy, self.heard.state.as_ref(), self.trace);
+                        }
+                    },
                     Poll::Ready(Err(_gone)) => return Poll::Ready(Ended::ClientGone),
                     Poll::Pending => {},
                 }
@@ -198,6 +213,29 @@ impl<'a> Flow<'a> {
             Ok(Ok(())) => ended,
             Ok(Err(_)) | Err(_) => Ended::ClientGone,
         }
+    }
+
+    /// What an attempt's end over a link says, in the light of that link: one that was used before and
+    /// is silent or gone at the first word may be dead since then, and one that was opened with another
+    /// token than the account's is refused for that one. Neither is the account's fault.
+    pub(super) fn weighed(&self, ended: Ended, link: &Link, now: Generation) -> Ended {
+        let Ended::Hidden(verdict, said) = ended else { return ended };
+        let reason = if verdict.mark == Mark::Unauthorized && link.generation != now {
+            "the connection's token was renewed meanwhile"
+        } else if said.is_none() && self.begun.is_none() && self.was_dead(link) {
+            "the connection was dead"
+        } else {
+            return Ended::Hidden(verdict, said);
+        };
+        let reason = format!("{reason} ({})", verdict.reason);
+        Ended::Hidden(Verdict { act: Act::RetrySame, mark: Mark::Fine, reason }, None)
+    }
+
+    /// Whether a link without a word may have been dead before its turn: cut, or silent after a rest.
+    fn was_dead(&self, link: &Link) -> bool {
+        let Some(rested) = link.answered else { return false };
+        clock::since(self.sent) < self.patience.first
+            || self.sent.saturating_duration_since(rested) >= RESTED
     }
 
     /// Moves what is there from upstream to the client.

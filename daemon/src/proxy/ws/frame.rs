@@ -59,6 +59,11 @@ pub(super) fn wrap(status: u16, headers: &HeaderMap, body: &[u8]) -> Text {
     wrapped::wrap(status, headers, body).into()
 }
 
+/// As [`wrapped::error_of`].
+pub(super) fn error_of(body: &[u8]) -> Option<Text> {
+    wrapped::error_of(body).map(Into::into)
+}
+
 /// As [`wrapped::previous_not_found`].
 pub(super) fn previous_not_found(id: &str) -> Text {
     wrapped::previous_not_found(id).into()

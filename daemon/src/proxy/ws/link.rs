@@ -15,6 +15,7 @@ use bytes::Bytes;
 use cma_core::{
     identity::AccountId,
     time::{Span, Wall},
+    token::Generation,
 };
 use http::{HeaderMap, HeaderValue, Request, Uri, header, response};
 use hyper::{client::conn::http1, upgrade::Upgraded};
@@ -50,10 +51,12 @@ const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) account: AccountId,
+    /// Of the token that it was opened with.
+    pub(super) generation: Generation,
     socket: Socket<Ahead>,
     since: (Instant, Wall),
-    /// Whether a response was completed on it, so that the next one may go on from there.
-    pub(super) has_history: bool,
+    /// When a response was last completed on it: the next one may go on from there.
+    pub(super) answered: Option<Instant>,
 }
 
 /// Why no connection came about.
@@ -82,7 +85,7 @@ impl Link {
     pub(super) async fn open(
         upstream: &Upstream,
         uri: &Uri,
-        (account, pass): (&AccountId, &Pass),
+        (account, generation, pass): (&AccountId, Generation, &Pass),
         headers: &HeaderMap,
         limit: Duration,
     ) -> Result<Self, NoLink> {
@@ -93,19 +96,16 @@ impl Link {
             tokio::time::timeout(limit, shake).await.map_err(|_elapsed| NoLink::TimedOut)??;
         Ok(Self {
             account: account.clone(),
+            generation,
             socket: Socket::<Ahead>::upstream(upgraded, MAX_EVENT),
             since: (Instant::now(), clock::wall()),
-            has_history: false,
+            answered: None,
         })
     }
 
     /// Whether a turn may still begin on it.
     pub(super) fn is_fresh(&self) -> bool {
-        let (mono, wall) = self.since;
-        let lived = clock::since(mono);
-        let by_wall = clock::wall().since(wall);
-        let lived_ms = u64::try_from(lived.as_millis()).unwrap_or(u64::MAX);
-        lived < MAX_AGE && by_wall.millis().saturating_sub(lived_ms) < SLEPT.millis()
+        is_fresh_since(self.since)
     }
 
     /// Sends a turn's frame.
@@ -144,6 +144,14 @@ impl Link {
         let _gone =
             tokio::time::timeout(CLOSE, self.socket.close(CloseCode::NORMAL_CLOSURE, "")).await;
     }
+}
+
+/// Whether a connection of then has neither lived its time nor been slept over.
+fn is_fresh_since((mono, wall): (Instant, Wall)) -> bool {
+    let lived = clock::since(mono);
+    let by_wall = clock::wall().since(wall);
+    let lived_ms = u64::try_from(lived.as_millis()).unwrap_or(u64::MAX);
+    lived < MAX_AGE && by_wall.millis().saturating_sub(lived_ms) < SLEPT.millis()
 }
 
 /// The handshake over a stream that nothing was said on.
@@ -233,6 +241,15 @@ pub(super) fn accept(key: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_replaced_before_upstream_ends_it() {
+        let since = (Instant::now(), clock::wall());
+        tokio::time::advance(Duration::from_secs(54 * 60)).await;
+        assert!(is_fresh_since(since));
+        tokio::time::advance(Duration::from_secs(2 * 60)).await;
+        assert!(!is_fresh_since(since), "at 60 minutes it would be cut within a turn");
+    }
 
     #[test]
     fn a_key_is_answered_as_the_protocol_says() {

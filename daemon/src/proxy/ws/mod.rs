@@ -46,7 +46,7 @@ mod turn;
 
 use super::{Proxy, headers, keys::Launch, relay::Answer, respond};
 use crate::{app::Tasks, clock};
-use breaker::Breaker;
+use breaker::Breakers;
 use cma_core::identity::AccountId;
 use cma_proto::error::ErrorCode;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
@@ -60,7 +60,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::sync::Semaphore;
 
 /// Clients' sockets at once: as many as connections.
 const MAX_SOCKETS: usize = super::MAX_CONNECTIONS;
@@ -72,7 +72,8 @@ const MAX_STATES: usize = 4096;
 pub(crate) struct Sockets {
     tasks: Tasks,
     permits: Arc<Semaphore>,
-    breaker: Mutex<Breaker>,
+    breakers: Breakers,
+    bridged: refusal::Bridged,
     states: Mutex<VecDeque<(Box<str>, AccountId)>>,
     again: again::Again,
     serial: AtomicU64,
@@ -83,7 +84,8 @@ impl Sockets {
         Self {
             tasks,
             permits: Arc::new(Semaphore::new(MAX_SOCKETS)),
-            breaker: Mutex::default(),
+            breakers: Breakers::default(),
+            bridged: refusal::Bridged::default(),
             states: Mutex::default(),
             again: again::Again::default(),
             serial: AtomicU64::new(1),
@@ -102,17 +104,19 @@ impl Sockets {
         states.push_back((state.into(), account.clone()));
     }
 
-    /// Whether that account gave this turn state.
-    fn gave_state(&self, state: &str, account: &AccountId) -> bool {
+    /// Whether that account gave this turn state; `None` when nobody is known to have given it.
+    fn gave_state(&self, state: &str, account: &AccountId) -> Option<bool> {
         let states = self.states.lock();
-        states.iter().rev().any(|(known, owner)| **known == *state && owner == account)
+        let mut owners = states.iter().rev().filter(|(known, _)| **known == *state).peekable();
+        owners.peek()?;
+        Some(owners.any(|(_, owner)| owner == account))
     }
 }
 
 /// Takes an upgrade of a launch that may come in.
 pub(crate) fn serve(proxy: &Arc<Proxy>, launch: &Launch, request: Request<Incoming>) -> Answer {
     let sockets = &proxy.sockets;
-    if !proxy.config.websocket || sockets.breaker.lock().has_none(Instant::now()) {
+    if !proxy.config.websocket || sockets.breakers.has_none() {
         return super::upgrade_required();
     }
     let Some(accept) = accepted(&request) else {

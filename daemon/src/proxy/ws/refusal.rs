@@ -11,7 +11,7 @@ use super::{
     frame,
     link::NoLink,
     session::{ANEW, Session},
-    socket::Text,
+    socket::{Socket, Text},
     turn::{Step, Turn, Way},
 };
 use crate::{actor::Lease, clock, proxy::books, trouble::Place, upstream::Failure, vault::Pass};
@@ -22,36 +22,55 @@ use cma_core::{
     verdict::{self, Mark, Outcome, Verdict},
 };
 use http::StatusCode;
+use parking_lot::Mutex;
 use serde_json::Value;
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
-/// How long an account whose handshake was refused is served over HTTP on this socket.
+/// How long an account whose handshake was refused is served over HTTP.
 const BRIDGED: Duration = Duration::from_secs(600);
 
-impl Session {
-    /// Whether turns of that account go over HTTP on this socket.
-    pub(super) fn is_bridged(&self, account: &AccountId) -> bool {
-        self.bridged.as_ref().is_some_and(|(of, at)| of == account && at.elapsed() < BRIDGED)
+/// Accounts whose handshakes upstream refused, and when. Of all sockets: each of a thread's turns may
+/// come on another, and a refusal costs a renewal.
+#[derive(Debug, Default)]
+pub(super) struct Bridged(Mutex<Vec<(AccountId, Instant)>>);
+
+impl Bridged {
+    /// Whether turns of that account go over HTTP.
+    pub(super) fn has(&self, account: &AccountId) -> bool {
+        self.0.lock().iter().any(|(of, at)| of == account && at.elapsed() < BRIDGED)
     }
 
+    fn add(&self, account: &AccountId) {
+        let mut all = self.0.lock();
+        all.retain(|(of, at)| of != account && at.elapsed() < BRIDGED);
+        all.push((account.clone(), Instant::now()));
+    }
+}
+
+impl Session {
     /// Judges a handshake that failed.
     pub(super) async fn no_link(
         &mut self,
+        local: &mut Socket,
         turn: &mut Turn,
-        lease: Lease,
-        pass: Pass,
+        (lease, pass): (Lease, Pass),
         no_link: NoLink,
     ) -> Way {
         let now = clock::wall();
         let fail = |none: bool| {
-            self.proxy.sockets.breaker.lock().failed(Instant::now(), none);
+            self.proxy.sockets.breakers.failed(pass.way.host.as_ref(), none);
         };
         let (parts, bytes) = match no_link {
             NoLink::Failed(Failure::Connect(why)) => {
                 let verdict = verdict::classify(&Outcome::ConnectFailed, now);
                 let reason = format!("{}: {why}", verdict.reason);
                 self.proxy.roster.troubles().met(Place::Backend, &reason);
+                if turn.prewarm() {
+                    // Its turn waits for the host, and once is enough.
+                    drop(lease);
+                    return Way::Step(self.warmed(local, turn).await);
+                }
                 turn.sent();
                 let verdict = Verdict { reason, ..verdict };
                 return Way::Step(self.judged(turn, lease, verdict, false).await);
@@ -75,19 +94,20 @@ impl Session {
             Outcome::Head { status: parts.status, headers: &parts.headers, body: json.as_ref() };
         let limit = matches!(verdict::classify(&head, now).mark, Mark::Cool(Cause::UsageLimit(_)))
             || verdict::stops_the_cli(parts.status, json.as_ref());
+        let page = verdict::is_page(parts.status, &parts.headers);
         match status {
-            404 | 405 | 426 | 501 => fail(true),
+            404 | 405 | 426 | 501 if !page => fail(true),
             403 if json.is_none() => fail(false),
             500..=599 => fail(false),
             401 if !turn.course.has_renewed(&lease.account) => {
                 turn.sent();
                 return Way::Step(self.refused(turn, lease, &parts, &bytes).await);
             },
-            _ if limit || verdict::is_page(parts.status, &parts.headers) => {
+            _ if limit || page => {
                 turn.sent();
                 return Way::Step(self.refused(turn, lease, &parts, &bytes).await);
             },
-            _ => self.bridged = Some((lease.account.clone(), Instant::now())),
+            _ => self.proxy.sockets.bridged.add(&lease.account),
         }
         Way::Http(lease, pass)
     }
@@ -127,6 +147,7 @@ impl Session {
             attempts: std::mem::take(&mut turn.course.trace.attempts),
             reason: std::mem::take(&mut turn.course.reason),
             last: turn.last.take(),
+            silences: turn.silences,
         };
         self.proxy.sockets.again.keep(turn.course.trace.thread.as_ref(), carried);
         if self.knows_previous() {

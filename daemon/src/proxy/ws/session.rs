@@ -3,16 +3,16 @@
 use super::{
     frame::{self, Create},
     link::{Came, Link, MAX_REQUEST},
+    listen::listening,
     socket::{CloseCode, Ended, Said, Socket, Text},
 };
 use crate::{
     app::Phase,
     clock,
-    proxy::{Proxy, headers, keys::Launch},
+    proxy::{Proxy, course::patience, headers, keys::Launch},
 };
 use cma_core::{
     event::{self, Kind},
-    identity::AccountId,
     pool::Input,
 };
 use http::{HeaderMap, StatusCode};
@@ -51,8 +51,8 @@ pub(super) struct Session {
     pub(super) name: Option<Arc<str>>,
     pub(super) link: Option<Link>,
     pub(super) warm: Option<Warm>,
-    /// An account whose handshake upstream refused, and when.
-    pub(super) bridged: Option<(AccountId, Instant)>,
+    /// Whether the client's last frame began no turn: what upstream answers to that is the client's.
+    asked: bool,
     /// A frame that came during the turn before.
     pub(super) next: Option<Text>,
     /// One timer for all attempts: most end long before it is due.
@@ -86,8 +86,8 @@ impl Session {
     pub(super) fn new(proxy: Arc<Proxy>, launch: &Launch, head: HeaderMap) -> Self {
         let (name, launch) = (headers::session(&head), launch.clone());
         let wake = Box::pin(tokio::time::sleep(IDLE));
-        let (link, warm, bridged, next) = (None, None, None, None);
-        Self { proxy, head, launch, name, link, warm, bridged, next, wake }
+        let (link, warm, next) = (None, None, None);
+        Self { proxy, head, launch, name, link, warm, asked: false, next, wake }
     }
 
     /// Whether the client goes on when it is told that a response is not known; what isn't an official
@@ -192,7 +192,8 @@ impl Session {
                 if kind.is_final() {
                     tracing::debug!(account = %link.account, "upstream ended an idle websocket");
                     self.link = None;
-                    return Ok(());
+                    let asked = std::mem::take(&mut self.asked);
+                    return if asked { say(local, text).await } else { Ok(()) };
                 }
                 if kind == Kind::Limits {
                     let windows = event::limits(text.as_bytes(), clock::wall());
@@ -213,12 +214,19 @@ impl Session {
     async fn frame(&mut self, local: &mut Socket, text: Text) -> Result<(), Leave> {
         match Create::read(&text) {
             // Not boxed: to take that much memory and to move it there would be a thirtieth of a turn.
-            Some(create) if create.is_turn() => self.turn(local, text, create).await,
+            Some(create) if create.is_turn() => {
+                self.asked = false;
+                self.turn(local, text, create).await
+            },
             Some(create) => {
                 tracing::debug!(kind = &*create.kind, "a frame that begins no turn");
                 let Some(link) = &mut self.link else { return Ok(()) };
-                if link.send(text).await.is_err() {
-                    self.link = None;
+                let limit = patience(self.proxy.config.head_timeout, text.len());
+                let send = tokio::time::timeout(limit, link.send(text));
+                match listening(local, &mut self.next, send).await {
+                    None => return Err(Leave::Gone),
+                    Some(Ok(Ok(()))) => self.asked = true,
+                    Some(Ok(Err(_)) | Err(_)) => self.link = None,
                 }
                 Ok(())
             },

@@ -24,7 +24,7 @@ use crate::{
         moved::{Ride, Said},
         relay::Answer,
         respond, shown,
-        trace::Traces,
+        trace::{Trace, Traces},
     },
     trouble::Place,
     vault::Pass,
@@ -50,7 +50,6 @@ use std::{
     task::Poll,
     time::Duration,
 };
-use tokio::time::Instant;
 
 /// A handshake that takes longer is not worth waiting for while there is HTTP. The CLI gives up after
 /// 15 s (`websocket_connect_timeout_ms`, 0.169.0).
@@ -65,7 +64,7 @@ pub(super) struct Turn {
     /// Whether it compacts its thread.
     compacts: bool,
     /// How often an attempt's beginning was silent.
-    silences: u32,
+    pub(super) silences: u32,
     pub(super) last: Option<Last>,
 }
 
@@ -104,6 +103,13 @@ impl Drop for Active<'_> {
 impl Turn {
     pub(super) fn prewarm(&self) -> bool {
         self.create.is_prewarm()
+    }
+
+    /// What an attempt's events are told to: its thread, unless it is a prewarm, and its trace.
+    pub(super) fn told(&mut self) -> (Option<&mut Ride>, &mut Trace) {
+        let warms = self.prewarm();
+        let Self { ride, course, .. } = self;
+        (Some(ride).filter(|_ride| !warms), &mut course.trace)
     }
 
     /// Another attempt is on its way.
@@ -281,6 +287,7 @@ impl Session {
             turn.course.trace.attempts = before.attempts;
             turn.course.reason = before.reason;
             turn.last = before.last;
+            turn.silences = before.silences;
         }
         (turn, blocked)
     }
@@ -292,12 +299,19 @@ impl Session {
             turn.course.need.exclude.push(account);
             return Step::Again;
         };
-        let keeps = |link: &Link| link.account == account && link.is_fresh();
+        // A token that was renewed meanwhile comes with a new connection, unless the turn builds on what
+        // only the old one knows.
+        let builds = turn.create.previous_response_id.is_some();
+        let keeps = |link: &Link| {
+            link.account == account
+                && link.is_fresh()
+                && (builds || link.generation == lease.generation)
+        };
         if let Some(old) = self.link.take_if(|link| !keeps(link)) {
             old.close().await;
         }
         if let Some(previous) = &turn.create.previous_response_id
-            && !self.link.as_ref().is_some_and(|link| link.has_history)
+            && self.link.as_ref().is_none_or(|link| link.answered.is_none())
         {
             tracing::debug!(request = %turn.course.trace.id, account = %account, "asks for the whole input");
             let previous = previous.clone();
@@ -320,9 +334,8 @@ impl Session {
         if self.link.is_some() {
             return Way::Link(lease);
         }
-        if self.is_bridged(&lease.account)
-            || !self.proxy.sockets.breaker.lock().allows(Instant::now())
-        {
+        let (sockets, host) = (&self.proxy.sockets, pass.way.host.as_ref());
+        if sockets.bridged.has(&lease.account) || !sockets.breakers.allows(host) {
             return Way::Http(lease, pass);
         }
         let proxy = Arc::clone(&self.proxy);
@@ -330,7 +343,7 @@ impl Session {
         let open = Link::open(
             &proxy.upstream,
             &proxy.responses,
-            (&lease.account, &pass),
+            (&lease.account, lease.generation, &pass),
             &self.head,
             limit,
         );
@@ -339,14 +352,14 @@ impl Session {
         };
         let no_link = match opened {
             Ok(link) => {
-                proxy.sockets.breaker.lock().worked();
+                proxy.sockets.breakers.worked(pass.way.host.as_ref());
                 proxy.roster.troubles().gone(Place::Backend);
                 self.link = Some(link);
                 return Way::Link(lease);
             },
             Err(no_link) => no_link,
         };
-        Box::pin(self.no_link(turn, lease, pass, no_link)).await
+        Box::pin(self.no_link(local, turn, (lease, pass), no_link)).await
     }
 
     /// Judges an HTTP answer that is no success.
@@ -429,8 +442,8 @@ impl Session {
         };
         let account = lease.account.clone();
         let patience = turn.patience(&proxy.config);
-        let (to, trace) = ((&proxy, &self.launch), &mut turn.course.trace);
-        let mut flow = Flow::new(to, &account, trace, patience, self.wake.as_mut());
+        let to = (&proxy, &self.launch);
+        let mut flow = Flow::new(to, &account, turn.told(), patience, self.wake.as_mut());
         let ended = match sent {
             Ok(Ok(())) => flow.run(local, Source::Link(link), &mut self.next).await,
             Ok(Err(_)) | Err(_) => {
@@ -438,9 +451,10 @@ impl Session {
                 Ended::Hidden(cut, None)
             },
         };
+        let ended = flow.weighed(ended, link, lease.generation);
         let heard = flow.heard;
         if matches!(ended, Ended::Final(None)) {
-            link.has_history = true;
+            link.answered = Some(clock::mono());
         } else if let Some(link) = self.link.take() {
             // What runs on it is nobody's any more.
             link.close().await;
@@ -615,9 +629,12 @@ impl Session {
         let Some(shown) = turn.create.turn_state() else { return Some(frame) };
         let own = match turn.ride.turn_state() {
             Some(TurnState::Own(state)) => state.to_str().ok(),
-            Some(TurnState::Shown) => Some(shown),
-            None if self.proxy.sockets.gave_state(shown, account) => Some(shown),
-            Some(TurnState::Drop) | None => None,
+            Some(TurnState::Drop) => None,
+            seen => {
+                // Of a thread that nobody has served yet anybody's would be shown.
+                let gave = self.proxy.sockets.gave_state(shown, account);
+                gave.unwrap_or(seen.is_some()).then_some(shown)
+            },
         };
         if own == Some(shown) { Some(frame) } else { frame::with_turn_state(&frame, own) }
     }

@@ -1,6 +1,6 @@
 use super::*;
-use crate::proxy::ws::ahead::AHEAD;
-use cma_core::event::Kind;
+use crate::proxy::{fixtures, ws::ahead::AHEAD};
+use cma_core::{event::Kind, sse::Events};
 use futures_util::StreamExt as _;
 use proptest::prelude::*;
 use std::{collections::VecDeque, future::poll_fn, io};
@@ -198,6 +198,28 @@ async fn what_comes_is_the_same_as_by_the_library_wherever_the_bytes_are_split()
     }
     let pieces = bytes.chunks(1).map(<[u8]>::to_vec).collect();
     assert_eq!(by_us(pieces, true).await.0, expected);
+}
+
+/// The events of the corpus as frames, as a WebSocket has them.
+#[tokio::test]
+async fn every_stream_of_the_corpus_is_the_same_wherever_its_frames_are_split() {
+    for (name, bytes) in fixtures::streams() {
+        let mut events = Events::new(MAX);
+        events.feed(&bytes);
+        let texts: Vec<String> =
+            std::iter::from_fn(|| events.next_event()).map_while(Result::ok).collect();
+        let mut frames: Vec<u8> =
+            texts.iter().flat_map(|text| frame(0x81, text.as_bytes())).collect();
+        frames.extend(frame(0x88, &[0x03, 0xE8]));
+        let mut expected = texts;
+        expected.push("<Close>".to_owned());
+        for halves in fixtures::halves(&frames) {
+            let [one, two] = halves.map(<[u8]>::to_vec);
+            let pieces = vec![one, Vec::new(), two];
+            let pieces: Vec<_> = pieces.into_iter().skip_while(Vec::is_empty).collect();
+            assert_eq!(by_us(pieces, true).await.0, expected, "{name}");
+        }
+    }
 }
 
 #[tokio::test]
