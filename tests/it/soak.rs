@@ -6,6 +6,8 @@
 //! goes round the others, and comes before what threads did. What failed is counted by upstream, when
 //! it happens: a fault that is only scripted is none.
 
+mod frames;
+
 use cma_tests::{
     http::Door,
     sim::{AccountSpec, Cut, Fault, Inside, Route, SimConfig, Stats, What, Window},
@@ -15,7 +17,10 @@ use serde_json::json;
 use std::{
     collections::{BTreeSet, VecDeque},
     fs,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -127,6 +132,8 @@ enum Kind {
 /// Which fault comes when and to whom, and which of them upstream has applied.
 struct Weather<'w> {
     world: &'w World,
+    /// What fails.
+    route: Route,
     often: Vec<Fault>,
     seldom: Vec<(Fault, Duration)>,
     /// How many of each were scripted.
@@ -150,11 +157,17 @@ struct Weather<'w> {
 }
 
 impl<'w> Weather<'w> {
-    fn new(world: &'w World) -> Self {
+    fn new(
+        world: &'w World,
+        route: Route,
+        often: Vec<Fault>,
+        seldom: Vec<(Fault, Duration)>,
+    ) -> Self {
         Self {
             world,
-            often: often(),
-            seldom: seldom(),
+            route,
+            often,
+            seldom,
             given: (0, 0),
             waiting: Default::default(),
             seen: [0; 3],
@@ -170,7 +183,11 @@ impl<'w> Weather<'w> {
     /// Requests that upstream got and faults that it applied, since it began.
     fn counted(&self) -> (u64, u64) {
         let stats = self.world.sim().stats();
-        (stats.requests, stats.accounts.values().map(|account| account.faults).sum())
+        (self.asked(&stats), stats.accounts.values().map(|account| account.faults).sum())
+    }
+
+    fn asked(&self, stats: &Stats) -> u64 {
+        if self.route == Route::Frame { stats.frames } else { stats.requests }
     }
 
     fn begin(&mut self) {
@@ -197,7 +214,7 @@ impl<'w> Weather<'w> {
         let stats = self.world.sim().stats();
         self.note(&stats);
         self.go_round();
-        self.script(stats.requests);
+        self.script(self.asked(&stats));
     }
 
     fn note(&mut self, stats: &Stats) {
@@ -245,7 +262,7 @@ impl<'w> Weather<'w> {
         while so_far < due && self.waiting[account].len() < AT_ONCE {
             let (kind, fault) = self.kind();
             self.waiting[account].push_back(kind);
-            self.world.sim().fault(Some(FAILING[account]), Route::Responses, fault, Some(1));
+            self.world.sim().fault(Some(FAILING[account]), self.route, fault, Some(1));
             so_far += 1;
         }
     }
@@ -297,9 +314,27 @@ struct Seen {
     faults: u64,
 }
 
-fn storm(weather: &mut Weather<'_>, door: &Door, streams: u64, length: Duration) -> Seen {
+/// A client's requests, one after another until then. What was wrong; answers that were whole are
+/// counted.
+async fn posts(door: Door, session: String, until: Instant, whole: Arc<AtomicU64>) -> Vec<String> {
+    let (bytes, mut wrong) = (door.turn_in(&session).bytes(), Vec::new());
+    while Instant::now() < until {
+        match ask(&door, &bytes).await {
+            Ok(()) => drop(whole.fetch_add(1, Ordering::Relaxed)),
+            Err(why) => wrong.push(why),
+        }
+    }
+    wrong
+}
+
+fn storm<C: Future<Output = Vec<String>>>(
+    weather: &mut Weather<'_>,
+    door: &Door,
+    (streams, length): (u64, Duration),
+    client: fn(Door, String, Instant, Arc<AtomicU64>) -> C,
+) -> Seen {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let (over, whole) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (over, whole) = (AtomicBool::new(false), Arc::<AtomicU64>::default());
     weather.begin();
     let wrong = thread::scope(|scope| {
         let blows = scope.spawn(|| {
@@ -312,17 +347,10 @@ fn storm(weather: &mut Weather<'_>, door: &Door, streams: u64, length: Duration)
         let wrong = runtime.block_on(async {
             let tasks = (0..streams).map(|n| {
                 let session = format!("01900000-0000-7000-8000-{n:012}");
-                let (bytes, whole) = (door.turn_in(&session).bytes(), &whole);
+                let requests = client(door.clone(), session, until, Arc::clone(&whole));
                 async move {
-                    let mut wrong = Vec::new();
                     tokio::time::sleep(Duration::from_millis(n * 3000 / streams.max(1))).await;
-                    while Instant::now() < until {
-                        match ask(door, &bytes).await {
-                            Ok(()) => drop(whole.fetch_add(1, Ordering::Relaxed)),
-                            Err(why) => wrong.push(why),
-                        }
-                    }
-                    wrong
+                    requests.await
                 }
             });
             let all = tasks.collect::<futures_util::stream::FuturesUnordered<_>>();
@@ -412,21 +440,30 @@ fn retried(world: &World) -> u64 {
 
 #[test]
 fn streams_go_on_while_upstream_fails_and_nothing_is_left() {
-    let (streams, seconds) = (number("CMA_SOAK_STREAMS", 100), number("CMA_SOAK_SECONDS", 8));
     let world = world();
-    let door = Door::of(&world);
+    endures(&world, Weather::new(&world, Route::Responses, often(), seldom()), posts);
+}
+
+/// The promise: no client sees a failure, and nothing is left behind.
+fn endures<C: Future<Output = Vec<String>>>(
+    world: &World,
+    mut weather: Weather<'_>,
+    client: fn(Door, String, Instant, Arc<AtomicU64>) -> C,
+) {
+    let (streams, seconds) = (number("CMA_SOAK_STREAMS", 100), number("CMA_SOAK_SECONDS", 8));
+    let door = Door::of(world);
     let pid = world.daemon_pid().unwrap();
-    let mut weather = Weather::new(&world);
     let settle = || {
-        eventually("no lease is left", || is_quiet(&world));
-        close_idle(&world, &door);
+        eventually("no lease is left", || is_quiet(world));
+        close_idle(world, &door);
         // What a burst used is given back with the last idle connection.
         if streams >= PROMISED {
             thread::sleep(SETTLED);
         }
     };
     // Once before, so that what is compared has been in use, what is remembered of threads included.
-    let warm = storm(&mut weather, &door, streams, Duration::from_secs((seconds / 4).max(4)));
+    let short = Duration::from_secs((seconds / 4).max(4));
+    let warm = storm(&mut weather, &door, (streams, short), client);
     settle();
     let token = world.ctl("metrics token").ok().stdout;
     let token = token.trim();
@@ -438,10 +475,10 @@ fn streams_go_on_while_upstream_fails_and_nothing_is_left() {
     };
     look();
     let ((before, alive), held) = (look(), sockets_at_rest(pid));
-    let failed = retried(&world);
-    let seen = storm(&mut weather, &door, streams, Duration::from_secs(seconds));
+    let failed = retried(world);
+    let seen = storm(&mut weather, &door, (streams, Duration::from_secs(seconds)), client);
     settle();
-    let failed = retried(&world) - failed;
+    let failed = retried(world) - failed;
     let at_rest = || sockets(pid) <= held && world.status()["proxy"]["connections"] == 0;
     eventually("no socket is left", at_rest);
     eventually("no task is left", || tasks(&door, token) <= alive);
@@ -476,6 +513,7 @@ fn streams_go_on_while_upstream_fails_and_nothing_is_left() {
     assert_eq!(missing.collect::<Vec<_>>(), Vec::<usize>::new(), "ways to fail that never came");
     assert!(weather.rests > 0 && seen.whole > streams, "nothing was tried");
     assert_eq!(world.sim().stats().accounts[HEALTHY].faults, 0);
+    assert_eq!(world.sim().stats().sockets_open, 0, "a connection to upstream was left");
     assert_eq!(world.daemon_pid(), Some(pid), "it is the same daemon");
     world.assert_clean();
 }
