@@ -372,11 +372,16 @@ fn layers(request: &LaunchRequest) -> Result<Vec<Table>, String> {
 }
 
 fn read(path: &Path) -> Result<Option<Table>, String> {
+    use std::io::ErrorKind::{NotADirectory, NotFound};
+    let unread = |why: &dyn std::fmt::Display| format!("`{}` {why}", path.display());
     match std::fs::metadata(path) {
-        Ok(meta) if meta.is_file() && meta.len() <= MAX_FILE => {},
-        Ok(_) | Err(_) => return Ok(None),
+        Ok(meta) if meta.len() <= MAX_FILE => {},
+        Ok(_) => return Err(unread(&"is too large to be looked at")),
+        Err(error) if matches!(error.kind(), NotFound | NotADirectory) => return Ok(None),
+        Err(error) => return Err(unread(&format_args!("can't be read: {error}"))),
     }
-    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| unread(&format_args!("can't be read: {error}")))?;
     let broken = |_error| format!("`{}` is not valid TOML", path.display());
     text.parse::<Table>().map(Some).map_err(broken)
 }
@@ -492,6 +497,24 @@ mod tests {
             request.overrides = vec!["model_provider=openai".to_owned()];
         };
         assert!(with("", managed).is_err());
+    }
+
+    /// What can't be looked at may say anything: then the CLI runs plain.
+    #[test]
+    fn a_config_that_cannot_be_looked_at_is_no_empty_one() {
+        let with_large = "#".repeat(usize::try_from(MAX_FILE).unwrap() + 1);
+        let why = with(&with_large, |_| {}).unwrap_err();
+        assert!(why.contains("too large"), "{why}");
+        let folder = |request: &mut LaunchRequest| {
+            let file = Path::new(&request.codex_home).join("config.toml");
+            std::fs::remove_file(&file).unwrap();
+            std::fs::create_dir(&file).unwrap();
+        };
+        assert!(with("", folder).unwrap_err().contains("can't be read"));
+        let none = |request: &mut LaunchRequest| {
+            std::fs::remove_file(Path::new(&request.codex_home).join("config.toml")).unwrap();
+        };
+        assert_eq!(with("", none), Ok(vec![]));
     }
 
     #[test]

@@ -54,6 +54,7 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     process::{Command, ExitCode, Stdio},
     sync::Arc,
+    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
@@ -215,7 +216,8 @@ fn run(how: &Run) -> Result<(), Fault> {
     // Connections that were cut and idle ones go with the runtime.
     runtime.shutdown_background();
     let property = app.doors.take();
-    if property.is_some() {
+    // One that is being given the socket needs its name; one that isn't taken is found dead.
+    if property.is_some() && !app.handing_over.load(Ordering::Acquire) {
         ipc::unlink(&root);
     }
     tracing::info!("stopped");

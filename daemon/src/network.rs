@@ -221,7 +221,8 @@ fn whence(key: &str, name: Option<&str>, written: bool) -> String {
     }
 }
 
-fn proxy(value: Option<String>) -> Result<Option<Proxy>, String> {
+/// A setting's proxy, if it names one.
+pub(crate) fn proxy(value: Option<String>) -> Result<Option<Proxy>, String> {
     let Some(value) = value.filter(|value| value != "none") else { return Ok(None) };
     let url = if value.contains("://") { value } else { format!("http://{value}") };
     let (scheme, rest) = url.split_once("://").unwrap_or_default();

@@ -7,8 +7,10 @@
 //! What the issuer may answer (observed with the official CLI 0.169.0): tokens; a permanent refusal
 //! (any 401, 400 `invalid_grant`, or the codes below at any status); anything else passes. When the
 //! request was sent and no answer came, nobody can know whether the token is spent. The same token
-//! is then sent once more, because an issuer may grant a short grace; a refusal of that one means
-//! the first was processed and its answer lost, and only the person can mend that.
+//! is then sent once more, because an issuer may grant a short grace, and again later when that has no
+//! answer either; a refusal of one of these means that an earlier one was processed and its answer lost,
+//! and only the person can mend that. No answer is no refusal: an issuer that swallows requests for
+//! hours ends no login.
 
 mod revoke;
 
@@ -49,9 +51,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause before the one repetition of a request that got no answer.
 const REPEAT_AFTER: Duration = Duration::from_millis(500);
-/// How often one token is sent at most: twice in one life of the daemon, and again after a crash in
-/// the middle, since a crash says nothing about the issuer.
-const MAX_SENT: u32 = 6;
+/// How often one token is sent at most while no answer comes: neither a crash in the middle nor a host
+/// that swallows requests says that it is spent. With the pauses between (five minutes in the end, two
+/// sends after each), eight hours.
+const MAX_SENT: u32 = 200;
 /// An answer is a few kilobytes.
 const MAX_ANSWER: usize = 256 * 1024;
 /// Cause of a login whose last renewal got no answer.
@@ -88,6 +91,24 @@ struct Answer {
     id_token: Option<SecretString>,
     access_token: Option<SecretString>,
     refresh_token: Option<SecretString>,
+}
+
+impl Answer {
+    /// Without what is there and says nothing.
+    fn said(self) -> Self {
+        let some = |token: Option<SecretString>| {
+            token.filter(|token| !token.expose_secret().trim().is_empty())
+        };
+        Self {
+            id_token: some(self.id_token),
+            access_token: some(self.access_token),
+            refresh_token: some(self.refresh_token),
+        }
+    }
+
+    const fn says_something(&self) -> bool {
+        self.id_token.is_some() || self.access_token.is_some() || self.refresh_token.is_some()
+    }
 }
 
 /// How one request to the issuer ended.
@@ -206,8 +227,10 @@ impl Renewer {
                     repeated = true;
                     tokio::time::sleep(REPEAT_AFTER).await;
                 },
-                Sent::Unknown(_why) => {
-                    return self.gone(id, generation, UNKNOWN, note.sent_at).await;
+                Sent::Unknown(why) => {
+                    let why = format!("no answer to a renewal: {why}");
+                    self.roster.troubles().met(Place::Issuer, &why);
+                    return Err(RenewalFailure::Transient(why.into()));
                 },
             }
         }
@@ -437,8 +460,10 @@ fn transient(fault: Fault) -> RenewalFailure {
 fn judge(status: reqwest::StatusCode, bytes: &[u8]) -> Sent {
     let body: serde_json::Value = serde_json::from_slice(bytes).unwrap_or_default();
     if status.is_success() {
-        return match serde_json::from_slice::<Answer>(bytes) {
-            Ok(answer) if answer.access_token.is_some() => Sent::Answered(Box::new(answer)),
+        // All fields are optional; those that are there replace what was (0.169.0, observed).
+        let said = serde_json::from_slice::<Answer>(bytes).map(Answer::said);
+        return match said {
+            Ok(answer) if answer.says_something() => Sent::Answered(Box::new(answer)),
             // It may have rotated the token and told it in a shape we can't read.
             Ok(_) | Err(_) => Sent::Unknown("an unreadable answer".to_owned()),
         };
@@ -491,5 +516,13 @@ mod tests {
         assert_eq!(judged(StatusCode::TOO_MANY_REQUESTS, "{}"), "later");
         assert_eq!(judged(StatusCode::OK, "{}"), "unknown");
         assert_eq!(judged(StatusCode::OK, r#"{"access_token":"x"}"#), "answered");
+        // A token that was rotated is kept whatever else is missing; an empty one is none.
+        assert_eq!(judged(StatusCode::OK, r#"{"refresh_token":"x"}"#), "answered");
+        assert_eq!(judged(StatusCode::OK, r#"{"id_token":"x","access_token":null}"#), "answered");
+        let empty = r#"{"access_token":"","refresh_token":" "}"#;
+        assert_eq!(judged(StatusCode::OK, empty), "unknown");
+        let half: Answer =
+            serde_json::from_str(r#"{"access_token":"x","refresh_token":""}"#).unwrap();
+        assert!(half.said().refresh_token.is_none(), "the one before stays");
     }
 }

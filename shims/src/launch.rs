@@ -177,7 +177,14 @@ fn request(
     let text = |path: &Path| {
         // Without a working directory a relative path stays one.
         let path = path::absolute(path).unwrap_or_else(|_unknown| path.to_path_buf());
-        path.to_string_lossy().into_owned()
+        // Another path would be looked at than the CLI's own, and what stands there be missed.
+        path.to_str().map(str::to_owned).ok_or_else(|| {
+            Refusal::new(
+                ErrorCode::BadRequest,
+                format!("`{}` is not UTF-8, so the daemon can't be told of it", path.display()),
+                "use a path in UTF-8",
+            )
+        })
     };
     let cwd = env::current_dir().unwrap_or_default();
     let no_proxy: Vec<String> = ["NO_PROXY", "no_proxy"]
@@ -187,8 +194,8 @@ fn request(
     Ok(LaunchRequest {
         printed: false,
         codex_version,
-        codex_home: text(&codex_home()?),
-        cwd: text(&through.dir.as_ref().map_or_else(|| cwd.clone(), |dir| cwd.join(dir))),
+        codex_home: text(&codex_home()?)?,
+        cwd: text(&through.dir.as_ref().map_or_else(|| cwd.clone(), |dir| cwd.join(dir)))?,
         overrides: through.overrides.clone(),
         profile: through.profile.clone(),
         interactive: through.interactive,

@@ -512,6 +512,38 @@ fn a_restart_puts_a_replaced_program_to_work() {
 }
 
 /// A root that is sealed and open stays open, or the old one stays.
+/// A hand-over waits for the renewals under way. A stop that comes meanwhile is a stop, and not the
+/// start of a daemon that nobody finds.
+#[test]
+fn a_stop_while_a_hand_over_waits_ends_both() {
+    let world = world();
+    let door = Door::of_account(&world, "a");
+    world.sim().expire_access("a");
+    let slow = Fault::DelayAnswer(Duration::from_secs(3));
+    world.sim().fault(Some("a"), Route::Refresh, slow, Some(1));
+    thread::scope(|scope| {
+        let turn = scope.spawn(|| door.send(&door.turn()));
+        thread::sleep(WHILE);
+        let mut command = world.command("cmactl");
+        command.args(["daemon", "restart"]);
+        let restart = codex_kit::start(command);
+        thread::sleep(WHILE);
+        // It would start one by itself after the stop: its person has thought better of it.
+        signal(restart.pid(), Signal::INT);
+        restart.end(&world, Duration::from_secs(10));
+        world.ctl("daemon stop").ok();
+        drop(turn.join().unwrap());
+    });
+    assert_eq!(world.daemon_pid(), None);
+    // What was begun was finished, and the next one finds everything.
+    world.ctl("daemon start").ok();
+    assert!(door.send(&door.turn()).unwrap().is_complete());
+    let stats = world.sim().stats().accounts["a"].clone();
+    assert_eq!((stats.refreshed, stats.reused, stats.replayed), (1, 0, 0));
+    world.ctl("daemon restart").ok();
+    world.assert_clean();
+}
+
 #[test]
 fn a_sealed_root_is_taken_over_only_by_a_daemon_that_can_open_it() {
     let world = world().with_env("CMA_PASSPHRASE", "correct horse battery");

@@ -3,7 +3,7 @@
 use cma_tests::{
     http::Door,
     sim::{AccountSpec, Cut, Fault, Route, SimConfig},
-    world::{World, eventually},
+    world::{World, eventually, within},
 };
 use std::time::{Duration, Instant};
 
@@ -117,6 +117,30 @@ fn an_answer_that_was_lost_is_asked_for_once_more() {
         assert_eq!(world.account("a")["state"], "ready", "{fault:?}");
         world.assert_clean();
     }
+}
+
+/// Nobody refused anything: the login is asked for again, and the other account serves meanwhile.
+#[test]
+fn an_issuer_that_swallows_requests_ends_no_login() {
+    let (world, door) = world_with(&["a", "b"], 0);
+    world.ctl("switch a").ok();
+    world.sim().expire_access("a");
+    world.sim().fault(Some("a"), Route::Refresh, Fault::CloseBeforeHead, Some(4));
+    assert!(door.send(&door.turn()).unwrap().is_complete());
+    let asked = || world.sim().stats().accounts["a"].refresh_requests;
+    eventually("it was asked twice", || asked() >= 2);
+    assert_ne!(world.account("a")["state"], "needs_login");
+    assert!(world.status()["notes"].to_string().contains("no answer to a renewal"));
+    // The pauses grow; a restart in between changes nothing.
+    world.ctl("daemon restart").ok();
+    within(Duration::from_secs(30), "it is renewed", || {
+        door.send(&door.turn()).unwrap();
+        world.sim().stats().accounts["a"].refreshed == 1
+    });
+    eventually("it serves again", || world.account("a")["state"] == "ready");
+    let stats = world.sim().stats().accounts["a"].clone();
+    assert_eq!((stats.refresh_requests, stats.replayed, stats.reused), (5, 0, 0));
+    world.assert_clean();
 }
 
 #[test]

@@ -200,6 +200,17 @@ fn wait_until_gone(
                 if !is_locked(&context.root) {
                     return Ok(());
                 }
+                if heard.elapsed() > STUCK {
+                    return Err(Refusal::new(
+                        ErrorCode::Unreachable,
+                        format!(
+                            "a process holds `{}` and can't be asked anything",
+                            context.root.daemon_lock().display()
+                        ),
+                        "end the process that this file names, then run `cmactl daemon start`",
+                    )
+                    .into());
+                }
             },
             // Somebody, a shim perhaps, has started the next one already.
             Ok(client) if client.instance != instance => return Ok(()),

@@ -2,6 +2,7 @@
 
 use crate::{
     app::App,
+    app::Phase,
     blocking::{self, Panicked},
     fault::Fault,
     renewal::Fresh,
@@ -76,6 +77,11 @@ pub(crate) async fn serve(app: &Arc<App>, request: HandoverRequest) -> Result<Re
 
 /// Renews for the daemon before this one, unless it was done meanwhile.
 async fn renew(app: &Arc<App>, id: AccountId, from: Generation) -> Result<Reply, Fault> {
+    if app.phases.now() >= Phase::Flushing {
+        // A stop has waited for those under way: one that is begun now would be cut.
+        let why = "the daemon stops".to_owned();
+        return Ok(Reply::Handover(HandoverReply::NotRenewed { gone: false, why }));
+    }
     if app.roster.get(&id).is_none() {
         return Err(Fault::new(
             ErrorCode::NotFound,

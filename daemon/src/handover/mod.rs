@@ -42,6 +42,8 @@ mod word {
     pub(super) const YOURS: &str = "yours";
     /// New to old: it is mine, there is no way back.
     pub(super) const MINE: &str = "mine";
+    /// Old to new: not now, it was asked to stop; the new one ends.
+    pub(super) const NO: &str = "no";
     /// New to old, any time later: don't wait for what runs.
     pub(super) const CUT: &str = "cut";
 }

@@ -81,7 +81,14 @@ pub(crate) fn take(root: &Root, now: bool) -> Result<Option<Taken>, Fault> {
     let mut taken = Taken { listener, control, held, claim };
     crate::crash::moment(crate::crash::Moment::HandoverTaken);
     match agree(&mut talk) {
-        Ok(()) => taken.claim.talk = Some(talk),
+        Ok(true) => taken.claim.talk = Some(talk),
+        Ok(false) => {
+            return Err(Fault::new(
+                ErrorCode::Draining,
+                "the daemon before was asked to stop and doesn't hand over",
+                "run `cmactl daemon start` once it has ended",
+            ));
+        },
         // It ended, or it thought better of it. Only its end makes the root ours.
         Err(error) if is_gone(pid, born) => {
             tracing::warn!(%error, pid, "the daemon before ended during the hand-over");
@@ -112,14 +119,19 @@ impl Claim {
     }
 }
 
-fn agree(talk: &mut BufReader<UnixStream>) -> io::Result<()> {
+/// Whether the root is this one's now; an error when it may be, since the old one has gone.
+fn agree(talk: &mut BufReader<UnixStream>) -> io::Result<bool> {
     writeln!(talk.get_mut(), "{}", word::READY)?;
     talk.get_ref().set_read_timeout(Some(YOURS_WITHIN))?;
     let mut line = String::new();
     if talk.read_line(&mut line)? == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    if line.trim_end() == word::YOURS { Ok(()) } else { Err(io::Error::other(line)) }
+    match line.trim_end() {
+        word::YOURS => Ok(true),
+        word::NO => Ok(false),
+        _ => Err(io::Error::other(line)),
+    }
 }
 
 fn is_gone(pid: u32, born: Option<u64>) -> bool {

@@ -101,25 +101,27 @@ async fn restore(app: &Arc<App>, name: String, preview: bool) -> Result<Survived
 async fn unlock(app: &Arc<App>, passphrase: Option<Secret>) -> Result<Survived, Fault> {
     let passphrase = passphrase.map(bounded).transpose()?;
     let keyring = keyring(app);
-    let opened =
-        blocking::with(&app.roster, move |roster| roster.unlock(passphrase.as_ref(), &keyring))
-            .await?;
+    let reading = Arc::clone(app);
+    let opened = blocking::with(&app.roster, move |roster| {
+        let opened = roster.unlock(passphrase.as_ref(), &keyring)?;
+        if opened {
+            // At once: until it is read, a change would be written as if nothing were there.
+            reading.projects.read_in()?;
+            reading.pins.read_in()?;
+            reading.proxy.traces.books.budgets.read_in()?;
+            reading.proxy.keys.tokens()?.read_in()?;
+            reading.choosing.read_in()?;
+            reading.mirror.read_in()?;
+        }
+        Ok(opened)
+    })
+    .await?;
     if opened {
         upsert(app, &app.roster.all()).await?;
         if let Some((pin, _since)) = app.roster.state().pin {
             let pin = Some(AccountId::from_written(&pin));
             app.actor.command(Input::Pin(pin)).await.map_err(stopping)?;
         }
-        let mirrored = Arc::clone(app);
-        blocking::with(&app.roster, move |_roster| {
-            mirrored.projects.read_in()?;
-            mirrored.pins.read_in()?;
-            mirrored.proxy.traces.books.budgets.read_in()?;
-            mirrored.proxy.keys.tokens()?.read_in()?;
-            mirrored.choosing.read_in()?;
-            mirrored.mirror.read_in()
-        })
-        .await?;
         super::sessions::tell_pins(app).await?;
         super::choose::tell(app).await?;
         tracing::info!("the root is open");

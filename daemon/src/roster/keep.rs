@@ -44,7 +44,11 @@ pub(crate) struct Outcome {
 impl Roster {
     /// Reads the accounts and choices, once the root is open.
     pub(super) fn read_in(&self) -> Result<(), Fault> {
-        let mut state = self.writer.lock();
+        self.read_in_as(&mut self.writer.lock())
+    }
+
+    /// The same as the writer that one is already.
+    fn read_in_as(&self, state: &mut State) -> Result<(), Fault> {
         *state = self.store.state()?;
         if self.is_locked() {
             return Ok(());
@@ -218,17 +222,17 @@ impl Roster {
         passphrase: Option<&SecretString>,
         keyring: &Result<Keyring, String>,
     ) -> Result<bool, Fault> {
-        {
-            let _writer = self.writer.lock();
-            if !self.is_locked() {
-                return Ok(false);
-            }
-            match passphrase {
-                Some(passphrase) => self.store.unlock(passphrase)?,
-                None => self.store.unlock_by(keyring)?,
-            }
+        // One writer from the first look to the last: a change that waits meanwhile must find what is
+        // there, or it would be written as if the root were empty.
+        let mut state = self.writer.lock();
+        if !self.is_locked() {
+            return Ok(false);
         }
-        self.read_in()?;
+        match passphrase {
+            Some(passphrase) => self.store.unlock(passphrase)?,
+            None => self.store.unlock_by(keyring)?,
+        }
+        self.read_in_as(&mut state)?;
         Ok(true)
     }
 }

@@ -253,7 +253,11 @@ async fn tunnel(
 }
 
 /// SOCKS 5 (RFC 1928), with a user's password (RFC 1929) where one is set.
-async fn socks(stream: &mut TcpStream, proxy: &Proxy, target: Target<'_>) -> io::Result<()> {
+async fn socks(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    proxy: &Proxy,
+    target: Target<'_>,
+) -> io::Result<()> {
     use secrecy::ExposeSecret as _;
     let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
     let method = if proxy.login.is_some() { 2 } else { 0 };
@@ -313,6 +317,62 @@ async fn socks(stream: &mut TcpStream, proxy: &Proxy, target: Target<'_>) -> io:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    /// What a proxy that says this leads to, and what of it was left for the host.
+    fn told(login: bool, says: &[u8], ask: Ask) -> (io::Result<()>, Vec<u8>) {
+        let login = if login { "me:word@" } else { "" };
+        let url = format!("http://{login}127.0.0.1:1");
+        let proxy = crate::network::proxy(Some(url)).unwrap().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let (mut near, mut far) = tokio::io::duplex(64 * 1024);
+            far.write_all(says).await.unwrap();
+            far.shutdown().await.unwrap();
+            let target = Target { host: "backend.test", port: 443 };
+            let ended = match ask {
+                Ask::Connect => tunnel(&mut near, &proxy, target).await,
+                Ask::Socks => socks(&mut near, &proxy, target).await,
+            };
+            let mut rest = Vec::new();
+            near.read_to_end(&mut rest).await.unwrap();
+            (ended, rest)
+        })
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Ask {
+        Connect,
+        Socks,
+    }
+
+    proptest! {
+        /// Whatever a proxy answers ends in a stream or in an error, and what follows is the host's.
+        #[test]
+        fn what_a_proxy_says_is_an_error_or_a_way(
+            noise in proptest::collection::vec(any::<u8>(), 0..400),
+            after in proptest::collection::vec(any::<u8>(), 0..40),
+            status in 0_u16..1000,
+            login in any::<bool>(),
+        ) {
+            for ask in [Ask::Connect, Ask::Socks] {
+                let _either_way = told(login, &noise, ask);
+                let greeting: &[u8] = if login { &[5, 2, 1, 0] } else { &[5, 0] };
+                let _broken_off = told(login, &[greeting, &noise].concat(), ask);
+            }
+            let head = format!("HTTP/1.1 {status:03} so\r\nVia: x\r\n\r\n");
+            let (ended, rest) = told(login, &[head.as_bytes(), &after].concat(), Ask::Connect);
+            prop_assert_eq!(ended.is_ok(), (200..300).contains(&status));
+            prop_assert_eq!(&rest, &after);
+            let greeting: &[u8] = if login { &[5, 2, 1, 0] } else { &[5, 0] };
+            for bound in [&[5, 0, 0, 1, 1, 2, 3, 4, 0, 80][..], &[5, 0, 0, 3, 1, b'h', 0, 80]] {
+                let says = [greeting, bound, &after].concat();
+                let (ended, rest) = told(login, &says, Ask::Socks);
+                prop_assert!(ended.is_ok());
+                prop_assert_eq!(&rest, &after);
+            }
+        }
+    }
 
     #[test]
     fn families_take_turns() {
