@@ -224,16 +224,16 @@ fn a_head_that_never_comes_is_waited_for_as_long_as_the_setting_says() {
     }
 }
 
-#[test]
-fn a_host_that_refuses_for_a_second_costs_no_account_anything() {
-    let Some(world) = machine(&["a", "b"]) else { return };
+/// A turn, by either transport, whose host refuses connections for a second.
+#[track_caller]
+pub(crate) fn waits_for_its_host(world: &World) {
     world.sim().stop_listening().unwrap();
-    let running = start(codex(&world, TURN));
-    eventually("the turn met the dead host", || logged(&world, "attempt failed") > 0);
+    let running = start(codex(world, TURN));
+    eventually("the turn met the dead host", || logged(world, "attempt failed") > 0);
     thread::sleep(Duration::from_secs(1));
     world.sim().resume_listening().unwrap();
-    let ran = running.end(&world, Duration::from_secs(60)).ok();
-    assert_eq!(ran.stdout.trim(), "served by a");
+    let ran = running.end(world, Duration::from_secs(60)).ok();
+    assert_eq!(ran.stdout.trim(), "served by a", "{}", ran.stderr);
     assert!(!ran.stderr.contains("Reconnecting"), "{}", ran.stderr);
     for name in ["a", "b"] {
         assert_ready(&world.account(name));
@@ -242,20 +242,32 @@ fn a_host_that_refuses_for_a_second_costs_no_account_anything() {
     world.assert_clean();
 }
 
-#[test]
-fn a_dead_host_ends_the_turn_in_our_words_after_few_attempts() {
-    let Some(world) = machine(&["a", "b"]) else { return };
+/// A turn, by either transport, whose host is dead, ends in our words within that.
+#[track_caller]
+pub(crate) fn gives_a_dead_host_up(world: &World, within: Duration) {
     world.sim().stop_listening().unwrap();
-    let ran = turn(&world);
+    let ran = turn(world);
     assert_eq!(ran.code, 1, "{ran:?}");
-    assert!(ran.took < Duration::from_secs(45), "{:?}", ran.took);
+    assert!(ran.took < within, "{:?}", ran.took);
     assert!(!ran.stderr.contains("waiting for network"), "{}", ran.stderr);
     let said = |line: &&str| line.contains("cma:") && line.contains("could not connect");
     assert!(ran.stderr.lines().any(|line| said(&line)), "{}", ran.stderr);
-    let attempts = logged(&world, "attempt failed");
+    let attempts = logged(world, "attempt failed");
     assert!((2..=30).contains(&attempts), "{attempts}");
     assert_eq!(world.status()["proxy"]["failed"], 1, "the CLI asked once");
     world.assert_clean();
+}
+
+#[test]
+fn a_host_that_refuses_for_a_second_costs_no_account_anything() {
+    let Some(world) = machine(&["a", "b"]) else { return };
+    waits_for_its_host(&world);
+}
+
+#[test]
+fn a_dead_host_ends_the_turn_in_our_words_after_few_attempts() {
+    let Some(world) = machine(&["a", "b"]) else { return };
+    gives_a_dead_host_up(&world, Duration::from_secs(45));
 }
 
 #[test]

@@ -9,8 +9,12 @@ use crate::codex_kit::{
 use cma_tests::world::{Ran, World, bin_dir, copy_program};
 use serde_json::Value;
 use std::{
+    ffi::OsStr,
     fs,
-    os::unix::fs::{PermissionsExt as _, symlink},
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{PermissionsExt as _, symlink},
+    },
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -162,6 +166,22 @@ fn a_launch_that_stands_aside_changes_nothing() {
             assert_eq!(given.value(name), own, "{name}, {args:?}");
         }
     }
+    world.assert_clean();
+}
+
+/// The daemon would look at another path and miss what stands there, a forced login among it.
+#[test]
+fn a_home_that_the_daemon_cannot_be_told_of_means_plain() {
+    let world = staged(VERSION);
+    let home = world.path("home").join(OsStr::from_bytes(b"caf\xe9"));
+    fs::create_dir_all(&home).unwrap();
+    fs::write(home.join("config.toml"), "forced_login_method = \"api\"\n").unwrap();
+    let mut command = codex(&world, ["exec", "hi"]);
+    command.env("CODEX_HOME", &home).env("CODEX_MULTI_AUTH_DIR", world.root());
+    let given = Given::of(&finish(&world, command, LIMIT));
+    assert!(!given.is_through() && given.args == ["exec", "hi"], "{:?}", given.args);
+    assert_eq!(given.stderr.lines().count(), 1, "{}", given.stderr);
+    assert!(given.stderr.contains("is not UTF-8"), "{}", given.stderr);
     world.assert_clean();
 }
 

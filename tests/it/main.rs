@@ -106,4 +106,6 @@ mod ws_codex;
 #[cfg(test)]
 mod ws_joined;
 #[cfg(test)]
+mod ws_kit;
+#[cfg(test)]
 mod ws_links;

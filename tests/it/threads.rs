@@ -20,11 +20,16 @@ const LIMIT: Duration = Duration::from_secs(60);
 const BYPASS: &str = "--dangerously-bypass-approvals-and-sandbox";
 const HOUR: Fault = Fault::UsageLimitReached { resets_in: Duration::from_secs(3600) };
 
-/// Two accounts, `a` chosen first, that think.
-fn machine() -> Option<World> {
-    let world = bare(SimConfig { reasoning: true, ..upstream(&["a", "b"]) }, VERSION)?;
+/// Two accounts, `a` chosen first, that think; WebSockets `on` or `off`.
+fn machine_with(websockets: &str) -> Option<World> {
+    let config = SimConfig { reasoning: true, ..upstream(&["a", "b"]) };
+    let world = bare(config, VERSION)?.with_env("CMA_WEBSOCKET", websockets);
     world.import_all();
     Some(world)
+}
+
+fn machine() -> Option<World> {
+    machine_with("off")
 }
 
 /// The first turn of a thread: its id.
@@ -266,6 +271,16 @@ fn a_compaction_is_made_by_the_account_that_takes_over() {
     world.assert_clean();
 }
 
+/// A turn of a thread whose compaction only `a` can read, while that is at its limit: one line.
+#[track_caller]
+fn says_what_to_type(world: &World, id: &str) {
+    let ran = go_on_with(world, id, &[], "third words");
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    let line = format!("run `cmactl session move {id} b --without-summary`");
+    assert!(ran.stderr.contains("only `a` (usage limit reached) can read"), "{}", ran.stderr);
+    assert!(ran.stderr.contains(&line), "{}", ran.stderr);
+}
+
 #[test]
 fn a_compacted_thread_waits_for_its_account_or_goes_on_without_its_past() {
     let Some(world) = machine() else { return };
@@ -275,12 +290,7 @@ fn a_compacted_thread_waits_for_its_account_or_goes_on_without_its_past() {
     assert_eq!(items(&last(&world), "compaction").count(), 1);
     let before = posts(&world).len();
     world.sim().fault(Some("a"), Route::Responses, HOUR, None);
-    // One line says what to type.
-    let ran = go_on_with(&world, &id, &[], "third words");
-    assert_eq!(ran.code, 1, "{}", ran.stderr);
-    let line = format!("run `cmactl session move {id} b --without-summary`");
-    assert!(ran.stderr.contains("only `a` (usage limit reached) can read"), "{}", ran.stderr);
-    assert!(ran.stderr.contains(&line), "{}", ran.stderr);
+    says_what_to_type(&world, &id);
     assert_eq!(asked(&world, before)[0], ("a".to_owned(), 429));
     // It is known from now on: nobody is asked in vain.
     let before = posts(&world).len();

@@ -1,8 +1,9 @@
 //! Responses over WebSockets, by hand: what the daemon does with frames, accounts and connections.
 
+use crate::ws_kit::{asked, open as open_in, world};
 use cma_tests::{
     http::Door,
-    sim::{AccountSpec, Cut, Fault, Outcome, Route, Seen, SimConfig, Strange},
+    sim::{Cut, Fault, Outcome, Route, Seen, SimConfig, Strange},
     world::{World, eventually},
     ws::{End, Socket, said},
 };
@@ -10,32 +11,18 @@ use serde_json::json;
 use std::{thread, time::Duration};
 use tokio_tungstenite::tungstenite::Message;
 
-fn world(names: &[&str]) -> World {
-    World::with_accounts(SimConfig {
-        accounts: names.iter().map(|name| AccountSpec::new(name)).collect(),
-        reply_text: "served by {account}".to_owned(),
-        ..SimConfig::default()
-    })
-}
-
 fn open(world: &World) -> Socket {
     open_in(world, "thread-1")
 }
 
-#[track_caller]
-fn open_in(world: &World, session: &str) -> Socket {
-    Door::of(world).socket(session).unwrap_or_else(|answer| panic!("{answer:?}"))
-}
-
 /// The frames that reached the upstream, prewarms too.
 fn frames(world: &World) -> Vec<Seen> {
-    world.sim().seen().into_iter().filter(|seen| seen.method == "WS").collect()
+    asked(world, "WS")
 }
 
 /// The POSTs of turns that reached the upstream.
 fn posts(world: &World) -> Vec<Seen> {
-    let seen = world.sim().seen().into_iter();
-    seen.filter(|seen| seen.method == "POST" && seen.path.ends_with("/codex/responses")).collect()
+    asked(world, "POST")
 }
 
 /// Who served what reached the upstream, in order.

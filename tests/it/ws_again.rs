@@ -1,9 +1,10 @@
 //! Turns over WebSockets that don't end where they began: sent once more with everything, got around a
 //! handshake, ended in upstream's own words, or left by their client.
 
+use crate::ws_kit::{self, asked, world};
 use cma_tests::{
     http::Door,
-    sim::{AccountSpec, Fault, Route, Seen, SimConfig},
+    sim::{Fault, Route},
     world::{World, eventually},
     ws::{End, Socket, said},
 };
@@ -12,22 +13,9 @@ use std::time::{Duration, Instant};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-fn world(names: &[&str]) -> World {
-    World::with_accounts(SimConfig {
-        accounts: names.iter().map(|name| AccountSpec::new(name)).collect(),
-        reply_text: "served by {account}".to_owned(),
-        ..SimConfig::default()
-    })
-}
-
 #[track_caller]
 fn open(world: &World) -> Socket {
-    Door::of(world).socket("thread-1").unwrap_or_else(|answer| panic!("{answer:?}"))
-}
-
-fn asked(world: &World, method: &str) -> Vec<Seen> {
-    let turns = |seen: &Seen| seen.method == method && seen.path.ends_with("/codex/responses");
-    world.sim().seen().into_iter().filter(turns).collect()
+    ws_kit::open(world, "thread-1")
 }
 
 fn rows(world: &World) -> Vec<Value> {

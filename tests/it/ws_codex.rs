@@ -1,7 +1,10 @@
 //! The official CLI over WebSockets, its default: what it sees with a daemon in between is what it
 //! sees without one, except that limits stop hurting.
 
-use crate::codex_kit::{TURN, VERSION, bare, codex, finish, logged, start, upstream};
+use crate::{
+    codex_faults::{gives_a_dead_host_up, waits_for_its_host},
+    codex_kit::{TURN, VERSION, bare, codex, finish, upstream},
+};
 use cma_tests::{
     sim::{Cut, Fault, Route, Seen, SimConfig},
     world::{Ran, World, bin_dir, eventually},
@@ -285,33 +288,14 @@ fn a_host_that_always_fails_ends_the_turn_in_our_words() {
 #[test]
 fn a_host_that_refuses_for_a_second_costs_no_account_anything() {
     let Some(world) = machine(&["a", "b"]) else { return };
-    world.sim().stop_listening().unwrap();
-    let running = start(codex(&world, TURN));
-    eventually("the turn met the dead host", || logged(&world, "attempt failed") > 0);
-    std::thread::sleep(Duration::from_secs(1));
-    world.sim().resume_listening().unwrap();
-    let ran = running.end(&world, LIMIT).ok();
-    assert_eq!(ran.stdout.trim(), "served by a", "{}", ran.stderr);
-    assert!(!ran.stderr.contains("Reconnecting"), "{}", ran.stderr);
-    for name in ["a", "b"] {
-        assert_eq!(world.account(name)["state"], "ready");
-    }
-    world.assert_clean();
+    waits_for_its_host(&world);
 }
 
+/// Its prewarm doesn't wait as well, so that it is soon over.
 #[test]
 fn a_dead_host_ends_the_turn_in_our_words_after_few_attempts() {
     let Some(world) = machine(&["a", "b"]) else { return };
-    world.sim().stop_listening().unwrap();
-    let ran = turn(&world);
-    assert_eq!(ran.code, 1, "{ran:?}");
-    assert!(ran.took < Duration::from_secs(30), "{:?}", ran.took);
-    let said = |line: &&str| line.contains("cma:") && line.contains("could not connect");
-    assert!(ran.stderr.lines().any(|line| said(&line)), "{}", ran.stderr);
-    let attempts = logged(&world, "attempt failed");
-    eprintln!("{attempts} attempts in {:?}", ran.took);
-    assert!((2..=30).contains(&attempts), "{attempts}");
-    world.assert_clean();
+    gives_a_dead_host_up(&world, Duration::from_secs(30));
 }
 
 #[test]

@@ -1,34 +1,19 @@
 //! Turns over WebSockets take part in what turns over HTTP do: the ledger, budgets, threads, the
 //! account of a choice, and the host's health.
 
-use crate::codex_kit::{TURN, VERSION, bare, codex, finish, logged, upstream};
+use crate::{
+    codex_kit::{TURN, VERSION, bare, codex, finish, logged, upstream},
+    ws_kit::{open, world},
+};
 use cma_tests::{
-    http::Door,
-    sim::{AccountSpec, Fault, Outcome, Route, Seen, SimConfig, Tokens},
+    sim::{Fault, Outcome, Route, Seen, Tokens},
     world::{Ran, World, eventually},
-    ws::{Socket, said},
+    ws::said,
 };
 use serde_json::{Value, json};
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(60);
-
-fn config(names: &[&str]) -> SimConfig {
-    SimConfig {
-        accounts: names.iter().map(|name| AccountSpec::new(name)).collect(),
-        reply_text: "served by {account}".to_owned(),
-        ..SimConfig::default()
-    }
-}
-
-fn world(names: &[&str]) -> World {
-    World::with_accounts(config(names))
-}
-
-#[track_caller]
-fn open(world: &World, session: &str) -> Socket {
-    Door::of(world).socket(session).unwrap_or_else(|answer| panic!("{answer:?}"))
-}
 
 /// A machine with the official CLI, over WebSockets as they are for everybody.
 fn machine() -> Option<World> {

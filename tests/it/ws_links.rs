@@ -2,36 +2,18 @@
 //! that was renewed since, dead without a word, slept over, refused. None of it is an account's fault,
 //! moves a thread or costs a renewal more than once.
 
+use crate::{
+    codex_kit::upstream,
+    ws_kit::{asked, open, world},
+};
 use cma_tests::{
     http::Door,
-    sim::{AccountSpec, Fault, Route, Seen, SimConfig},
+    sim::{Fault, Route},
     world::{World, eventually},
-    ws::{End, Socket, said},
+    ws::{End, Told, said},
 };
 use serde_json::json;
 use std::{fs, time::Duration};
-
-fn config(names: &[&str]) -> SimConfig {
-    SimConfig {
-        accounts: names.iter().map(|name| AccountSpec::new(name)).collect(),
-        reply_text: "served by {account}".to_owned(),
-        ..SimConfig::default()
-    }
-}
-
-fn world(names: &[&str]) -> World {
-    World::with_accounts(config(names))
-}
-
-#[track_caller]
-fn open(world: &World, session: &str) -> Socket {
-    Door::of(world).socket(session).unwrap_or_else(|answer| panic!("{answer:?}"))
-}
-
-fn asked(world: &World, method: &str) -> Vec<Seen> {
-    let turns = |seen: &Seen| seen.method == method && seen.path.ends_with("/codex/responses");
-    world.sim().seen().into_iter().filter(turns).collect()
-}
 
 /// Who got the frames, in order.
 fn got(world: &World) -> Vec<String> {
@@ -39,7 +21,7 @@ fn got(world: &World) -> Vec<String> {
 }
 
 #[track_caller]
-fn unknown(told: &cma_tests::ws::Told) {
+fn unknown(told: &Told) {
     assert_eq!(told.last()["error"]["code"], "previous_response_not_found", "{:?}", told.0);
 }
 
@@ -120,7 +102,7 @@ fn a_connection_that_died_is_replaced_with_the_same_account() {
 
 #[test]
 fn after_a_sleep_a_connection_is_made_anew() {
-    let world = World::new(config(&["a", "b"]));
+    let world = World::new(upstream(&["a", "b"]));
     let file = world.path("tmp/shift");
     fs::write(&file, "0").unwrap();
     let world = world.with_env("CMA_CLOCK_SHIFT", file.to_str().unwrap());
@@ -141,7 +123,7 @@ fn after_a_sleep_a_connection_is_made_anew() {
 
 #[test]
 fn an_answer_that_falls_silent_is_given_up_and_never_ended_cleanly() {
-    let world = World::new(config(&["a"])).with_env("CMA_STALL", "400ms");
+    let world = World::new(upstream(&["a"])).with_env("CMA_STALL", "400ms");
     world.import_all();
     world.sim().fault(Some("a"), Route::Frame, Fault::HangMidStream { after: 7 }, Some(1));
     let mut socket = open(&world, "thread-1");
@@ -203,7 +185,7 @@ fn a_turn_that_outlives_its_daemon_goes_on_where_its_state_is_from() {
     world.ctl("unpin").ok();
     std::thread::sleep(Duration::from_millis(1500));
     world.ctl("daemon restart").ok();
-    let told = cma_tests::ws::Told(socket.events().unwrap());
+    let told = Told(socket.events().unwrap());
     assert!(told.is_complete(), "{:?}", told.0);
     assert_eq!(socket.event(), Err(End::Closed(1012)));
     assert_ne!(world.daemon_pid(), before);

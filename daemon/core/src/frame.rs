@@ -4,7 +4,7 @@
 //! without a turn state that another account gave, or as the body of an HTTP request. Edits keep every
 //! other field as it stands, and its place. Pure; a frame comes from a client, and may be anything.
 
-use crate::{bound, skim::Skim};
+use crate::{bound, models, skim::Skim};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{
     Deserialize, Deserializer,
@@ -17,8 +17,6 @@ use std::{borrow::Cow, fmt, sync::Arc};
 pub const TURN_STATE: &str = "x-codex-turn-state";
 /// Where metadata carries the tag of the model list.
 pub const MODELS: &str = "x-models-etag";
-/// A model's name is a word; what is longer is none, and isn't kept.
-const MAX_MODEL: usize = 256;
 /// Fields of a frame that an HTTP body doesn't have.
 const ONLY_HERE: [&str; 3] = ["type", "generate", "previous_response_id"];
 /// Headers that a frame carries inside its metadata, by this prefix and with underscores.
@@ -72,7 +70,7 @@ impl Create {
         let kind = kind?;
         Some(Self {
             kind: if kind == CREATE { CREATE.into() } else { kind.into_owned().into() },
-            model: model.filter(|model| model.len() <= MAX_MODEL).map(Arc::from),
+            model: model.filter(|model| model.len() <= models::MAX_NAME).map(Arc::from),
             previous_response_id: previous.map(Cow::into_owned),
             generate,
             turn_state: state.map(Cow::into_owned),

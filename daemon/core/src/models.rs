@@ -9,6 +9,8 @@ use std::{collections::BTreeSet, sync::Arc};
 
 /// Entries of one list; more are left out. Upstream has a dozen.
 const MAX_MODELS: usize = 512;
+/// A model's name is a word, in bytes: what is longer is none, and isn't kept.
+pub const MAX_NAME: usize = 256;
 
 /// One list as upstream wrote it.
 #[derive(Debug)]

@@ -5,7 +5,7 @@
 //! beginning is read after it has left; a delta costs one search for its line end. The same events come
 //! out for every way of splitting the same bytes. Pure.
 
-use crate::{event::Fault, quota, skim::Skim, time::Wall, usage::Usage};
+use crate::{event::Fault, models, quota, skim::Skim, time::Wall, usage::Usage};
 use bytes::Bytes;
 use memchr::memmem::Finder;
 use std::{
@@ -17,8 +17,6 @@ use std::{
 const MAX_LINE: usize = 4 * 1024 * 1024;
 /// What an event's line begins with.
 const DATA: &[u8] = b"data:";
-/// A model's name that is longer is none.
-const MAX_MODEL: usize = 256;
 /// By this many bytes an event has told its type: upstream writes it first.
 const TELLS_BY: usize = 96;
 
@@ -170,7 +168,7 @@ impl Sniffer {
 
     fn read(&mut self, data: &[u8]) {
         let Some(Event { kind: Some(kind), model, usage }) = Event::read(data) else { return };
-        if let Some(model) = model.filter(|model| model.len() <= MAX_MODEL) {
+        if let Some(model) = model.filter(|model| model.len() <= models::MAX_NAME) {
             self.said.model = Some(model.into());
         }
         match &*kind {

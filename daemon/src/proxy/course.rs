@@ -170,7 +170,7 @@ impl Course {
         let nobodys = mark == Mark::Fine;
         lease.finish(Release { mark, served: false, model: self.need.model.clone() });
         match act {
-            // A connection that has lived its time.
+            // Only its connection was at fault: it had lived its time, or was dead.
             Act::RetrySame if nobodys => self.need.only = Some(account),
             Act::RetrySame if self.renewed.as_ref() != Some(&account) => {
                 // The next select on this account waits for its renewal.

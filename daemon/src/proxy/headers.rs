@@ -5,6 +5,7 @@
 //! hop-by-hop headers and cookies, which belong to an account's connection and not to the client.
 
 use crate::vault::Pass;
+use cma_core::models;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use std::sync::Arc;
 
@@ -77,7 +78,7 @@ pub(crate) fn session(headers: &HeaderMap) -> Option<Arc<str>> {
 pub(crate) fn model_hint(headers: &HeaderMap) -> Option<Arc<str>> {
     let hint = headers.get(&HINT)?.to_str().ok()?;
     let model = hint.split(';').find_map(|part| part.trim_ascii().strip_prefix("model="))?;
-    (model.len() <= MAX_NAME).then(|| model.into())
+    (model.len() <= models::MAX_NAME).then(|| model.into())
 }
 
 /// A client's headers made ready to be sent; [`sign`] or [`identify`] adds whose they are, into places

@@ -3,21 +3,18 @@
 
 use super::{
     BYPASS, COMPACT, HOUR, LIMIT, assert_history, assert_quiet, begin, go_on, go_on_with, items,
-    shown, thoughts, to,
+    machine_with, says_what_to_type, shown, thoughts, to,
 };
-use crate::codex_kit::{VERSION, bare, codex, start, upstream};
+use crate::codex_kit::{codex, start};
 use cma_tests::{
-    sim::{Cut, Fault, Route, Seen, SimConfig},
+    sim::{Cut, Fault, Route, Seen},
     world::{World, eventually},
 };
 use serde_json::json;
 use std::time::Duration;
 
 fn machine() -> Option<World> {
-    let config = SimConfig { reasoning: true, ..upstream(&["a", "b"]) };
-    let world = bare(config, VERSION)?.with_env("CMA_WEBSOCKET", "on");
-    world.import_all();
-    Some(world)
+    machine_with("on")
 }
 
 /// The frames of turns that reached the upstream; no turn may have gone another way.
@@ -141,11 +138,7 @@ fn a_compacted_thread_waits_for_its_account_or_goes_on_without_its_past() {
     let ran = go_on_with(&world, &id, &COMPACT, "second words").ok();
     assert_eq!(ran.stdout.trim(), "served by a", "{}", ran.stderr);
     world.sim().fault(Some("a"), Route::Frame, HOUR, None);
-    let ran = go_on_with(&world, &id, &[], "third words");
-    assert_eq!(ran.code, 1, "{}", ran.stderr);
-    let line = format!("run `cmactl session move {id} b --without-summary`");
-    assert!(ran.stderr.contains("only `a` (usage limit reached) can read"), "{}", ran.stderr);
-    assert!(ran.stderr.contains(&line), "{}", ran.stderr);
+    says_what_to_type(&world, &id);
     world.ctl(&format!("session move {id} b --without-summary")).ok();
     go_on(&world, &id, "fourth words", "b");
     assert_eq!(items(&last(&world), "compaction").count(), 0);

@@ -218,9 +218,9 @@ impl<'a> Flow<'a> {
     /// What an attempt's end over a link says, in the light of that link: one that was used before and
     /// is silent or gone at the first word may be dead since then, and one that was opened with another
     /// token than the account's is refused for that one. Neither is the account's fault.
-    pub(super) fn weighed(&self, ended: Ended, link: &Link, now: Generation) -> Ended {
+    pub(super) fn blamed_on_link(&self, ended: Ended, link: &Link, current: Generation) -> Ended {
         let Ended::Hidden(verdict, said) = ended else { return ended };
-        let reason = if verdict.mark == Mark::Unauthorized && link.generation != now {
+        let reason = if verdict.mark == Mark::Unauthorized && link.generation != current {
             "the connection's token was renewed meanwhile"
         } else if said.is_none() && self.begun.is_none() && self.was_dead(link) {
             "the connection was dead"

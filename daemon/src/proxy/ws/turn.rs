@@ -451,7 +451,7 @@ impl Session {
                 Ended::Hidden(cut, None)
             },
         };
-        let ended = flow.weighed(ended, link, lease.generation);
+        let ended = flow.blamed_on_link(ended, link, lease.generation);
         let heard = flow.heard;
         if matches!(ended, Ended::Final(None)) {
             link.answered = Some(clock::mono());
@@ -630,10 +630,11 @@ impl Session {
         let own = match turn.ride.turn_state() {
             Some(TurnState::Own(state)) => state.to_str().ok(),
             Some(TurnState::Drop) => None,
-            seen => {
-                // Of a thread that nobody has served yet anybody's would be shown.
+            // What is known of its thread would let it through, or nothing is known of a thread: who gave
+            // it decides, where that is known.
+            shown_or_unknown => {
                 let gave = self.proxy.sockets.gave_state(shown, account);
-                gave.unwrap_or(seen.is_some()).then_some(shown)
+                gave.unwrap_or(shown_or_unknown.is_some()).then_some(shown)
             },
         };
         if own == Some(shown) { Some(frame) } else { frame::with_turn_state(&frame, own) }

@@ -26,6 +26,11 @@ fn a_frame_is_read_for_what_a_turn_needs() {
     let prewarm = r#"{"type":"response.create","generate":false}"#;
     assert!(Create::read(prewarm).unwrap().is_prewarm());
     assert!(!Create::read(r#"{"type":"response.cancel"}"#).unwrap().is_turn());
+    let named = |length: usize| {
+        let model = "m".repeat(length);
+        Create::read(&format!(r#"{{"type":"response.create","model":"{model}"}}"#)).unwrap().model
+    };
+    assert!(named(256).is_some() && named(257).is_none(), "what is kept of a frame is bounded");
     for bad in ["", "[]", "{}", r#"{"type":1}"#, "null"] {
         assert!(Create::read(bad).is_none(), "{bad}");
     }
