@@ -150,13 +150,21 @@ async fn connection(mut stream: TcpStream, answer: &[u8]) -> std::io::Result<()>
                     );
                     stream.write_all(out.as_bytes()).await?;
                 }
-                let mut out = String::new();
-                chunk(&mut out, COMPLETED);
-                out.push_str("0\r\n\r\n");
-                stream.write_all(out.as_bytes()).await?;
+                if first.is_some() {
+                    // The event is to come alone.
+                    ticks.tick().await;
+                }
+                stream.write_all(last().as_bytes()).await?;
             },
         }
     }
+}
+
+/// How a stream of events ends.
+fn last() -> String {
+    let mut out = String::new();
+    chunk(&mut out, COMPLETED);
+    out + "0\r\n\r\n"
 }
 
 /// Turns over a WebSocket: whatever comes masked by zeros and ends like a request is one.
