@@ -262,6 +262,15 @@ pub(crate) struct App {
 }
 
 impl App {
+    /// Whether another daemon is asking for the root right now.
+    pub(crate) fn is_handing_over(&self) -> bool {
+        #[cfg(unix)]
+        return self.handing_over.load(Ordering::Acquire);
+        // No socket outlives its process there.
+        #[cfg(not(unix))]
+        false
+    }
+
     /// Ends now, without waiting for running turns; those of the daemon before end as well.
     pub(crate) fn cut(&self) {
         self.stop.cut();

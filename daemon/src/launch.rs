@@ -9,6 +9,7 @@
 
 use crate::{
     fault::Fault,
+    outside,
     project::{self, Bounds, Choice, Projects},
     proxy::keys::Keys,
     roster::Roster,
@@ -372,16 +373,17 @@ fn layers(request: &LaunchRequest) -> Result<Vec<Table>, String> {
 }
 
 fn read(path: &Path) -> Result<Option<Table>, String> {
-    use std::io::ErrorKind::{NotADirectory, NotFound};
+    use std::io::ErrorKind::{FileTooLarge, NotADirectory, NotFound};
     let unread = |why: &dyn std::fmt::Display| format!("`{}` {why}", path.display());
-    match std::fs::metadata(path) {
-        Ok(meta) if meta.len() <= MAX_FILE => {},
-        Ok(_) => return Err(unread(&"is too large to be looked at")),
+    let bytes = match outside::read(path, MAX_FILE) {
+        Ok(bytes) => bytes,
         Err(error) if matches!(error.kind(), NotFound | NotADirectory) => return Ok(None),
+        Err(error) if error.kind() == FileTooLarge => {
+            return Err(unread(&"is too large to be looked at"));
+        },
         Err(error) => return Err(unread(&format_args!("can't be read: {error}"))),
-    }
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| unread(&format_args!("can't be read: {error}")))?;
+    };
+    let text = String::from_utf8(bytes).map_err(|_error| unread(&"is not UTF-8"))?;
     let broken = |_error| format!("`{}` is not valid TOML", path.display());
     text.parse::<Table>().map(Some).map_err(broken)
 }
@@ -548,5 +550,22 @@ mod tests {
         assert_eq!(version("0.169"), None);
         assert!(version("0.149.0") >= Some(TAKES_KEY));
         assert_eq!(no_proxy("corp.test, 127.0.0.1,corp.test"), "corp.test,127.0.0.1,localhost,::1");
+    }
+
+    /// Anybody can put a pipe where a project's configuration would be: to open it would never end.
+    #[cfg(unix)]
+    #[test]
+    fn what_is_no_file_is_no_configuration_of_a_project_and_none_of_the_home_that_can_be_read() {
+        let home = tempfile::tempdir().unwrap();
+        let pipe = |folder: &Path| {
+            std::fs::create_dir_all(folder).unwrap();
+            let (at, mode) = (folder.join("config.toml"), rustix::fs::Mode::RUSR);
+            rustix::fs::mkfifoat(rustix::fs::CWD, at, mode).unwrap();
+        };
+        pipe(&home.path().join("work/.codex"));
+        assert!(layers(&request(home.path())).unwrap().is_empty());
+        pipe(home.path());
+        let why = layers(&request(home.path())).unwrap_err();
+        assert!(why.contains("config.toml` can't be read"), "{why}");
     }
 }

@@ -26,6 +26,7 @@ mod mirror;
 mod names;
 mod network;
 mod notices;
+mod outside;
 mod probes;
 mod project;
 mod proxy;
@@ -54,7 +55,6 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     process::{Command, ExitCode, Stdio},
     sync::Arc,
-    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
@@ -217,7 +217,7 @@ fn run(how: &Run) -> Result<(), Fault> {
     runtime.shutdown_background();
     let property = app.doors.take();
     // One that is being given the socket needs its name; one that isn't taken is found dead.
-    if property.is_some() && !app.handing_over.load(Ordering::Acquire) {
+    if property.is_some() && !app.is_handing_over() {
         ipc::unlink(&root);
     }
     tracing::info!("stopped");

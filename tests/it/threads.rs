@@ -390,6 +390,27 @@ fn threads_moved_by_hand_are_sealed_with_the_root() {
     }
     with("unlock").ok();
     assert!(served().contains("served by b"), "the person's word still counts");
+    // What is damaged meanwhile keeps nobody from serving, is told, and isn't written over.
+    world.kill_daemon();
+    let pins = world.root().join("threads/pins.json");
+    let whole = std::fs::read(&pins).unwrap();
+    let damaged = [&whole[..whole.len() / 2], b"!"].concat();
+    std::fs::write(&pins, &damaged).unwrap();
+    assert_eq!(world.status()["daemon"]["phase"], "locked");
+    for _ in 0..2 {
+        let ran = with("unlock");
+        assert_ne!(ran.code, 0, "{ran:?}");
+        let said = &ran.stderr;
+        assert!(said.contains("its accounts serve") && said.contains("pins.json"), "{said}");
+    }
+    assert!(served().contains("served by"));
+    assert!(world.status()["notes"].to_string().contains("cmactl unlock"));
+    assert_eq!(world.ctl("session move thread-one a").code, 6);
+    assert_eq!(std::fs::read(&pins).unwrap(), damaged);
+    std::fs::write(&pins, &whole).unwrap();
+    with("unlock").ok();
+    assert_eq!(world.status()["notes"], serde_json::json!([]));
+    assert!(served().contains("served by b"), "the person's word still counts");
     world.ctl("session unpin thread-one").ok();
     assert_eq!(shown(&world, "thread-one")["session"]["pinned"], Value::Null);
     world.assert_clean();

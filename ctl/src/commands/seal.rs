@@ -43,7 +43,9 @@ pub(super) fn unlock(context: &Context, screen: &mut Screen) -> Result<ExitCode,
     let mut client = context.connect()?;
     let now = ask(&mut client, Survive::SealStatus)?;
     if now.state != "locked" {
-        return tell(&now, "The root was not locked.", screen);
+        // What an unlock before could not read is read now.
+        let info = ask(&mut client, Survive::Unlock { passphrase: None })?;
+        return tell(&info, "", screen);
     }
     let keyring = now.by.iter().any(|by| by == "keyring");
     let given = from_environment("CMA_PASSPHRASE");

@@ -125,13 +125,14 @@ async fn give(app: &Arc<App>, socket: &Path) -> io::Result<Talk> {
     talk.expect(word::READY, READY_WITHIN).await?;
     // Renewals under way may take a while. Nothing is said meanwhile: whatever is heard is an end.
     let still = tokio::select! {
-        still = app.roster.truth().hold_still() => still,
-        _gone = talk.hear() => return Err(io::ErrorKind::UnexpectedEof.into()),
+        biased;
         // Who was asked to stop meanwhile stops, and nobody goes on in its place.
         () = app.phases.reached(Phase::Draining) => {
             let _gone = talk.say(word::NO).await;
             return Err(io::Error::other("it was asked to stop meanwhile"));
         },
+        still = app.roster.truth().hold_still() => still,
+        _gone = talk.hear() => return Err(io::ErrorKind::UnexpectedEof.into()),
     };
     cache::write_now(&app.root, &app.actor).await;
     cache::threads::write_now(&app.root, &app.proxy.traces.threads).await;

@@ -5,7 +5,7 @@ use crate::{
     app::App,
     blocking,
     fault::Fault,
-    roster::keep::Outcome,
+    roster::keep::{Outcome, Unlocked},
     store::{
         backup::{KEPT, Listed},
         keyring::Keyring,
@@ -102,35 +102,56 @@ async fn unlock(app: &Arc<App>, passphrase: Option<Secret>) -> Result<Survived, 
     let passphrase = passphrase.map(bounded).transpose()?;
     let keyring = keyring(app);
     let reading = Arc::clone(app);
-    let opened = blocking::with(&app.roster, move |roster| {
-        let opened = roster.unlock(passphrase.as_ref(), &keyring)?;
-        if opened {
-            // At once: until it is read, a change would be written as if nothing were there.
-            reading.projects.read_in()?;
-            reading.pins.read_in()?;
-            reading.proxy.traces.books.budgets.read_in()?;
-            reading.proxy.keys.tokens()?.read_in()?;
-            reading.choosing.read_in()?;
-            reading.mirror.read_in()?;
-        }
-        Ok(opened)
+    let (unlocked, beside) = blocking::with(&app.roster, move |roster| {
+        let unlocked = roster.unlock(passphrase.as_ref(), &keyring)?;
+        let beside = match unlocked {
+            Unlocked::Nothing => Ok(()),
+            Unlocked::Accounts | Unlocked::Beside => read_beside(&reading),
+        };
+        Ok((unlocked, beside))
     })
     .await?;
-    if opened {
+    if unlocked == Unlocked::Accounts {
         upsert(app, &app.roster.all()).await?;
         if let Some((pin, _since)) = app.roster.state().pin {
             let pin = Some(AccountId::from_written(&pin));
             app.actor.command(Input::Pin(pin)).await.map_err(stopping)?;
         }
-        super::sessions::tell_pins(app).await?;
-        super::choose::tell(app).await?;
         tracing::info!("the root is open");
     }
+    let opened = unlocked != Unlocked::Nothing;
+    if opened {
+        super::sessions::tell_pins(app).await?;
+        super::choose::tell(app).await?;
+    }
+    beside.map_err(|Fault { refusal }| {
+        let message = format!("the root is open and its accounts serve, but {}", refusal.message);
+        let hint = format!("{}; then run `cmactl unlock` again", refusal.hint);
+        Fault::new(refusal.code, message, hint)
+    })?;
     let mut seal = seal(blocking::with(&app.roster, |roster| roster.store().seal_report()).await?);
-    if !opened {
-        seal.notes.push("the root was not locked".to_owned());
+    match unlocked {
+        Unlocked::Nothing => seal.notes.push("the root was not locked".to_owned()),
+        Unlocked::Beside => seal.notes.push("what could not be read before is read now".to_owned()),
+        Unlocked::Accounts => {},
     }
     Ok(Survived::Seal(seal))
+}
+
+/// Reads all that lies beside the accounts, what can be; one that can't is no reason to go without the
+/// others. Until all is read none of it is written: it would be as if nothing had been there.
+fn read_beside(app: &App) -> Result<(), Fault> {
+    let read = [
+        app.projects.read_in(),
+        app.pins.read_in(),
+        app.proxy.traces.books.budgets.read_in(),
+        app.proxy.keys.tokens().and_then(|tokens| tokens.read_in()),
+        app.choosing.read_in(),
+        app.mirror.read_in(),
+    ];
+    read.into_iter().collect::<Result<(), Fault>>()?;
+    app.roster.store().set_unread(false);
+    Ok(())
 }
 
 /// Things of this family that a person should know, one line each.
@@ -141,6 +162,12 @@ pub(super) fn notes(app: &App) -> Vec<String> {
         return app.roster.store().why_locked().into_iter().chain([locked.to_owned()]).collect();
     }
     let mut notes = app.roster.store().repairs();
+    if app.roster.store().is_unread() {
+        notes.push(
+            "not all of the root could be read when it was opened: run `cmactl unlock` to see what is in the way"
+                .to_owned(),
+        );
+    }
     if app.roster.all().is_empty() {
         let backups = app.roster.store().backups().unwrap_or_default();
         if let Some(newest) = backups.iter().find(|backup| backup.accounts > 0) {

@@ -41,6 +41,17 @@ pub(crate) struct Outcome {
     pub(crate) pin: Option<AccountId>,
 }
 
+/// What an unlock has left to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unlocked {
+    /// The root was open.
+    Nothing,
+    /// The accounts were read; what lies beside them is to be.
+    Accounts,
+    /// As [`Self::Accounts`], but those were read by an unlock before, which couldn't read the rest.
+    Beside,
+}
+
 impl Roster {
     /// Reads the accounts and choices, once the root is open.
     pub(super) fn read_in(&self) -> Result<(), Fault> {
@@ -216,23 +227,28 @@ impl Roster {
         self.store.rekey(by, keyring)
     }
 
-    /// Opens a sealed root and reads it in. True when it was locked.
+    /// Opens a sealed root and reads the accounts in. What lies beside them is unread from here on, until
+    /// whoever asked has read it.
     pub(crate) fn unlock(
         &self,
         passphrase: Option<&SecretString>,
         keyring: &Result<Keyring, String>,
-    ) -> Result<bool, Fault> {
+    ) -> Result<Unlocked, Fault> {
         // One writer from the first look to the last: a change that waits meanwhile must find what is
         // there, or it would be written as if the root were empty.
         let mut state = self.writer.lock();
-        if !self.is_locked() {
-            return Ok(false);
-        }
-        match passphrase {
-            Some(passphrase) => self.store.unlock(passphrase)?,
-            None => self.store.unlock_by(keyring)?,
+        if self.is_locked() {
+            self.store.set_unread(true);
+            match passphrase {
+                Some(passphrase) => self.store.unlock(passphrase)?,
+                None => self.store.unlock_by(keyring)?,
+            }
+        } else if !self.store.is_unread() {
+            return Ok(Unlocked::Nothing);
+        } else if !self.records.read().is_empty() {
+            return Ok(Unlocked::Beside);
         }
         self.read_in_as(&mut state)?;
-        Ok(true)
+        Ok(Unlocked::Accounts)
     }
 }

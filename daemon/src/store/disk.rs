@@ -13,8 +13,22 @@ use crate::{fault::Fault, truth::Given};
 use cma_proto::error::ErrorCode;
 use parking_lot::{Mutex, RwLock};
 use serde::{Serialize, de::DeserializeOwned};
-use std::{io, path::Path};
+use std::{
+    io,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
 use zeroize::Zeroizing;
+
+/// What lies beside the accounts and is kept in memory: it is written anew as a whole.
+const BESIDE: [&str; 6] = [
+    "projects",
+    "choosing.json",
+    "mirror/state.json",
+    "threads/pins.json",
+    "budgets.json",
+    "tokens.json",
+];
 
 /// Whether the root is sealed, and the keys when it is open.
 #[derive(Debug, Clone, Default)]
@@ -40,6 +54,8 @@ pub(super) struct Disk {
     pub(super) given: Given,
     /// Why the root was not opened at the start, when something was tried.
     pub(super) why_locked: Mutex<Option<String>>,
+    /// Whether the root was opened and what lies beside the accounts isn't all read since.
+    pub(super) unread: AtomicBool,
 }
 
 impl Disk {
@@ -157,6 +173,7 @@ impl Store {
     /// As [`atomic::write`]; [`ErrorCode::Denied`] while the root is locked.
     pub(crate) fn put<T: Serialize>(&self, path: &Path, content: &T) -> Result<(), Fault> {
         self.disk.given.check()?;
+        self.is_known(path)?;
         let plain = record::encode(content)?;
         let _gate = self.disk.gate.lock();
         atomic::write(path, &self.disk.dress(path, &plain)?)
@@ -168,6 +185,7 @@ impl Store {
     /// As [`atomic::remove`]; [`ErrorCode::Denied`] while the root is locked.
     pub(crate) fn drop_file(&self, path: &Path) -> Result<(), Fault> {
         self.disk.writable()?;
+        self.is_known(path)?;
         let _gate = self.disk.gate.lock();
         atomic::remove(path)
     }
@@ -177,6 +195,29 @@ impl Store {
         self.disk.writable()?;
         let _gate = self.disk.gate.lock();
         atomic::keep_aside(path, aside)
+    }
+
+    /// Whether what a file holds has been read, so that what replaces it isn't made of nothing.
+    fn is_known(&self, path: &Path) -> Result<(), Fault> {
+        let inside = path.strip_prefix(&self.root).unwrap_or(path);
+        if self.is_unread() && BESIDE.iter().any(|name| inside.starts_with(name)) {
+            return Err(Fault::new(
+                ErrorCode::Denied,
+                format!("`{}` was not read when the root was opened", path.display()),
+                "run `cmactl unlock` again: it reads the rest, or says what is in the way",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether the root was opened and what lies beside the accounts isn't all read since.
+    pub(crate) fn is_unread(&self) -> bool {
+        self.disk.unread.load(Ordering::Acquire)
+    }
+
+    /// Says that it isn't, or that it is now.
+    pub(crate) fn set_unread(&self, unread: bool) {
+        self.disk.unread.store(unread, Ordering::Release);
     }
 
     /// Whether nothing can be read or written until somebody gives the key.

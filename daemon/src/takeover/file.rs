@@ -1,14 +1,9 @@
-//! Other programs' files, opened read only and bounded.
-//!
-//! A link is followed (dotfile tools make them), but only a regular file is read: a pipe would never
-//! end and a device may do something. What can't be read is one sentence that quotes nothing.
+//! Files of those who had the logins before ([`outside`]). What can't be read is one sentence that
+//! quotes nothing.
 
+use crate::outside;
 use serde_json::Value;
-use std::{
-    fs::{File, OpenOptions},
-    io::{self, Read as _},
-    path::Path,
-};
+use std::{fs::File, io, path::Path};
 
 /// The predecessor refuses imports above this (2.8.7); no login file comes near.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
@@ -18,17 +13,7 @@ const MAX_FILE: u64 = 4 * 1024 * 1024;
 /// # Errors
 /// A sentence for a person.
 pub(super) fn open(path: &Path) -> Result<File, String> {
-    let mut options = OpenOptions::new();
-    options.read(true);
-    #[cfg(unix)]
-    // A pipe without a writer would hold the open itself.
-    std::os::unix::fs::OpenOptionsExt::custom_flags(
-        &mut options,
-        libc::O_NONBLOCK | libc::O_NOCTTY,
-    );
-    let file = options.open(path).map_err(|error| told(&error))?;
-    let meta = file.metadata().map_err(|error| told(&error))?;
-    if meta.is_file() { Ok(file) } else { Err("it is not a regular file".to_owned()) }
+    outside::open(path).map_err(|error| told(&error))
 }
 
 fn told(error: &io::Error) -> String {
@@ -37,6 +22,8 @@ fn told(error: &io::Error) -> String {
         io::ErrorKind::PermissionDenied => {
             "it may not be read: check its owner and mode".to_owned()
         },
+        io::ErrorKind::InvalidInput => "it is not a regular file".to_owned(),
+        io::ErrorKind::FileTooLarge => format!("it is larger than {} MiB", MAX_FILE / 1024 / 1024),
         _ => format!("it can't be read: {error}"),
     }
 }
@@ -46,12 +33,7 @@ fn told(error: &io::Error) -> String {
 /// # Errors
 /// A sentence for a person.
 pub(super) fn bytes(path: &Path) -> Result<Vec<u8>, String> {
-    let mut bytes = Vec::new();
-    open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|error| told(&error))?;
-    if bytes.len() as u64 > MAX_FILE {
-        return Err(format!("it is larger than {} MiB", MAX_FILE / 1024 / 1024));
-    }
-    Ok(bytes)
+    outside::read(path, MAX_FILE).map_err(|error| told(&error))
 }
 
 /// The one JSON value in a file.
