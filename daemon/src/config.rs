@@ -49,6 +49,9 @@ pub(crate) struct Config {
     pub(crate) issuer: Endpoint,
     /// How long an attempt waits for the head of an answer.
     pub(crate) head_timeout: Duration,
+    /// How long a turn waits for a host that is out of reach. With what a turn may have waited before that,
+    /// below the five minutes after which the official CLI gives a silent WebSocket up (0.169.0).
+    pub(crate) host_wait: Duration,
     /// How long a stop lets running responses end.
     pub(crate) drain_timeout: Duration,
     /// How fast credentials are renewed ahead of their expiry.
@@ -111,6 +114,7 @@ pub(crate) struct Endpoint {
 struct File {
     listen: Option<String>,
     head_timeout: Option<String>,
+    host_wait: Option<String>,
     drain_timeout: Option<String>,
     renewals_per_second: Option<f64>,
     renewals_at_once: Option<u32>,
@@ -258,6 +262,7 @@ impl Config {
             backend: endpoint(BACKEND).map_err(Fault::internal)?,
             issuer: endpoint(ISSUER).map_err(Fault::internal)?,
             head_timeout: Duration::from_secs(30),
+            host_wait: Duration::from_secs(240),
             drain_timeout: Duration::from_secs(600),
             pace: Pace::default(),
             log: tracing::Level::INFO,
@@ -297,6 +302,13 @@ impl Config {
                 duration(&value)
                     .map(|d| config.head_timeout = d)
                     .map_err(|why| format!("{whence}: head_timeout {why}")),
+            );
+        }
+        if let Some((whence, value)) = pick("CMA_HOST_WAIT", &file.host_wait) {
+            keep(
+                duration(&value)
+                    .map(|d| config.host_wait = d)
+                    .map_err(|why| format!("{whence}: host_wait {why}")),
             );
         }
         if let Some(value) = &file.drain_timeout {

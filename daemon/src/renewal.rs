@@ -47,7 +47,7 @@ const CLIENT_ID: &str = "app_EMoamEEZ73f0CkXaXp7hrann";
 /// Refusals that are final at any status.
 pub(crate) const PERMANENT: [&str; 3] =
     ["refresh_token_expired", "refresh_token_reused", "refresh_token_invalidated"];
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(8);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause before the one repetition of a request that got no answer.
 const REPEAT_AFTER: Duration = Duration::from_millis(500);
@@ -148,7 +148,11 @@ impl Renewer {
             Ok(fresh) => {
                 tracing::info!(account = %id, generation = fresh.generation.0, "credential renewed");
             },
-            Err(RenewalFailure::Transient(why) | RenewalFailure::Unreached(why)) => {
+            Err(
+                RenewalFailure::Transient(why)
+                | RenewalFailure::Unreached(why)
+                | RenewalFailure::Held(why),
+            ) => {
                 tracing::warn!(account = %id, generation = generation.0, why = &**why, "renewal failed for now");
             },
             Err(RenewalFailure::Permanent(why)) => {
@@ -431,7 +435,7 @@ impl Renewer {
             let why = format!("renewals wait for the disk: {fault}");
             self.roster.troubles().met(Place::Disk, &why);
             // Nothing was sent, or what came of it needs no note any more.
-            RenewalFailure::Unreached(why.into())
+            RenewalFailure::Held(why.into())
         })
     }
 

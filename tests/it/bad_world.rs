@@ -401,7 +401,8 @@ fn without_name_resolution_no_account_is_touched() {
     // Empty counts as unset: only config.toml may name a host that is not loopback.
     let world = World::new(config(&["a", "b"]))
         .with_env("CMA_UPSTREAM_BACKEND", "")
-        .with_env("CMA_UPSTREAM_ISSUER", "");
+        .with_env("CMA_UPSTREAM_ISSUER", "")
+        .with_env("CMA_HOST_WAIT", "3s");
     fs::create_dir_all(world.root()).unwrap();
     let settings = format!("[upstream]\nbackend = '{backend}'\nissuer = '{issuer}'\n");
     fs::write(world.root().join("config.toml"), settings).unwrap();

@@ -3,8 +3,8 @@
 mod splits;
 
 use cma_tests::{
-    http::{Answer, Door, Line},
-    sim::{AccountSpec, Cut, Fault, Inside, Outcome, Route, Seen, SimConfig, What},
+    http::{Answer, Door, Line, turn_body},
+    sim::{AccountSpec, Cut, Encrypted, Fault, Inside, Outcome, Route, Seen, SimConfig, What},
     world::{World, eventually},
 };
 use std::{
@@ -558,5 +558,33 @@ fn a_storm_of_failures_is_seen_by_nobody() {
     for account in status["accounts"].as_array().unwrap() {
         assert_eq!((&account["state"], &account["in_flight"]), (&"ready".into(), &0.into()));
     }
+    world.assert_clean();
+}
+
+/// Upstream may say inside the stream, too, that it can't read what another account sealed.
+#[test]
+fn what_another_account_sealed_is_left_out_when_the_stream_says_so() {
+    let world =
+        World::with_accounts(SimConfig { encrypted: Encrypted::Lenient, ..config(&["a", "b"]) });
+    let door = Door::of_account(&world, "b");
+    for what in [
+        Inside::failed("invalid_encrypted_content", "scripted"),
+        What::Error("invalid_encrypted_content".to_owned()),
+    ] {
+        let fault = Inside::before_the_answer(what);
+        world.sim().fault(Some("b"), Route::Responses, fault, Some(1));
+        let mut body: serde_json::Value = serde_json::from_slice(&turn_body(100)).unwrap();
+        let thought = serde_json::json!({
+            "type": "reasoning", "summary": [], "encrypted_content": world.sim().sealed_for("a"),
+        });
+        body["input"].as_array_mut().unwrap().insert(0, thought);
+        let before = posts(&world).len();
+        let answer = door.send(&door.turn().body(body.to_string().into_bytes())).unwrap();
+        served_by(&answer, "b");
+        let sent: Vec<_> = posts(&world).split_off(before);
+        let thoughts = |seen: &Seen| seen.body.to_string().matches("encrypted_content").count();
+        assert_eq!(sent.iter().map(thoughts).collect::<Vec<_>>(), [1, 0]);
+    }
+    assert_eq!(world.account("b")["state"], "ready");
     world.assert_clean();
 }

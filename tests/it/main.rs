@@ -65,6 +65,8 @@ mod mirror;
 #[cfg(test)]
 mod network;
 #[cfg(test)]
+mod outage;
+#[cfg(test)]
 mod own_auth;
 #[cfg(test)]
 mod projects;

@@ -376,6 +376,18 @@ fn the_older_compaction_moves_like_a_turn() {
     assert_eq!(world.account("b")["state"], "cooling");
     world.sim().fault(Some("a"), Route::Errand, Fault::server_error(500, None), Some(1));
     assert_eq!(compact("s-2"), "a", "tried again, as it changes nothing");
+    // What the account before sealed stays behind, whether the thread is named or not.
+    let thought = json!({ "type": "reasoning", "summary": [], "encrypted_content": world.sim().sealed_for("b") });
+    let said = json!({ "type": "message", "role": "user", "content": [] });
+    let body = json!({ "model": "gpt-5.5", "input": [thought, said], "instructions": "" });
+    for session in [Some("s-1"), None] {
+        let ask = posting(&door, "/codex/responses/compact", &body);
+        let ask =
+            session.map_or_else(|| ask.clone(), |name| ask.clone().header("session-id", name));
+        let answer = door.send(&ask).unwrap();
+        assert_eq!(answer.status, 200, "{session:?}: {}", answer.text());
+        assert_eq!(answer.json()["output"][0]["by"], "a", "{session:?}");
+    }
     world.assert_clean();
 }
 

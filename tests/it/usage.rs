@@ -217,6 +217,20 @@ fn every_way_to_end_has_its_row() {
     assert_eq!((last["thread"].as_str(), last["status"].as_u64()), (Some("early"), Some(0)));
     assert!(tokens(&last).is_none());
     assert_eq!(written(&world), counted(&world));
+    // The CLI leaves at the final event, before the end as HTTP wants it.
+    fault(Fault::HangMidStream { after: usize::MAX });
+    let mut line = Line::open(door.addr).unwrap();
+    line.write(&door.turn_in("at-the-end").bytes()).unwrap();
+    assert_eq!(line.head().unwrap().status, 200);
+    let mut read = String::new();
+    while !read.contains("response.completed\"") {
+        read.push_str(&String::from_utf8_lossy(&line.piece().unwrap().unwrap()));
+    }
+    drop(line);
+    eventually("it is noticed", || outcomes(&world).len() == 6);
+    let last = rows(&world).pop().unwrap();
+    assert_eq!((&last["thread"], &last["outcome"]), (&"at-the-end".into(), &"complete".into()));
+    assert!(tokens(&last).is_some(), "{last}");
     assert_sums(&world);
     world.assert_clean();
 }

@@ -295,7 +295,7 @@ fn a_host_that_refuses_for_a_second_costs_no_account_anything() {
 #[test]
 fn a_dead_host_ends_the_turn_in_our_words_after_few_attempts() {
     let Some(world) = machine(&["a", "b"]) else { return };
-    gives_a_dead_host_up(&world, Duration::from_secs(30));
+    gives_a_dead_host_up(world, Duration::from_secs(30));
 }
 
 #[test]

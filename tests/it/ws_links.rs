@@ -136,20 +136,43 @@ fn an_answer_that_falls_silent_is_given_up_and_never_ended_cleanly() {
     world.assert_clean();
 }
 
-/// A page says nothing of the host: clients keep to WebSockets.
+/// A page at the handshake is a portal's, or all that something in front of a host without WebSockets
+/// says: the request itself tells, and either way clients keep their sockets.
 #[test]
-fn a_portals_page_is_no_host_without_websockets() {
+fn a_page_at_the_handshake_costs_no_turn() {
     let world = world(&["a"]);
     let page = Fault::Status {
         code: 404,
         headers: vec![("content-type".to_owned(), "text/html".to_owned())],
         body: "<html>Sign in to this network</html>".to_owned(),
     };
-    world.sim().fault(None, Route::Upgrade, page, Some(1));
+    let redirect = Fault::Status {
+        code: 302,
+        headers: vec![("location".to_owned(), "http://portal.invalid/".to_owned())],
+        body: String::new(),
+    };
+    world.sim().fault(None, Route::Upgrade, page.clone(), Some(1));
     let mut socket = open(&world, "thread-1");
     assert_eq!(socket.say("hello").text(), "served by a");
     assert_eq!(open(&world, "thread-2").say("hello").text(), "served by a");
-    assert_eq!((asked(&world, "WS").len(), asked(&world, "POST").len()), (2, 0));
+    assert_eq!((asked(&world, "WS").len(), asked(&world, "POST").len()), (1, 1));
+    // A portal says so to requests as well, for as long as its person takes.
+    world.sim().fault(None, Route::Upgrade, redirect.clone(), Some(2));
+    world.sim().fault(None, Route::Responses, page, Some(2));
+    assert_eq!(open(&world, "thread-3").say("hello").text(), "served by a");
+    // A gateway keeps to it, and a prewarm isn't sent by any other way.
+    world.sim().fault(None, Route::Upgrade, redirect, None);
+    let mut socket = open(&world, "thread-4");
+    let mut prewarm = socket.create(&[said("hello")]);
+    prewarm["generate"] = false.into();
+    let posts = asked(&world, "POST").len();
+    assert!(socket.ask(&prewarm).is_complete());
+    assert_eq!(asked(&world, "POST").len(), posts);
+    for n in 4..8 {
+        assert_eq!(open(&world, &format!("thread-{n}")).say("hello").text(), "served by a", "{n}");
+    }
+    let proxy = &world.status()["proxy"];
+    assert_eq!((&proxy["served"], &proxy["failed"]), (&7.into(), &0.into()));
     assert_eq!(world.account("a")["state"], "ready");
     world.assert_clean();
 }

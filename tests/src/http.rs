@@ -12,7 +12,7 @@ use std::{
 };
 
 /// How long a silent peer is waited for.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// A piece of a body is no larger.
 const PIECE: usize = 64 * 1024;
 

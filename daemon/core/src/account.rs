@@ -57,6 +57,15 @@ impl Default for Terms {
     }
 }
 
+/// Why a token could not be renewed the last time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stuck {
+    /// For a person.
+    pub why: Arc<str>,
+    /// Whether the issuer wasn't spoken to at all: the fault is of the way there.
+    pub unreached: bool,
+}
+
 /// One account of the pool.
 #[derive(Debug, Clone)]
 pub struct Account {
@@ -93,7 +102,7 @@ pub struct Account {
     /// Renewals in a row that failed for a passing reason, and when the next may start.
     pub renewal: (u32, Option<Due>),
     /// Why the last of these failed.
-    pub stuck: Option<Arc<str>>,
+    pub stuck: Option<Stuck>,
     /// Until when a fault of the way there counts against it.
     pub shaky: Option<Due>,
     /// Models its plan doesn't include, and until when that is believed.
@@ -241,7 +250,8 @@ impl Account {
             if let (_streak, Some(due)) = self.renewal
                 && !due.reached(now)
             {
-                let why = self.stuck.clone().unwrap_or_else(|| "the issuer can't now".into());
+                let stuck = self.stuck.as_ref().map(|stuck| Arc::clone(&stuck.why));
+                let why = stuck.unwrap_or_else(|| "the issuer can't now".into());
                 return State::Waiting(why, due.shown(now));
             }
             return State::Refreshing;

@@ -26,8 +26,8 @@ const UNAUTHORIZED: Span = Span::from_secs(300);
 const RENEWAL_FIRST: Span = Span::from_secs(2);
 /// Cap of the above.
 const RENEWAL_CAP: Span = Span::from_secs(300);
-/// Cap of the above when the issuer was not spoken to. Less than the eight seconds for which a
-/// request waits for an account, so that a network that comes back is noticed by those who wait.
+/// Cap of the above when the issuer was not spoken to: a network that comes back is noticed in seconds by
+/// the requests that wait for it.
 const UNREACHED_CAP: Span = Span::from_secs(7);
 /// How long a fault of the way there is remembered against an account, as a tie-breaker only.
 pub const SHAKY: Span = Span::from_secs(15);

@@ -9,7 +9,7 @@
 //! - `next_wake` lies in the future or is none.
 
 use crate::{
-    account::{Account, Crowd, Login, State, Terms},
+    account::{Account, Crowd, Login, State, Stuck, Terms},
     affinity::{Affinity, Told},
     cooldown::{self, Cause},
     identity::AccountId,
@@ -83,9 +83,11 @@ pub enum RenewalFailure {
     Permanent(Arc<str>),
     /// It may work later.
     Transient(Arc<str>),
-    /// The issuer was not spoken to: no way there, a page of the network's, or a disk that can't
-    /// note the attempt. It works again when that does, so it is tried again soon.
+    /// The issuer was not spoken to: no way there, or a page of the network's. It works again when that
+    /// does, so it is tried again soon.
     Unreached(Arc<str>),
+    /// The same, by something of this machine alone: a disk that can't note the attempt.
+    Held(Arc<str>),
 }
 
 /// How a lease ended.
@@ -191,12 +193,22 @@ pub struct Refused {
     pub retry_at: Option<Wall>,
     /// Whether the one that comes back earliest is out of quota (and not out of order).
     pub quota: bool,
+    /// Whether one only waits for a renewal whose issuer is out of reach: it is back when the network is.
+    pub unreached: bool,
     /// Whether one could serve and was only ruled out because this request tried it before.
     pub tried: bool,
     /// Name and reason of each.
     pub reasons: Vec<(Arc<str>, String)>,
     /// Plan of the account that comes back first, else of the first in the list.
     pub plan: Option<Arc<str>>,
+}
+
+impl Refused {
+    /// Whether nobody comes back by himself and no attempt more would change that: a person has to act,
+    /// and the reasons say where.
+    pub const fn is_final(&self) -> bool {
+        self.retry_at.is_none() && !self.tried
+    }
 }
 
 /// A force: only these serve what they may serve.
@@ -585,15 +597,20 @@ impl Pool {
             RenewalFailure::Permanent(cause) => {
                 account.login = Login::Gone { cause, since: now.wall };
             },
-            RenewalFailure::Transient(ref why) | RenewalFailure::Unreached(ref why) => {
+            RenewalFailure::Transient(ref why)
+            | RenewalFailure::Unreached(ref why)
+            | RenewalFailure::Held(ref why) => {
                 account.login = Login::Good;
                 let streak = account.renewal.0.saturating_add(1);
                 let due = match failure {
-                    RenewalFailure::Unreached(_) => cooldown::unreached(now, streak),
+                    RenewalFailure::Unreached(_) | RenewalFailure::Held(_) => {
+                        cooldown::unreached(now, streak)
+                    },
                     _ => cooldown::rest(now, Cause::RenewalFailed, streak, None).due,
                 };
                 account.renewal = (streak, Some(due));
-                account.stuck = Some(Arc::clone(why));
+                let unreached = matches!(failure, RenewalFailure::Unreached(_));
+                account.stuck = Some(Stuck { why: Arc::clone(why), unreached });
                 if refused {
                     // It is no good, whatever its expiry says; the account itself did nothing wrong
                     // and rests for nothing.

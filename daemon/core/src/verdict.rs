@@ -34,6 +34,8 @@ pub enum Outcome<'a> {
     },
     /// Nothing was sent: no connection came about.
     ConnectFailed,
+    /// The same, and it won't by itself: TLS or a proxy on the way refuses.
+    ConnectBarred,
     /// The connection ended before a head came.
     Cut,
     /// No head within the time for it.
@@ -55,6 +57,8 @@ pub enum Act {
     RetryOther,
     /// The way there is broken for all accounts: wait a little, then try again.
     Wait,
+    /// The same, and it comes back by itself: wait for as long as a person would.
+    Outlast,
 }
 
 /// What it means for the account.
@@ -102,11 +106,12 @@ pub struct Verdict {
 pub fn classify(outcome: &Outcome<'_>, now: Wall) -> Verdict {
     let verdict = |act, mark, reason: &str| Verdict { act, mark, reason: reason.to_owned() };
     match outcome {
-        Outcome::ConnectFailed => verdict(Act::Wait, Mark::Fine, "could not connect"),
+        Outcome::ConnectFailed => verdict(Act::Outlast, Mark::Fine, "could not connect"),
+        Outcome::ConnectBarred => verdict(Act::Wait, Mark::Fine, "could not connect"),
         Outcome::Cut => verdict(Act::RetryOther, Mark::Shaky, "connection ended before an answer"),
         Outcome::HeadTimeout => verdict(Act::RetryOther, Mark::Shaky, "no answer in time"),
         Outcome::Page(status) => Verdict {
-            act: Act::Wait,
+            act: Act::Outlast,
             mark: Mark::Fine,
             reason: format!(
                 "a web page came instead of an answer (status {}): this network wants a sign-in, or \
@@ -275,7 +280,7 @@ mod tests {
         assert!(!page(403, "text/html") && !page(429, "text/html"));
         assert!(!page(502, "text/html") && !page(304, "text/html"));
         let verdict = classify(&Outcome::Page(StatusCode::OK), Wall::default());
-        assert_eq!((verdict.act, verdict.mark), (Act::Wait, Mark::Fine));
+        assert_eq!((verdict.act, verdict.mark), (Act::Outlast, Mark::Fine));
     }
 
     #[test]
@@ -290,6 +295,8 @@ mod tests {
         }
         assert_eq!(judge(401, &[], &Value::Null), (Act::RetrySame, Mark::Unauthorized));
         let dead = classify(&Outcome::ConnectFailed, Wall::default());
-        assert_eq!((dead.act, dead.mark), (Act::Wait, Mark::Fine));
+        assert_eq!((dead.act, dead.mark), (Act::Outlast, Mark::Fine));
+        let barred = classify(&Outcome::ConnectBarred, Wall::default());
+        assert_eq!((barred.act, barred.mark), (Act::Wait, Mark::Fine));
     }
 }

@@ -104,7 +104,11 @@ async fn renew(app: &Arc<App>, id: AccountId, from: Generation) -> Result<Reply,
     let reply = match outcome.await {
         Ok(Ok(fresh)) => HandoverReply::Renewed { generation: fresh.generation.0 },
         Ok(Err(RenewalFailure::Permanent(why))) => not(true, why),
-        Ok(Err(RenewalFailure::Transient(why) | RenewalFailure::Unreached(why))) => not(false, why),
+        Ok(Err(
+            RenewalFailure::Transient(why)
+            | RenewalFailure::Unreached(why)
+            | RenewalFailure::Held(why),
+        )) => not(false, why),
         Err(_panicked) => return Err(Fault::internal("a renewal panicked")),
     };
     Ok(Reply::Handover(reply))

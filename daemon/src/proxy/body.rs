@@ -25,6 +25,8 @@ use tokio::time::Instant;
 pub(crate) const REPLAY_LIMIT: usize = 16 * 1024 * 1024;
 /// Kept of all requests together.
 const REPLAY_TOTAL: usize = 128 * 1024 * 1024;
+/// Read of one request before anybody wants it.
+const AHEAD: usize = REPLAY_LIMIT / 2;
 /// A larger request is refused: no context window is that long.
 pub(crate) const BODY_LIMIT: u64 = 256 * 1024 * 1024;
 
@@ -137,11 +139,40 @@ impl Source {
         !inner.overflow && inner.failed.is_none()
     }
 
+    /// Reads on while no attempt does, as far as it is kept, and ends when the client breaks off. A
+    /// connection of which a piece waits unread is not looked at, so that nobody would see it go.
+    pub(crate) async fn broken_off(&self) {
+        std::future::poll_fn(|context| {
+            let mut inner = self.0.lock();
+            while inner.failed.is_none() {
+                // What can't be kept is left where it is: it may still go up once.
+                let full = KEPT.load(Ordering::Relaxed) >= REPLAY_TOTAL / 2;
+                if inner.overflow || inner.kept_len >= AHEAD || full {
+                    return Poll::Pending;
+                }
+                match inner.read(context) {
+                    Poll::Pending | Poll::Ready(None) => return Poll::Pending,
+                    Poll::Ready(Some(_)) => {},
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+
     /// The whole body, read to its end. `None` when that is more than is kept, or when it doesn't
-    /// come.
+    /// come. One that says that it is longer is not begun with: it can go up as it is.
     pub(crate) async fn whole(&self) -> Option<Bytes> {
+        if self.is_oversized() {
+            return None;
+        }
         let read = Limited::new(self.attempt()?, REPLAY_LIMIT).collect().await.ok()?;
         Some(read.to_bytes())
+    }
+
+    /// Whether it says that it is too large to be kept.
+    pub(crate) fn is_oversized(&self) -> bool {
+        self.0.lock().hint.lower() > REPLAY_LIMIT as u64
     }
 
     /// When the client's body was read to its end.

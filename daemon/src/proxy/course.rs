@@ -56,6 +56,10 @@ const REFUSED_ROUNDS: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(150);
 /// Bytes a second of a line that is slow and not broken.
 const SLOWEST: usize = 32 * 1024;
+/// Longest pause of a request whose host is out of reach: one against a dead host asks it 25 times.
+const AWAY_PAUSE: Duration = Duration::from_secs(15);
+/// When an account is asked for again whose renewal takes its time.
+const RENEWED_BY: Duration = Duration::from_secs(1);
 /// An account is asked for this much after the time at which it is back.
 const BACK: Duration = Duration::from_millis(20);
 
@@ -81,10 +85,24 @@ pub(super) struct Course {
     /// Waits that it stated with its own failures.
     pub(super) rests: Stated,
     pauses: u32,
+    /// How long a host that is out of reach is waited for.
+    patience: Duration,
+    /// Attempts that didn't reach the host.
+    unreached: u32,
+    /// Whether the last one didn't.
+    missed: bool,
+    /// When the last one began.
+    asked: Instant,
+    /// Since when nothing else came of it.
+    away: Option<Instant>,
+    /// Time in which upstream was asked nothing: in the pool's queue, or out of reach before.
+    idle: Duration,
 }
 
 impl Course {
-    pub(super) const fn new(need: Need, trace: Trace) -> Self {
+    /// A course that waits for a host out of reach for that long, and else within its budgets.
+    pub(super) const fn new(need: Need, trace: Trace, patience: Duration) -> Self {
+        let asked = trace.started;
         Self {
             need,
             trace,
@@ -97,14 +115,53 @@ impl Course {
             stated: false,
             rests: Stated::new(),
             pauses: 0,
+            patience,
+            unreached: 0,
+            missed: false,
+            asked,
+            away: None,
+            idle: Duration::ZERO,
         }
     }
 
     /// Whether no further attempt is to begin.
     pub(super) fn is_spent(&self) -> bool {
-        self.trace.tried >= MAX_ATTEMPTS
+        self.trace.tried.saturating_sub(self.unreached) >= MAX_ATTEMPTS
             || self.refused_rounds > REFUSED_ROUNDS
-            || clock::since(self.trace.started) > BUDGET
+            || self.elapsed() > BUDGET
+            || (self.trace.tried > 0 && self.away_for() > self.patience)
+    }
+
+    /// Time that counts: a person whose network is gone, or who let requests wait for an account, has
+    /// not given up by then.
+    fn elapsed(&self) -> Duration {
+        clock::since(self.trace.started).saturating_sub(self.idle + self.away_for())
+    }
+
+    fn away_for(&self) -> Duration {
+        self.away.map(clock::since).unwrap_or_default()
+    }
+
+    /// The time since then was spent in the pool's queue, and now an attempt begins.
+    pub(super) fn queued(&mut self, since: Instant) {
+        self.asked = clock::mono();
+        if self.away.is_none() {
+            self.idle += self.asked.saturating_duration_since(since);
+        }
+    }
+
+    /// Whether the last attempt reached the host.
+    fn reached(&mut self, reached: bool) {
+        let missed = std::mem::replace(&mut self.missed, !reached);
+        if !reached {
+            self.unreached += 1;
+            self.away.get_or_insert(self.asked);
+        } else if let Some(since) = self.away.take() {
+            self.idle += clock::since(since);
+        }
+        if missed && reached {
+            self.pauses = 0;
+        }
     }
 
     /// Waits with everybody while the host fails for several accounts.
@@ -163,6 +220,9 @@ impl Course {
         hosts: bool,
     ) -> bool {
         let account = lease.account.clone();
+        if self.patience > Duration::ZERO {
+            self.reached(verdict.act != Act::Outlast);
+        }
         let Verdict { act, mark, reason } = self.weighed(proxy, &account, verdict, hosts);
         self.stated |= matches!(mark, Mark::Cool(Cause::Throttled(Some(_))));
         proxy.traces.retry(&mut self.trace, &account, &reason);
@@ -178,7 +238,7 @@ impl Course {
                 self.need.only = Some(account);
             },
             Act::RetrySame | Act::RetryOther | Act::Deliver => self.elsewhere(account),
-            Act::Wait => {
+            Act::Wait | Act::Outlast => {
                 if self.refused_by.len() >= MAX_REFUSED {
                     // None of the others is shown to a host that refuses tokens.
                     self.need.exclude.clear();
@@ -241,7 +301,13 @@ impl Course {
 
     /// A pause after a fault that all accounts share.
     pub(super) async fn pause(&mut self) {
-        tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(self.pauses.min(5))).await;
+        let (doublings, longest) = if self.missed {
+            (7, AWAY_PAUSE.min(self.patience.saturating_sub(self.away_for()) + BACK))
+        } else {
+            (5, AWAY_PAUSE)
+        };
+        let pause = FIRST_PAUSE * 2_u32.pow(self.pauses.min(doublings));
+        tokio::time::sleep(pause.min(longest)).await;
         self.pauses += 1;
     }
 
@@ -249,7 +315,7 @@ impl Course {
     /// moments or when upstream said, or (`rounds`) the next round over accounts that only had the
     /// host's faults.
     pub(super) async fn waited(&mut self, proxy: &Proxy, refused: &Refused, rounds: bool) -> bool {
-        let elapsed = clock::since(self.trace.started);
+        let elapsed = self.elapsed();
         let patience = if self.stated {
             STATED_WAIT.min(BUDGET.saturating_sub(elapsed))
         } else {
@@ -281,6 +347,16 @@ impl Course {
             self.pause().await;
             return true;
         }
+        if refused.unreached && self.patience > Duration::ZERO {
+            self.away.get_or_insert(self.asked);
+            let left = self.patience.saturating_sub(self.away_for());
+            if left.is_zero() {
+                return false;
+            }
+            self.begin_again();
+            tokio::time::sleep(soon.unwrap_or(RENEWED_BY).min(left) + BACK).await;
+            return true;
+        }
         let Some(wait) = soon else { return false };
         self.begin_again();
         tokio::time::sleep(wait + BACK).await;
@@ -294,6 +370,7 @@ impl Course {
 
     /// An account refused what another one sealed: whether there is another attempt in that.
     pub(super) fn unsealed(&mut self, traces: &Traces, account: &AccountId, next: Foreign) -> bool {
+        self.reached(true);
         match next {
             Foreign::Theirs => return false,
             Foreign::Again(reason) => {
@@ -390,6 +467,7 @@ impl Missed {
     pub(super) const fn outcome(&self) -> Outcome<'static> {
         match self {
             Self::Failed(Failure::Connect(_)) => Outcome::ConnectFailed,
+            Self::Failed(Failure::Barred(_)) => Outcome::ConnectBarred,
             Self::Failed(Failure::Garbage) => Outcome::Garbage,
             Self::Failed(Failure::Cut | Failure::ClientBody) => Outcome::Cut,
             Self::TimedOut => Outcome::HeadTimeout,
@@ -440,16 +518,19 @@ mod tests {
     };
     use bytes::Bytes;
     use cma_proto::endpoint::Root;
-    use std::sync::Arc;
+    use std::{path::Path, sync::Arc};
+
+    fn course(dir: &Path, patience: Duration) -> Course {
+        let ledger = Ledger::start(dir, Caps { days: 0, bytes: 0 }).unwrap();
+        let budgets = Budgets::load(dir, Store::new(&Root::at(dir)), ledger.clone()).unwrap();
+        let traces = Traces::new(1, Arc::default(), Books::new(ledger, budgets));
+        Course::new(Need::default(), traces.begin(None, None), patience)
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_request_has_so_many_attempts_and_so_much_time() {
         let dir = tempfile::tempdir().unwrap();
-        let ledger = Ledger::start(dir.path(), Caps { days: 0, bytes: 0 }).unwrap();
-        let store = Store::new(&Root::at(dir.path()));
-        let budgets = Budgets::load(dir.path(), store, ledger.clone()).unwrap();
-        let traces = Traces::new(1, Arc::default(), Books::new(ledger, budgets));
-        let mut course = Course::new(Need::default(), traces.begin(None, None));
+        let mut course = course(dir.path(), Duration::ZERO);
         for tried in 0..MAX_ATTEMPTS {
             course.trace.tried = tried;
             assert!(!course.is_spent(), "{tried}");
@@ -461,6 +542,32 @@ mod tests {
         assert!(!course.is_spent());
         tokio::time::advance(Duration::from_secs(2)).await;
         assert!(course.is_spent(), "a person has given up by then");
+    }
+
+    /// What never reached the host is no attempt, and what was waited for is no time of its.
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_and_a_queue_cost_no_attempt_and_no_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut course = course(dir.path(), Duration::from_secs(280));
+        let queued = Instant::now();
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        course.queued(queued);
+        let begun = Instant::now();
+        while !course.is_spent() {
+            course.trace.tried += 1;
+            course.reached(false);
+            course.pause().await;
+        }
+        let (waited, tried) = (begun.elapsed().as_secs(), course.trace.tried);
+        assert!((280..296).contains(&waited) && (20..=30).contains(&tried), "{waited} {tried}");
+        course.reached(true);
+        assert!(!course.is_spent(), "the host is back");
+        for _ in 0..MAX_ATTEMPTS {
+            assert!(!course.is_spent());
+            course.trace.tried += 1;
+            course.reached(true);
+        }
+        assert!(course.is_spent());
     }
 
     /// A second attempt with a body of 8 MiB on a line of 2 Mbit/s isn't a host that says nothing.

@@ -33,9 +33,14 @@ use tokio::time::{Instant, Sleep};
 
 /// A compaction is held this many times as long: it says nothing while it works.
 const COMPACTION: u32 = 3;
-/// Silent beginnings of one request that are given up. A model that thinks for that long thinks
+/// Silences of one request that are given up, before a head or behind it. A model that thinks for that long thinks
 /// elsewhere as well, and each attempt costs quota.
 const MAX_SILENCES: u32 = 2;
+
+/// How much longer the head of an answer is waited for after that: with the silences before, it stays
+/// below the five minutes after which the CLI gives a silent WebSocket up. Over HTTP it waits for ever
+/// (0.169.0).
+const PATIENT: u32 = 6;
 
 /// Pieces that a short answer comes in.
 const PIECES: usize = 8;
@@ -112,6 +117,11 @@ impl Bounds {
         let silence = (silences < MAX_SILENCES).then_some(streams.hold_silence * factor);
         Self { time: streams.hold * factor, bytes: streams.hold_bytes, silence }
     }
+}
+
+/// How long the first word of an attempt is waited for, where that is `limit` at first.
+pub(super) fn first_word(limit: Duration, silences: u32) -> Duration {
+    if silences < MAX_SILENCES { limit } else { limit * PATIENT }
 }
 
 impl Ready {

@@ -218,6 +218,18 @@ impl Ending {
         let said = self.sniffer.map(Sniffer::said).unwrap_or_default();
         self.accounts.settle(whole, stream, said);
     }
+
+    /// The client went away before the end as HTTP wants it. The CLI does so at the final event: what
+    /// the stream said by then counts.
+    fn left(self: Box<Self>) {
+        let stream = self.sniffer.is_some();
+        let said = self.sniffer.map(Sniffer::said).unwrap_or_default();
+        if said.end.is_some() {
+            self.accounts.settle(true, stream, said);
+        } else {
+            self.accounts.abandon(said);
+        }
+    }
 }
 
 impl Accounts {
@@ -257,8 +269,9 @@ impl Accounts {
     }
 
     /// The client went away before the end.
-    fn abandon(self) {
+    fn abandon(self, said: sniff::Said) {
         let Self { proxy, lease, mut trace } = self;
+        lease.quota_seen(said.windows);
         trace.outcome = "abandoned";
         drop(lease);
         proxy.traces.counters.active.fetch_sub(1, Ordering::Relaxed);
@@ -355,7 +368,7 @@ impl Drop for Relay {
         if self.body.is_some() && self.is_end_stream() {
             self.whole();
         } else if let Some(ending) = self.ending.take() {
-            ending.accounts.abandon();
+            ending.left();
         }
     }
 }

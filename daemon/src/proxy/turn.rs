@@ -14,7 +14,7 @@ use super::{
     books,
     course::{self, Course, Missed, Word, head_in_time},
     error_body, headers,
-    held::Ready,
+    held::{Ready, first_word},
     keys::Launch,
     moved::{Foreign, Ride, Said},
     relay::{Accounts, Answer, Ending, Out, Relay},
@@ -37,6 +37,7 @@ use cma_core::{
     time::Span,
     verdict::{self, Act, Mark, Outcome, Verdict},
 };
+use cma_proto::error::ErrorCode;
 use http::{Request, Response, StatusCode, header, request, response};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -44,8 +45,11 @@ use serde_json::Value;
 use std::{
     pin::Pin,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
+/// How long the head of a unary compaction may take.
+const COMPACTION: Duration = Duration::from_secs(300);
 /// Resets this close are one time to a person: the CLI tells minutes.
 const SAME_TIME: Span = Span::from_secs(60);
 
@@ -58,7 +62,9 @@ struct Turn {
     ride: Ride,
     /// Whether the request compacts its thread.
     compacts: bool,
-    /// How often a stream's beginning was silent.
+    /// Whether it is an older CLI's own call for that, whose answer is JSON and made whole before its head.
+    unary: bool,
+    /// How often an attempt was silent.
     silences: u32,
     /// Boxed: most turns have none, and all are moved.
     last: Option<Box<Last>>,
@@ -105,18 +111,21 @@ pub(crate) fn serve(
     }
     let known = &proxy.traces.threads;
     let said = Said::of(&parts.headers);
-    let compacts = begin::is_compaction(&said);
+    let unary = parts.uri.path().ends_with("/compact");
+    let compacts = unary || begin::is_compaction(&said);
     let mut ride = Ride::read(known, bounds, said, &mut need, &mut trace);
     ride.count(&need, &mut trace);
     parts.headers = headers::upwards(parts.headers, &proxy.host);
     let source = Source::new(incoming);
+    let host_wait = proxy.config.host_wait;
     let turn = Box::new(Turn {
         proxy,
         parts,
         source,
-        course: Course::new(need, trace),
+        course: Course::new(need, trace, host_wait),
         ride,
         compacts,
+        unary,
         silences: 0,
         last: None,
         overhead,
@@ -131,18 +140,32 @@ impl Turn {
                 return self.give_up(None);
             }
             if let Some(pause) = self.proxy.health.waits() {
-                self.course.wait_for_host(pause).await;
+                let wait = self.course.wait_for_host(pause);
+                if while_there(&self.source, wait).await.is_none() {
+                    return self.course.client_failed(&self.proxy.traces, &self.source);
+                }
                 continue;
             }
-            let mut lease = match self.proxy.actor.select(self.course.need.clone()).await {
+            let asked = clock::mono();
+            let select = self.proxy.actor.select(self.course.need.clone());
+            let Some(selected) = while_there(&self.source, select).await else {
+                return self.course.client_failed(&self.proxy.traces, &self.source);
+            };
+            self.course.queued(asked);
+            let mut lease = match selected {
                 Err(_gone) => return respond::draining(),
                 Ok(Ok(lease)) => lease,
                 Ok(Err(refused)) => match self.course.over() {
                     Some(blocked) => {
                         return books::blocked(&self.proxy, &mut self.course.trace, &blocked);
                     },
-                    None if Box::pin(self.waited(&refused)).await => continue,
-                    None => return self.give_up(Some(&refused)),
+                    None => match Box::pin(self.waited(&refused)).await {
+                        Some(true) => continue,
+                        Some(false) => return self.give_up(Some(&refused)),
+                        None => {
+                            return self.course.client_failed(&self.proxy.traces, &self.source);
+                        },
+                    },
                 },
             };
             if !self.course.takes(&mut lease) {
@@ -162,10 +185,10 @@ impl Turn {
         }
     }
 
-    /// Whether it is worth waiting for an account, after having waited.
-    async fn waited(&mut self, refused: &Refused) -> bool {
+    /// Whether it is worth waiting for an account, after having waited; `None` when the client left.
+    async fn waited(&mut self, refused: &Refused) -> Option<bool> {
         let rounds = self.last.as_ref().is_none_or(|last| last.word.allows_rounds());
-        self.course.waited(&self.proxy, refused, rounds).await
+        while_there(&self.source, self.course.waited(&self.proxy, refused, rounds)).await
     }
 
     async fn attempt(&mut self, lease: Lease) -> Step {
@@ -195,7 +218,10 @@ impl Turn {
             };
             // Pinned here: each future around it would be as large again.
             let send = std::pin::pin!(turn.proxy.upstream.send(&account, request, again));
-            let limit = turn.proxy.config.head_timeout;
+            let limit = if turn.unary { COMPACTION } else { turn.proxy.config.head_timeout };
+            // What can't be sent again isn't worth giving up.
+            let silences = if source.is_oversized() { u32::MAX } else { turn.silences };
+            let limit = first_word(limit, silences);
             turn.overhead.upstream(head_in_time(source, limit, send)).await
         };
         self.course.trace.tried += repeats;
@@ -213,8 +239,9 @@ impl Turn {
                     return Step::Again;
                 }
                 let verdict = verdict::classify(&failure.outcome(), clock::wall());
+                self.silences += u32::from(matches!(failure, Missed::TimedOut));
                 let reason = match failure {
-                    Missed::Failed(Failure::Connect(why)) => {
+                    Missed::Failed(Failure::Connect(why) | Failure::Barred(why)) => {
                         let reason = format!("{}: {why}", verdict.reason);
                         self.proxy.roster.troubles().met(Place::Backend, &reason);
                         reason
@@ -284,7 +311,8 @@ impl Turn {
     /// Gives the account back with what was learned, and prepares the next attempt.
     async fn apply(&mut self, lease: Lease, verdict: Verdict, hosts: bool) -> Step {
         if self.course.failed(&self.proxy, lease, verdict, hosts) {
-            self.course.pause().await;
+            // Who left meanwhile is found out by the next look at the source.
+            let _left = while_there(&self.source, self.course.pause()).await;
         }
         Step::Again
     }
@@ -328,9 +356,18 @@ impl Turn {
 
     fn give_up_on(&mut self, lease: Lease) -> Answer {
         drop(lease);
-        // Another account could serve it, but the body has gone by.
-        self.course.reason.push_str("; the request is too large to be sent again");
-        self.give_up(None)
+        // Another account could serve it, but the body has gone by: its client has it still. The CLI sends
+        // a 5xx again by itself, a few times and without a word (0.169.0, observed).
+        let reason = std::mem::take(&mut self.course.reason);
+        let before = if reason.is_empty() { reason } else { format!("{reason}; ") };
+        self.course.reason = format!("{before}the request is too large to be sent again");
+        let answer = respond::error(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorCode::Upstream,
+            &format!("cma: {}", self.course.reason),
+        );
+        self.course.closed(&self.proxy.traces, answer.status(), "failed");
+        answer
     }
 
     /// The final word.
@@ -345,7 +382,9 @@ impl Turn {
                 respond::refused(refused)
             },
             _ if self.stops_here(refused) => self.last_answer(),
-            Some(refused) if self.course.trace.tried == 0 => respond::refused(refused),
+            Some(refused) if self.course.trace.tried == 0 || refused.is_final() => {
+                respond::refused(refused)
+            },
             _ => self.course.exhausted(&self.proxy),
         };
         self.course.closed(&self.proxy.traces, answer.status(), "failed");
@@ -374,6 +413,15 @@ impl Turn {
         headers::downwards(&mut parts.headers);
         parts.headers.remove(header::CONTENT_LENGTH);
         Response::from_parts(parts, Out::Whole(bytes))
+    }
+}
+
+/// Waits for something while the client is there.
+async fn while_there<T>(source: &Source, wait: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        waited = wait => Some(waited),
+        () = source.broken_off() => None,
     }
 }
 

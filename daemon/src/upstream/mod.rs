@@ -71,6 +71,9 @@ pub(crate) type Outbound = Box<Request<UpBody>>;
 pub(crate) enum Failure {
     /// Nothing was sent, or the host says that it did nothing with it.
     Connect(String),
+    /// Nothing was sent, and that won't change by itself: a certificate that isn't trusted, a proxy that
+    /// wants another login.
+    Barred(String),
     /// The connection ended.
     Cut,
     /// What came is not HTTP.
@@ -434,12 +437,11 @@ impl Upstream {
         };
         let dialled = tokio::time::timeout(CONNECT_TIMEOUT, dialled)
             .await
-            .map_err(|_elapsed| "no connection in time".to_owned())
-            .and_then(|dialled| dialled.map_err(|error| error.to_string()));
-        dialled.map_err(|why| {
+            .map_err(|_elapsed| Failure::Connect("no connection in time".to_owned()))
+            .and_then(|dialled| dialled.map_err(|error| not_dialled(&error)));
+        dialled.inspect_err(|_failure| {
             // The way is gone: what was kept goes by it too.
             self.close_idle();
-            Failure::Connect(why)
         })
     }
 
@@ -467,6 +469,16 @@ impl Upstream {
         let best =
             if self.network.http1_only { http1.clone() } else { connector(&["h2", "http/1.1"]) };
         Ok(pool.tls.insert(Tls { best, http1 }).clone())
+    }
+}
+
+fn not_dialled(error: &io::Error) -> Failure {
+    use io::ErrorKind::{InvalidData, InvalidInput, PermissionDenied, Unsupported};
+    match error.kind() {
+        InvalidData | InvalidInput | PermissionDenied | Unsupported => {
+            Failure::Barred(error.to_string())
+        },
+        _ => Failure::Connect(error.to_string()),
     }
 }
 

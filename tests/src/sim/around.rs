@@ -47,6 +47,12 @@ pub(super) fn is_known(method: &str, path: &str) -> bool {
 
 /// Answers an authorized call to one of these.
 pub(super) fn answer(call: &Call, no: AccountNo, path: &str) -> Reply {
+    if path == "/codex/responses/compact"
+        && let Some(body) = &call.body.json
+        && let Some(error) = super::sealed::refusal(&call.shared, no, body)
+    {
+        return Reply::json(400, &json!({ "error": error }));
+    }
     let state = &mut *call.shared.state.lock();
     let name = state.name(no).to_owned();
     state.record.account(&name).errands += 1;

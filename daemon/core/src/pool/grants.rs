@@ -5,8 +5,9 @@ use super::{
     parked::{Parked, Waited, WaitsFor},
 };
 use crate::{
+    account::Account,
     cooldown,
-    select::{self, Bar, Need},
+    select::{self, Bar, Excluded, Need},
     strategy::{Strategy, Wait},
     time::{Due, Now, Span},
 };
@@ -161,7 +162,14 @@ impl Pool {
                 excluded.until.map(|until| (until, excluded.quota, *account))
             })
             .min_by(|a, b| (a.0, a.2.order).cmp(&(b.0, b.2.order)));
+        // That one is tried again right now bars it no less.
+        let unreached = |(account, excluded): &(&Account, Option<Excluded>)| {
+            let waits = excluded.is_none_or(|it| it.bar == Bar::Waiting && !it.quota);
+            let stuck = account.stuck.as_ref().is_some_and(|stuck| stuck.unreached);
+            waits && stuck && !account.sendable(now)
+        };
         Refused {
+            unreached: out.iter().any(unreached),
             tried: out.iter().any(|(_account, excluded)| excluded.is_none()),
             retry_at: first.map(|(until, _quota, _account)| until),
             quota: first.is_some_and(|(_until, quota, _account)| quota),

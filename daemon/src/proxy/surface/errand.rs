@@ -43,7 +43,7 @@ use std::{
     time::Duration,
 };
 
-/// How long a head may take: a picture or a compaction is made whole before its head is sent.
+/// How long a head may take: a picture is made whole before its head is sent.
 const HEAD: Duration = Duration::from_secs(300);
 struct Run {
     proxy: Arc<Proxy>,
@@ -88,7 +88,9 @@ pub(super) async fn serve(
         return blocked;
     }
     let source = Source::new(incoming);
-    let run = Run { proxy, errand, parts, source, course: Course::new(need, trace), last: None };
+    // Nobody watches an errand for minutes.
+    let course = Course::new(need, trace, Duration::ZERO);
+    let run = Run { proxy, errand, parts, source, course, last: None };
     run.run().await
 }
 
@@ -198,6 +200,7 @@ impl Run {
         let refusal = matches!(
             outcome,
             Outcome::ConnectFailed
+                | Outcome::ConnectBarred
                 | Outcome::Head {
                     status: StatusCode::UNAUTHORIZED
                         | StatusCode::PAYMENT_REQUIRED

@@ -18,7 +18,7 @@ mod pooled;
 mod table;
 mod usage;
 
-use super::{Proxy, aux, keys::Launch, relay::Answer, respond};
+use super::{Proxy, aux, keys::Launch, relay::Answer, respond, turn};
 use crate::app::Tasks;
 use http::{HeaderMap, Request, StatusCode, Uri};
 use hyper::body::Incoming;
@@ -82,6 +82,8 @@ pub(crate) async fn serve(
         Call::Errand(table::Errand::Stored) if !proxy.config.around.background => {
             respond::not_here()
         },
+        // Its thread's sealed items go with it, as in a turn.
+        Call::Compact => turn::serve(proxy, launch, request).await,
         Call::Errand(errand) => Box::pin(errand::serve(proxy, launch, errand, request)).await,
     }
 }

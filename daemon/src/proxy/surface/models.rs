@@ -69,6 +69,8 @@ struct Shelf {
     change: u64,
     /// When a turn's tag last started a look at all lists.
     looked: Option<Instant>,
+    /// When those were last looked for that nobody has asked yet.
+    counted: Option<Instant>,
     /// Accounts that were renewed because their list was refused, and when.
     renewed: BTreeMap<AccountId, Instant>,
 }
@@ -249,14 +251,15 @@ pub(super) fn after_turn(proxy: &Arc<Proxy>, launch: &Launch, headers: &mut Head
         HeaderValue::try_from(format!("\"cma-changed-{}\"", shelf.change)).unwrap_or(told.clone())
     };
     headers.insert(ETAG, tag);
-    if shelf.lists.values().any(|entry| entry.etag.as_ref() == Some(&told)) {
+    // Else an account has another list than we know of; which one is not worth knowing.
+    let known = shelf.lists.values().any(|entry| entry.etag.as_ref() == Some(&told));
+    // One that is new in the pool may serve nobody for long, and no running CLI asks by itself.
+    let Shelf { looked, counted, .. } = &mut *shelf;
+    let (last, patience) = if known { (counted, FRESH) } else { (looked, PATIENCE) };
+    if last.is_some_and(|at| at.elapsed() < patience) {
         return;
     }
-    // An account has another list than we know of. Which one is not worth knowing.
-    if shelf.looked.is_some_and(|at| at.elapsed() < PATIENCE) {
-        return;
-    }
-    shelf.looked = Some(Instant::now());
+    *last = Some(Instant::now());
     let versions: Vec<Arc<str>> = shelf.used.keys().cloned().collect();
     drop(shelf);
     let (worker, need) = (Arc::clone(proxy), launch.bounds.need());
@@ -264,7 +267,9 @@ pub(super) fn after_turn(proxy: &Arc<Proxy>, launch: &Launch, headers: &mut Head
     proxy.surface.desk.start(proxy, all, Duration::ZERO, async move {
         for member in members::of(&worker, need.clone()).await {
             for version in versions.iter().filter(|_version| member.counts() && member.sendable) {
-                ask(&worker, &need, version, &member, false);
+                if !known || worker.surface.models.has_none(version, &member.id) {
+                    ask(&worker, &need, version, &member, false);
+                }
             }
         }
     });
@@ -294,6 +299,13 @@ impl Models {
 
     fn is_new(&self, version: &Arc<str>, id: &AccountId) -> bool {
         !self.0.lock().lists.contains_key(&(Arc::clone(version), id.clone()))
+    }
+
+    /// Whether an account was never heard of this, and may be asked.
+    fn has_none(&self, version: &Arc<str>, id: &AccountId) -> bool {
+        let shelf = self.0.lock();
+        let entry = shelf.lists.get(&(Arc::clone(version), id.clone()));
+        entry.is_none_or(|entry| entry.list.is_none() && entry.tried.elapsed() > PATIENCE)
     }
 
     fn is_due(&self, version: &Arc<str>, id: &AccountId) -> bool {
@@ -355,6 +367,14 @@ impl Models {
             let known = shelf.lists.values().filter_map(|entry| entry.list.as_ref());
             list = known.into_iter().find(|known| known.print == read.print).cloned();
         }
+        let others = shelf.lists.iter().filter(|((of, who), _entry)| of == version && who != id);
+        let others: Vec<_> = others.filter_map(|(_key, entry)| entry.list.clone()).collect();
+        // A first list changes the union where it has a model that no other has.
+        let lacks = |slug: &&Arc<str>| {
+            !others.iter().any(|list| list.written.slugs().any(|it| it == *slug))
+        };
+        let adds =
+            |read: &List| !others.is_empty() && read.written.slugs().any(|slug| lacks(&slug));
         let empty = || Entry { list: None, etag: None, at: None, tried: now };
         let entry = shelf.lists.entry(key).or_insert_with(empty);
         entry.tried = now;
@@ -363,7 +383,7 @@ impl Models {
             Some((read, etag)) => {
                 let before = entry.list.as_ref().map(|list| list.print.clone());
                 if before.as_ref() != Some(&read.print) {
-                    shelf.change += u64::from(before.is_some());
+                    shelf.change += u64::from(before.is_some() || adds(&read));
                 }
                 entry.list = Some(list.unwrap_or_else(|| Arc::new(read)));
                 entry.etag = etag;
@@ -431,5 +451,12 @@ mod tests {
         models.learn(&old, &id, answer(200, r#"{"models":[{"slug":"o"}]}"#));
         assert_eq!(models.0.lock().change, change + 1);
         assert!(!models.is_due(&old, &id) && models.is_due(&"3".into(), &id));
+        // One that comes later changes what there is only where it has more.
+        let later = |id: &str, body| {
+            models.learn(&old, &AccountId::from_written(id), answer(200, body));
+            models.0.lock().change
+        };
+        assert_eq!(later("y", r#"{"models":[{"slug":"o","x":1}]}"#), change + 1);
+        assert_eq!(later("z", r#"{"models":[{"slug":"o"},{"slug":"p"}]}"#), change + 2);
     }
 }

@@ -23,6 +23,8 @@ pub(crate) enum Call {
     Analytics,
     /// Passed with the account that speaks for the pool.
     Face,
+    /// The unary compaction of older CLIs: a turn in all but its answer.
+    Compact,
     /// Done by an account that is chosen for it, as for a turn.
     Errand(Errand),
 }
@@ -30,8 +32,6 @@ pub(crate) enum Call {
 /// What an errand is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Errand {
-    /// The unary compaction of older CLIs.
-    Compact,
     /// Pictures made or edited.
     Images,
     /// A search of the web.
@@ -64,7 +64,7 @@ pub(super) enum Safety {
 impl Errand {
     pub(super) const fn safety(self) -> Safety {
         match self {
-            Self::Compact | Self::Search | Self::Memories | Self::Head => Safety::Repeatable,
+            Self::Search | Self::Memories | Self::Head => Safety::Repeatable,
             Self::Kept(true) | Self::Files(true) => Safety::Repeatable,
             Self::Images | Self::Realtime | Self::Kept(false) | Self::Files(false) => Safety::Once,
             Self::Stored => Safety::Owned,
@@ -75,7 +75,7 @@ impl Errand {
     /// kinds have no family: what they are refused, turns are refused too.
     pub(super) const fn family(self) -> Option<&'static str> {
         match self {
-            Self::Compact | Self::Head | Self::Stored => None,
+            Self::Head | Self::Stored => None,
             Self::Images => Some("cma:images"),
             Self::Search => Some("cma:search"),
             Self::Kept(_) => Some("cma:kept"),
@@ -88,7 +88,7 @@ impl Errand {
     /// Whether a model works for it, which budgets count as a request.
     pub(super) const fn spends(self) -> bool {
         match self {
-            Self::Compact | Self::Images | Self::Search | Self::Memories | Self::Realtime => true,
+            Self::Images | Self::Search | Self::Memories | Self::Realtime => true,
             Self::Kept(_) | Self::Files(_) | Self::Head | Self::Stored => false,
         }
     }
@@ -170,7 +170,7 @@ fn provider(method: &Method, path: &str) -> Option<Call> {
         "models" if get => return Some(Call::Models),
         "analytics-events/events" if post => return Some(Call::Analytics),
         "responses" if *method == Method::HEAD => Errand::Head,
-        "responses/compact" if post => Errand::Compact,
+        "responses/compact" if post => return Some(Call::Compact),
         "images/generations" | "images/edits" if post => Errand::Images,
         "alpha/search" if post => Errand::Search,
         "memories/trace_summarize" if post => Errand::Memories,
@@ -228,7 +228,7 @@ mod tests {
         let get = |path| find(&Method::GET, path);
         let post = |path| find(&Method::POST, path);
         assert_eq!(get("/codex/models"), Some(Call::Models));
-        assert_eq!(post("/codex/responses/compact"), Some(Call::Errand(Errand::Compact)));
+        assert_eq!(post("/codex/responses/compact"), Some(Call::Compact));
         assert_eq!(get("/codex/responses/resp_1"), Some(Call::Errand(Errand::Stored)));
         assert_eq!(post("/codex/responses/resp_1/cancel"), Some(Call::Errand(Errand::Stored)));
         assert_eq!(find(&Method::HEAD, "/codex/responses"), Some(Call::Errand(Errand::Head)));
@@ -255,7 +255,6 @@ mod tests {
         for once in [Errand::Images, Errand::Realtime, Errand::Files(false), Errand::Kept(false)] {
             assert_eq!(once.safety(), Safety::Once, "{once:?}");
         }
-        assert_eq!(Errand::Compact.safety(), Safety::Repeatable);
         assert_eq!(Errand::Files(true).safety(), Safety::Repeatable);
     }
 }

@@ -9,12 +9,15 @@ use crate::{
     proxy::{
         course::Word,
         held::{Bounds, End, Ready},
+        moved::Foreign,
     },
 };
 use cma_core::{
+    bound,
     event::Fault,
+    pool::Release,
     sniff::Sniffer,
-    verdict::{self, Act, Outcome, Verdict},
+    verdict::{self, Act, Mark, Outcome, Verdict},
 };
 use http::{HeaderValue, header::ACCEPT};
 
@@ -46,6 +49,20 @@ impl Turn {
             End::Fault(fault) => (fault.verdict(clock::wall()), fault.is_hosts()),
             _ => (verdict::classify(&Outcome::Cut, clock::wall()), false),
         };
+        if let End::Fault(fault) = &end
+            && bound::is_foreign(&fault.body)
+        {
+            let next = self.ride.refused(&self.source).await;
+            if matches!(next, Foreign::Theirs) {
+                return Step::Deliver(lease, ready, String::new());
+            }
+            let said = ready.sniffer.take().map(Sniffer::said).unwrap_or_default();
+            lease.quota_seen(said.windows);
+            let account = lease.account.clone();
+            lease.finish(Release { mark: Mark::Fine, served: false, model: None });
+            self.course.unsealed(&self.proxy.traces, &account, next);
+            return Step::Again;
+        }
         if verdict.act == Act::Deliver {
             // The request's own fault: no account would answer differently.
             return Step::Deliver(lease, ready, String::new());

@@ -8,6 +8,7 @@
 use super::socket::Text;
 use crate::proxy::course::Word;
 use cma_core::{
+    event::Kind,
     pool::Refused,
     quota,
     time::{Span, Wall},
@@ -85,9 +86,16 @@ pub(super) struct Carried {
 pub(super) struct Again(Mutex<VecDeque<(Arc<str>, Instant, Carried)>>);
 
 impl Again {
-    /// Keeps what is to go on with a thread's next turn.
-    pub(super) fn keep(&self, thread: Option<&Arc<str>>, carried: Carried) {
+    /// Keeps what is to go on with a thread's next turn. Of what was held back before an error that is
+    /// what tells of limits: a preamble repeats its request, and clients that never come back would
+    /// leave it here.
+    pub(super) fn keep(&self, thread: Option<&Arc<str>>, mut carried: Carried) {
         let Some(thread) = thread else { return };
+        if let Some(last) = &mut carried.last {
+            let tells =
+                |text: &Text| matches!(Kind::of(text.as_bytes()), Kind::Limits | Kind::Metadata);
+            last.before.retain(tells);
+        }
         let mut kept = self.0.lock();
         kept.retain(|(of, at, _)| of != thread && at.elapsed() < KEPT_FOR);
         if kept.len() >= MAX_KEPT {
@@ -131,6 +139,7 @@ mod tests {
         let refused = |names: &[&str], retry_at| Refused {
             retry_at,
             quota: true,
+            unreached: false,
             tried: false,
             reasons: names.iter().map(|name| ((*name).into(), String::new())).collect(),
             plan: None,

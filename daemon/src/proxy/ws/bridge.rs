@@ -17,7 +17,7 @@ use crate::{
         body::UpBody,
         course::{Missed, patience},
         error_body, headers,
-        held::is_json,
+        held::{first_word, is_json},
     },
     trouble::Place,
     upstream::Driven,
@@ -56,7 +56,7 @@ impl Session {
             headers::sign(request.headers_mut(), pass);
             request
         };
-        let limit = self.proxy.config.head_timeout;
+        let limit = first_word(self.proxy.config.head_timeout, turn.silences);
         let upstream = Arc::clone(&self.proxy.upstream);
         let mut repeats = 0;
         let again = || {
@@ -72,8 +72,11 @@ impl Session {
         };
         let response = match sent {
             Ok(Ok(response)) => response,
-            Ok(Err(failure)) => return self.missed(turn, lease, &Missed::Failed(failure)).await,
-            Err(_elapsed) => return self.missed(turn, lease, &Missed::TimedOut).await,
+            Ok(Err(failure)) => return self.missed(turn, lease, &Missed::Failed(failure)),
+            Err(_elapsed) => {
+                turn.silences += 1;
+                return self.missed(turn, lease, &Missed::TimedOut);
+            },
         };
         let (status, fields) = (response.status(), response.headers());
         if !status.is_success() || verdict::is_page(status, fields) {
@@ -88,9 +91,9 @@ impl Session {
     }
 
     /// Judges an attempt that no head came of.
-    async fn missed(&mut self, turn: &mut Turn, lease: Lease, missed: &Missed) -> Step {
+    fn missed(&self, turn: &mut Turn, lease: Lease, missed: &Missed) -> Step {
         let verdict = verdict::classify(&missed.outcome(), clock::wall());
-        self.judged(turn, lease, verdict, false).await
+        self.judged(turn, lease, verdict, false)
     }
 
     /// Passes an HTTP answer's events on.

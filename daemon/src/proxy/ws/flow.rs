@@ -219,7 +219,13 @@ impl<'a> Flow<'a> {
     /// is silent or gone at the first word may be dead since then, and one that was opened with another
     /// token than the account's is refused for that one. Neither is the account's fault.
     pub(super) fn blamed_on_link(&self, ended: Ended, link: &Link, current: Generation) -> Ended {
-        let Ended::Hidden(verdict, said) = ended else { return ended };
+        let (verdict, said) = match ended {
+            Ended::Hidden(verdict, said) => (verdict, said),
+            Ended::Silent if self.begun.is_none() && self.was_dead(link) => {
+                (verdict::classify(&Outcome::HeadTimeout, clock::wall()), None)
+            },
+            ended => return ended,
+        };
         let reason = if verdict.mark == Mark::Unauthorized && link.generation != current {
             "the connection's token was renewed meanwhile"
         } else if said.is_none() && self.begun.is_none() && self.was_dead(link) {
@@ -376,8 +382,7 @@ impl<'a> Flow<'a> {
                 return Poll::Ready(if gone { Ended::ClientGone } else { stalled });
             }
             if self.begun.is_none() {
-                let silent = verdict::classify(&Outcome::HeadTimeout, clock::wall());
-                return Poll::Ready(Ended::Hidden(silent, None));
+                return Poll::Ready(Ended::Silent);
             }
             if hold.silence.is_some_and(|silence| self.last.elapsed() >= silence) {
                 return Poll::Ready(Ended::Silent);

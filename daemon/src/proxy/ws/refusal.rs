@@ -29,22 +29,27 @@ use tokio::time::Instant;
 
 /// How long an account whose handshake was refused is served over HTTP.
 const BRIDGED: Duration = Duration::from_secs(600);
+/// The same where upstream only asked for a while, without saying for how long. Meanwhile each step of a
+/// tool loop costs a whole input.
+const BRIDGED_BRIEFLY: Duration = Duration::from_secs(15);
 
-/// Accounts whose handshakes upstream refused, and when. Of all sockets: each of a thread's turns may
-/// come on another, and a refusal costs a renewal.
+/// Accounts whose handshakes upstream refused, and until when they are served over HTTP. Of all sockets:
+/// each of a thread's turns may come on another, and a refusal costs a renewal.
 #[derive(Debug, Default)]
 pub(super) struct Bridged(Mutex<Vec<(AccountId, Instant)>>);
 
 impl Bridged {
     /// Whether turns of that account go over HTTP.
     pub(super) fn has(&self, account: &AccountId) -> bool {
-        self.0.lock().iter().any(|(of, at)| of == account && at.elapsed() < BRIDGED)
+        let now = Instant::now();
+        self.0.lock().iter().any(|(of, until)| of == account && now < *until)
     }
 
-    fn add(&self, account: &AccountId) {
+    fn add(&self, account: &AccountId, time: Duration) {
+        let now = Instant::now();
         let mut all = self.0.lock();
-        all.retain(|(of, at)| of != account && at.elapsed() < BRIDGED);
-        all.push((account.clone(), Instant::now()));
+        all.retain(|(of, until)| of != account && now < *until);
+        all.push((account.clone(), now + time));
     }
 }
 
@@ -63,17 +68,14 @@ impl Session {
         };
         let (parts, bytes) = match no_link {
             NoLink::Failed(Failure::Connect(why)) => {
-                let verdict = verdict::classify(&Outcome::ConnectFailed, now);
-                let reason = format!("{}: {why}", verdict.reason);
-                self.proxy.roster.troubles().met(Place::Backend, &reason);
-                if turn.prewarm() {
-                    // Its turn waits for the host, and once is enough.
-                    drop(lease);
-                    return Way::Step(self.warmed(local, turn).await);
-                }
-                turn.sent();
-                let verdict = Verdict { reason, ..verdict };
-                return Way::Step(self.judged(turn, lease, verdict, false).await);
+                return self
+                    .not_connected(local, turn, lease, (&Outcome::ConnectFailed, &why))
+                    .await;
+            },
+            NoLink::Failed(Failure::Barred(why)) => {
+                return self
+                    .not_connected(local, turn, lease, (&Outcome::ConnectBarred, &why))
+                    .await;
             },
             NoLink::Failed(why) => {
                 tracing::debug!(request = %turn.course.trace.id, ?why, "websocket handshake failed");
@@ -92,24 +94,57 @@ impl Session {
         let json: Option<Value> = serde_json::from_slice(&bytes).ok();
         let head =
             Outcome::Head { status: parts.status, headers: &parts.headers, body: json.as_ref() };
-        let limit = matches!(verdict::classify(&head, now).mark, Mark::Cool(Cause::UsageLimit(_)))
+        let mark = verdict::classify(&head, now).mark;
+        let limit = matches!(mark, Mark::Cool(Cause::UsageLimit(_)))
             || verdict::stops_the_cli(parts.status, json.as_ref());
         let page = verdict::is_page(parts.status, &parts.headers);
         match status {
-            404 | 405 | 426 | 501 if !page => fail(true),
+            // In front of a host that answers requests, the page may be all it has to say of an upgrade;
+            // a portal answers the request with it as well.
+            _ if page => {},
+            404 | 405 | 426 | 501 => fail(true),
             403 if json.is_none() => fail(false),
             500..=599 => fail(false),
             401 if !turn.course.has_renewed(&lease.account) => {
                 turn.sent();
                 return Way::Step(self.refused(turn, lease, &parts, &bytes).await);
             },
-            _ if limit || page => {
+            _ if limit => {
                 turn.sent();
                 return Way::Step(self.refused(turn, lease, &parts, &bytes).await);
             },
-            _ => self.proxy.sockets.bridged.add(&lease.account),
+            408 | 425 | 429 => {
+                let time = match mark {
+                    Mark::Cool(Cause::Throttled(Some(wait))) => {
+                        Duration::from_millis(wait.millis()).min(BRIDGED)
+                    },
+                    _ => BRIDGED_BRIEFLY,
+                };
+                self.proxy.sockets.bridged.add(&lease.account, time);
+            },
+            _ => self.proxy.sockets.bridged.add(&lease.account, BRIDGED),
         }
         Way::Http(lease, pass)
+    }
+
+    /// Judges a connection that didn't come about, and why.
+    async fn not_connected(
+        &mut self,
+        local: &mut Socket,
+        turn: &mut Turn,
+        lease: Lease,
+        (outcome, why): (&Outcome<'_>, &str),
+    ) -> Way {
+        let verdict = verdict::classify(outcome, clock::wall());
+        let reason = format!("{}: {why}", verdict.reason);
+        self.proxy.roster.troubles().met(Place::Backend, &reason);
+        if turn.prewarm() {
+            // Its turn waits for the host, and once is enough.
+            drop(lease);
+            return Way::Step(self.warmed(local, turn).await);
+        }
+        turn.sent();
+        Way::Step(self.judged(turn, lease, Verdict { reason, ..verdict }, false))
     }
 
     /// Upstream can't read something sealed, and said so by that frame.

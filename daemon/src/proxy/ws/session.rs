@@ -188,11 +188,11 @@ impl Session {
         match came {
             Came::Nothing => Ok(()),
             Came::Text(text) => {
+                let asked = std::mem::take(&mut self.asked);
                 let kind = Kind::of(text.as_bytes());
                 if kind.is_final() {
                     tracing::debug!(account = %link.account, "upstream ended an idle websocket");
                     self.link = None;
-                    let asked = std::mem::take(&mut self.asked);
                     return if asked { say(local, text).await } else { Ok(()) };
                 }
                 if kind == Kind::Limits {

@@ -65,6 +65,8 @@ pub(super) struct Turn {
     compacts: bool,
     /// How often an attempt's beginning was silent.
     pub(super) silences: u32,
+    /// Whether the next attempt is to wait.
+    pauses: bool,
     pub(super) last: Option<Last>,
 }
 
@@ -123,7 +125,7 @@ impl Turn {
     /// How long an attempt is waited for.
     pub(super) fn patience(&self, config: &Config) -> Patience {
         Patience {
-            first: config.head_timeout,
+            first: held::first_word(config.head_timeout, self.silences),
             hold: Bounds::of(&config.streams, self.compacts, self.silences),
             stall: config.streams.stall,
         }
@@ -169,6 +171,12 @@ impl Session {
             return self.blocked(local, &mut turn, &blocked).await;
         }
         loop {
+            if std::mem::take(&mut turn.pauses) {
+                let pause = turn.course.pause();
+                if listening(local, &mut self.next, pause).await.is_none() {
+                    return self.abandoned(&mut turn);
+                }
+            }
             if turn.course.is_spent() {
                 return self.give_up(local, turn, None).await;
             }
@@ -187,10 +195,12 @@ impl Session {
                 }
                 continue;
             }
+            let asked = clock::mono();
             let select = proxy.actor.select(turn.course.need.clone());
             let Some(selected) = listening(local, &mut self.next, select).await else {
                 return self.abandoned(&mut turn);
             };
+            turn.course.queued(asked);
             let mut lease = match selected {
                 Err(_gone) => {
                     books::again(&mut turn.course.trace);
@@ -275,10 +285,11 @@ impl Session {
         let mut turn = Box::new(Turn {
             frame,
             create,
-            course: Course::new(need, trace),
+            course: Course::new(need, trace, self.proxy.config.host_wait),
             ride,
             compacts,
             silences: 0,
+            pauses: false,
             last: None,
         });
         let thread = turn.course.trace.thread.as_ref().filter(|_thread| whole);
@@ -381,7 +392,7 @@ impl Session {
         let verdict = verdict::classify(&outcome, clock::wall());
         if page {
             self.proxy.roster.troubles().met(Place::Backend, &verdict.reason);
-            return self.judged(turn, lease, verdict, false).await;
+            return self.judged(turn, lease, verdict, false);
         }
         let stops = verdict::stops_the_cli(parts.status, json.as_ref());
         let frame = match parts.status {
@@ -401,13 +412,13 @@ impl Session {
         let (bars, attempt) = (verdict.mark.bars(), turn.course.trace.tried);
         let word = Word { stops, bars, attempt };
         turn.last = Some(Last::new(frame, head, word, json.unwrap_or_default()));
-        self.judged(turn, lease, verdict, parts.status.is_server_error()).await
+        self.judged(turn, lease, verdict, parts.status.is_server_error())
     }
 
     /// Applies a verdict on an attempt that showed nothing. `hosts` says that the failure is one of
     /// the host's.
-    pub(super) async fn judged(
-        &mut self,
+    pub(super) fn judged(
+        &self,
         turn: &mut Turn,
         lease: Lease,
         verdict: Verdict,
@@ -417,9 +428,7 @@ impl Session {
         let hosts = hosts && !turn.prewarm();
         // One that goes on from an earlier response can't be sent anywhere else as it is: when somebody
         // could serve it, its client is asked for all of it, and when nobody can, told so at once.
-        if turn.course.failed(&self.proxy, lease, verdict, hosts) {
-            turn.course.pause().await;
-        }
+        turn.pauses = turn.course.failed(&self.proxy, lease, verdict, hosts);
         Step::Again
     }
 
@@ -506,13 +515,15 @@ impl Session {
                     turn.last = Some(Last::new(frame, head, word, fault.body).after(held));
                 }
                 lease.quota_seen(sniffer.said().windows);
-                self.judged(turn, lease, verdict, hosts).await
+                self.judged(turn, lease, verdict, hosts)
             },
             Ended::Silent => {
                 turn.silences += 1;
                 let silent = verdict::classify(&Outcome::HeadTimeout, clock::wall());
-                let reason = "it began and fell silent".to_owned();
-                self.judged(turn, lease, Verdict { reason, ..silent }, false).await
+                let begun = !held.is_empty();
+                let reason =
+                    if begun { "it began and fell silent".to_owned() } else { silent.reason };
+                self.judged(turn, lease, Verdict { reason, ..silent }, false)
             },
             Ended::Foreign(said, fault) => {
                 let verdict = fault.verdict(clock::wall());
@@ -613,7 +624,9 @@ impl Session {
                 }
                 return say(local, frame).await;
             },
-            Some(refused) if turn.course.trace.tried == 0 => respond::refused(refused),
+            Some(refused) if turn.course.trace.tried == 0 || refused.is_final() => {
+                respond::refused(refused)
+            },
             _ => turn.course.exhausted(&self.proxy),
         };
         turn.course.trace.status = ours.status().as_u16();
