@@ -9,6 +9,7 @@ use cma_tests::{
     http::{Door, Line, turn_body},
     sim::{Fault, Route},
     world::{World, eventually},
+    ws::said,
 };
 use std::{
     net::{TcpListener, TcpStream},
@@ -138,6 +139,23 @@ fn who_leaves_while_its_request_waits_for_an_account_is_forgotten() {
     drop(first);
     eventually("the account is free", || world.account("a")["in_flight"] == 0);
     assert_eq!(asked(&world, "POST").len(), 1, "nothing was sent for nobody");
+    world.assert_clean();
+}
+
+/// A client takes a silent socket for a broken one.
+#[test]
+fn who_waits_for_an_account_over_a_socket_hears_that_somebody_is_there() {
+    let world = World::new(upstream(&["a"])).with_env("CMA_STALL", "1200ms");
+    world.import_all();
+    world.ctl("account cap a 1").ok();
+    world.sim().fault(None, Route::Frame, Fault::HangMidStream { after: 7 }, Some(1));
+    let mut first = open(&world, "thread-1");
+    first.send(&first.create(&[said("hello")]));
+    eventually("it runs", || world.account("a")["in_flight"] == 1);
+    let told = open(&world, "thread-2").say("hello");
+    assert_eq!(told.text(), "served by a", "{:?}", told.0);
+    let kinds = told.kinds();
+    assert_eq!(&kinds[..3], ["keepalive", "keepalive", "keepalive"], "{kinds:?}");
     world.assert_clean();
 }
 

@@ -69,6 +69,11 @@ pub(super) fn previous_not_found(id: &str) -> Text {
     wrapped::previous_not_found(id).into()
 }
 
+/// Says nothing but that somebody is there.
+pub(super) fn keepalive() -> Text {
+    r#"{"type":"keepalive"}"#.to_owned().into()
+}
+
 /// As [`wrapped::warmed`].
 pub(super) fn warmed(id: &str) -> [Text; 2] {
     wrapped::warmed(id).map(Into::into)

@@ -1,7 +1,11 @@
 //! Waiting for something while its client may hang up.
 
-use super::socket::{Said, Socket, Text};
-use std::{pin::pin, task::Poll};
+use super::{
+    frame,
+    session::say,
+    socket::{Said, Socket, Text},
+};
+use std::{pin::pin, task::Poll, time::Duration};
 
 /// Waits for something; `None` as soon as the client has gone. A frame that it sends meanwhile waits in
 /// `next`, and nothing more is read then.
@@ -26,4 +30,27 @@ pub(super) async fn listening<T>(
         Poll::Pending
     })
     .await
+}
+
+/// The same for what may take hours. A client gives a socket up that is silent for five minutes, whatever
+/// it waits for, and any event ends that silence (0.169.0, observed): it gets one that says nothing, each
+/// time that so much has gone by.
+pub(super) async fn outlasting<T>(
+    local: &mut Socket,
+    next: &mut Option<Text>,
+    each: Duration,
+    work: impl Future<Output = T>,
+) -> Option<T> {
+    let mut work = pin!(work);
+    // Nearly each is there at once, and needs no timer.
+    if let Poll::Ready(done) = futures_util::poll!(work.as_mut()) {
+        return Some(done);
+    }
+    loop {
+        let part = tokio::time::timeout(each, work.as_mut());
+        match listening(local, next, part).await? {
+            Ok(done) => return Some(done),
+            Err(_elapsed) => say(local, frame::keepalive()).await.ok()?,
+        }
+    }
 }

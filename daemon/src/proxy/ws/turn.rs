@@ -9,7 +9,7 @@ use super::{
     flow::{Ended, Flow, Heard, Patience, Source},
     frame::{self, Create},
     link::Link,
-    listen::listening,
+    listen::{listening, outlasting},
     session::{BROKEN, Leave, Session, say},
     socket::{CloseCode, Socket, Text},
 };
@@ -54,6 +54,9 @@ use std::{
 /// A handshake that takes longer is not worth waiting for while there is HTTP. The CLI gives up after
 /// 15 s (`websocket_connect_timeout_ms`, 0.169.0).
 const SHAKE: Duration = Duration::from_secs(10);
+
+/// A client hears of a turn in the pool's queue so many times in the time after which it gives up.
+const SILENCES: u32 = 3;
 
 /// A turn in progress.
 pub(super) struct Turn {
@@ -197,7 +200,8 @@ impl Session {
             }
             let asked = clock::mono();
             let select = proxy.actor.select(turn.course.need.clone());
-            let Some(selected) = listening(local, &mut self.next, select).await else {
+            let each = proxy.config.streams.stall / SILENCES;
+            let Some(selected) = outlasting(local, &mut self.next, each, select).await else {
                 return self.abandoned(&mut turn);
             };
             turn.course.queued(asked);
