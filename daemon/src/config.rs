@@ -49,8 +49,7 @@ pub(crate) struct Config {
     pub(crate) issuer: Endpoint,
     /// How long an attempt waits for the head of an answer.
     pub(crate) head_timeout: Duration,
-    /// How long a turn waits for a host that is out of reach. With what a turn may have waited before that,
-    /// below the five minutes after which the official CLI gives a silent WebSocket up (0.169.0).
+    /// How long a turn waits for a host that is out of reach, in all.
     pub(crate) host_wait: Duration,
     /// How long a stop lets running responses end.
     pub(crate) drain_timeout: Duration,

@@ -58,6 +58,27 @@ pub(crate) fn deepest(error: &reqwest::Error) -> String {
     words
 }
 
+/// Whether a connection that did not come about won't by itself: a certificate that isn't trusted, a
+/// proxy's refusal. The rest is the network's, which comes back.
+pub(crate) fn is_barred(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidData, InvalidInput, PermissionDenied, Unsupported};
+    matches!(error.kind(), InvalidData | InvalidInput | PermissionDenied | Unsupported)
+}
+
+/// The same of a connection of reqwest's. A proxy's refusal has no kind of its own there (hyper-util 0.1).
+pub(crate) fn is_barred_inside(error: &reqwest::Error) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(known) = cause {
+        if known.downcast_ref().is_some_and(is_barred)
+            || known.to_string().contains("proxy authorization required")
+        {
+            return true;
+        }
+        cause = known.source();
+    }
+    false
+}
+
 /// What failed, without the URL (reqwest's own text carries it).
 pub(crate) fn without_url(error: &reqwest::Error) -> &'static str {
     if error.is_timeout() {

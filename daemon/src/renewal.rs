@@ -119,6 +119,9 @@ enum Sent {
     NotNow(String),
     /// Nothing was sent, or something on the way there answered in the issuer's place.
     Unreached(String),
+    /// Nothing was sent, and nothing will be until a person does something: no trust in who answers, a
+    /// proxy that refuses.
+    Barred(String),
     /// It was sent and no answer came.
     Unknown(String),
 }
@@ -221,6 +224,11 @@ impl Renewer {
                     self.write_note(id, before).await?;
                     return Err(RenewalFailure::Unreached(why.into()));
                 },
+                Sent::Barred(why) => {
+                    self.roster.troubles().met(Place::Issuer, &why);
+                    self.write_note(id, before).await?;
+                    return Err(RenewalFailure::Held(why.into()));
+                },
                 Sent::NotNow(why) => {
                     self.roster.troubles().met(Place::Issuer, &why);
                     self.write_note(id, before).await?;
@@ -251,7 +259,7 @@ impl Renewer {
     async fn ask(&self, id: &AccountId, generation: Generation, token: &SecretString) -> Sent {
         let client = match self.client() {
             Ok(client) => client,
-            Err(why) => return Sent::Unreached(why),
+            Err(why) => return Sent::Barred(why),
         };
         let ask = Ask {
             client_id: CLIENT_ID,
@@ -260,7 +268,7 @@ impl Renewer {
             refresh_reason: "proactive_expiry",
         };
         let Ok(body) = serde_json::to_vec(&ask) else {
-            return Sent::Unreached("the request can't be written".to_owned());
+            return Sent::Barred("the request can't be written".to_owned());
         };
         let request = client
             .post(format!("{}/oauth/token", self.config.issuer.base))
@@ -274,11 +282,10 @@ impl Renewer {
         let mut answer = match sent {
             Ok(answer) => answer,
             Err(error) if error.is_connect() || error.is_builder() => {
-                return Sent::Unreached(format!(
-                    "could not connect to {}: {}",
-                    self.config.issuer.authority,
-                    fault::deepest(&error)
-                ));
+                let host = &self.config.issuer.authority;
+                let why = format!("could not connect to {host}: {}", fault::deepest(&error));
+                let barred = error.is_builder() || fault::is_barred_inside(&error);
+                return if barred { Sent::Barred(why) } else { Sent::Unreached(why) };
             },
             Err(error) => return Sent::Unknown(fault::without_url(&error).to_owned()),
         };
@@ -505,7 +512,7 @@ mod tests {
             Sent::NotNow(_) => "later".to_owned(),
             Sent::Unknown(_) => "unknown".to_owned(),
             Sent::Answered(_) => "answered".to_owned(),
-            Sent::Unreached(_) => "not sent".to_owned(),
+            Sent::Unreached(_) | Sent::Barred(_) => "not sent".to_owned(),
         };
         let reused = r#"{"error":{"code":"refresh_token_reused"}}"#;
         assert_eq!(judged(StatusCode::UNAUTHORIZED, reused), "refused refresh_token_reused");

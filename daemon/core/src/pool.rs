@@ -86,7 +86,8 @@ pub enum RenewalFailure {
     /// The issuer was not spoken to: no way there, or a page of the network's. It works again when that
     /// does, so it is tried again soon.
     Unreached(Arc<str>),
-    /// The same, by something of this machine alone: a disk that can't note the attempt.
+    /// The same, by what a person has to see to: a disk that can't note the attempt, no trust in whoever
+    /// answers. It is tried again as soon, and nobody waits for it.
     Held(Arc<str>),
 }
 

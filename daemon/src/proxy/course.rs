@@ -95,6 +95,8 @@ pub(super) struct Course {
     asked: Instant,
     /// Since when nothing else came of it.
     away: Option<Instant>,
+    /// How long it was out of reach before that.
+    out: Duration,
     /// Time in which upstream was asked nothing: in the pool's queue, or out of reach before.
     idle: Duration,
 }
@@ -120,6 +122,7 @@ impl Course {
             missed: false,
             asked,
             away: None,
+            out: Duration::ZERO,
             idle: Duration::ZERO,
         }
     }
@@ -129,7 +132,7 @@ impl Course {
         self.trace.tried.saturating_sub(self.unreached) >= MAX_ATTEMPTS
             || self.refused_rounds > REFUSED_ROUNDS
             || self.elapsed() > BUDGET
-            || (self.trace.tried > 0 && self.away_for() > self.patience)
+            || (self.trace.tried > 0 && self.away.is_some() && self.patience_left().is_zero())
     }
 
     /// Time that counts: a person whose network is gone, or who let requests wait for an account, has
@@ -140,6 +143,11 @@ impl Course {
 
     fn away_for(&self) -> Duration {
         self.away.map(clock::since).unwrap_or_default()
+    }
+
+    /// A network that comes and goes is waited for no longer than one that is gone.
+    fn patience_left(&self) -> Duration {
+        self.patience.saturating_sub(self.out + self.away_for())
     }
 
     /// The time since then was spent in the pool's queue, and now an attempt begins.
@@ -157,7 +165,9 @@ impl Course {
             self.unreached += 1;
             self.away.get_or_insert(self.asked);
         } else if let Some(since) = self.away.take() {
-            self.idle += clock::since(since);
+            let away = clock::since(since);
+            self.out += away;
+            self.idle += away;
         }
         if missed && reached {
             self.pauses = 0;
@@ -302,7 +312,7 @@ impl Course {
     /// A pause after a fault that all accounts share.
     pub(super) async fn pause(&mut self) {
         let (doublings, longest) = if self.missed {
-            (7, AWAY_PAUSE.min(self.patience.saturating_sub(self.away_for()) + BACK))
+            (7, AWAY_PAUSE.min(self.patience_left() + BACK))
         } else {
             (5, AWAY_PAUSE)
         };
@@ -349,7 +359,7 @@ impl Course {
         }
         if refused.unreached && self.patience > Duration::ZERO {
             self.away.get_or_insert(self.asked);
-            let left = self.patience.saturating_sub(self.away_for());
+            let left = self.patience_left();
             if left.is_zero() {
                 return false;
             }
@@ -413,6 +423,15 @@ impl Course {
         self.trace.outcome = outcome;
         traces.end(self.trace.clone());
     }
+}
+
+/// A verdict in the light of whose host it was: an account's own being out of reach is no outage of the
+/// network's, and another account may serve.
+pub(super) fn of_host(verdict: Verdict, own: bool) -> Verdict {
+    if own && verdict.act == Act::Outlast {
+        return Verdict { act: Act::RetryOther, mark: Mark::Shaky, ..verdict };
+    }
+    verdict
 }
 
 /// An account's answer is shown: who was refused before it was to blame for that.
@@ -562,6 +581,10 @@ mod tests {
         assert!((280..296).contains(&waited) && (20..=30).contains(&tried), "{waited} {tried}");
         course.reached(true);
         assert!(!course.is_spent(), "the host is back");
+        course.trace.tried += 1;
+        course.reached(false);
+        assert!(course.is_spent(), "it was waited for long enough in all");
+        course.reached(true);
         for _ in 0..MAX_ATTEMPTS {
             assert!(!course.is_spent());
             course.trace.tried += 1;

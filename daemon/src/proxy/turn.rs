@@ -239,6 +239,7 @@ impl Turn {
                     return Step::Again;
                 }
                 let verdict = verdict::classify(&failure.outcome(), clock::wall());
+                let verdict = course::of_host(verdict, pass.way.host.is_some());
                 self.silences += u32::from(matches!(failure, Missed::TimedOut));
                 let reason = match failure {
                     Missed::Failed(Failure::Connect(why) | Failure::Barred(why)) => {

@@ -101,8 +101,7 @@ pub(crate) async fn dial(
             socks(&mut stream, proxy, Target { host: &host, ..target }).await.map_err(through)?;
         },
         Manner::Https => {
-            let own =
-                TlsConnector::from(std::sync::Arc::new(network.tls().map_err(io::Error::other)?));
+            let own = TlsConnector::from(std::sync::Arc::new(network.tls().map_err(untrusting)?));
             let mut outer: Box<dyn Io> =
                 Box::new(agree(&own, &proxy.host, stream).await.map_err(through)?);
             tunnel(&mut outer, proxy, target).await.map_err(through)?;
@@ -135,9 +134,20 @@ async fn agree<S: AsyncRead + AsyncWrite + Unpin>(
     })
 }
 
+/// There is no trust to be had here: not by itself.
+pub(super) fn untrusting(why: impl std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, why.to_string())
+}
+
 async fn connect(names: &Names, host: &str, port: u16) -> io::Result<TcpStream> {
     let found = names.resolve(host).await?;
-    let stream = race(&interleaved(&found), port).await?;
+    let stream = race(&interleaved(&found), port).await.map_err(|error| match error.kind() {
+        // The kernel's words for a route that is closed: a VPN opens it again.
+        io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput => {
+            io::Error::other(error.to_string())
+        },
+        _ => error,
+    })?;
     stream.set_nodelay(true)?;
     probe(&stream);
     Ok(stream)
@@ -247,7 +257,12 @@ async fn tunnel(
             io::ErrorKind::PermissionDenied,
             "it wants another user or password (407)",
         )),
-        Some(status) => Err(io::Error::other(format!("it answered {status}"))),
+        Some(status) => {
+            // A refusal, as against one that can't now.
+            let refuses = (400..500).contains(&status) && ![408, 429].contains(&status);
+            let kind = if refuses { io::ErrorKind::PermissionDenied } else { io::ErrorKind::Other };
+            Err(io::Error::new(kind, format!("it answered {status}")))
+        },
         None => Err(io::Error::new(io::ErrorKind::InvalidData, "its answer is not HTTP")),
     }
 }
@@ -302,7 +317,10 @@ async fn socks(
     let mut head = [0; 4];
     stream.read_exact(&mut head).await?;
     if head[1] != 0 {
-        return Err(io::Error::other(format!("it answered {} (SOCKS)", head[1])));
+        // Not allowed by its rules, as against what may pass.
+        let kind =
+            if head[1] == 2 { io::ErrorKind::PermissionDenied } else { io::ErrorKind::Other };
+        return Err(io::Error::new(kind, format!("it answered {} (SOCKS)", head[1])));
     }
     let rest = match head[3] {
         1 => 4 + 2,

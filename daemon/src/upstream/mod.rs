@@ -17,7 +17,7 @@ mod connection;
 mod dial;
 
 use crate::{
-    app::Tasks, clock, config::Endpoint, gather::Gather, names::Names, network::Network,
+    app::Tasks, clock, config::Endpoint, fault, gather::Gather, names::Names, network::Network,
     proxy::body::UpBody,
 };
 use cma_core::{
@@ -455,7 +455,7 @@ impl Upstream {
         let mut base = self.tls.lock();
         let known = match &*base {
             Some(known) => known.clone(),
-            None => self.network.tls().map_err(io::Error::other)?,
+            None => self.network.tls().map_err(dial::untrusting)?,
         };
         *base = Some(known.clone());
         drop(base);
@@ -473,12 +473,10 @@ impl Upstream {
 }
 
 fn not_dialled(error: &io::Error) -> Failure {
-    use io::ErrorKind::{InvalidData, InvalidInput, PermissionDenied, Unsupported};
-    match error.kind() {
-        InvalidData | InvalidInput | PermissionDenied | Unsupported => {
-            Failure::Barred(error.to_string())
-        },
-        _ => Failure::Connect(error.to_string()),
+    if fault::is_barred(error) {
+        Failure::Barred(error.to_string())
+    } else {
+        Failure::Connect(error.to_string())
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
     clock,
     proxy::{
         body::UpBody,
-        course::{Missed, patience},
+        course::{Missed, of_host, patience},
         error_body, headers,
         held::{first_word, is_json},
     },
@@ -72,10 +72,10 @@ impl Session {
         };
         let response = match sent {
             Ok(Ok(response)) => response,
-            Ok(Err(failure)) => return self.missed(turn, lease, &Missed::Failed(failure)),
+            Ok(Err(failure)) => return self.missed(turn, (lease, pass), &Missed::Failed(failure)),
             Err(_elapsed) => {
                 turn.silences += 1;
-                return self.missed(turn, lease, &Missed::TimedOut);
+                return self.missed(turn, (lease, pass), &Missed::TimedOut);
             },
         };
         let (status, fields) = (response.status(), response.headers());
@@ -91,8 +91,9 @@ impl Session {
     }
 
     /// Judges an attempt that no head came of.
-    fn missed(&self, turn: &mut Turn, lease: Lease, missed: &Missed) -> Step {
+    fn missed(&self, turn: &mut Turn, (lease, pass): (Lease, &Pass), missed: &Missed) -> Step {
         let verdict = verdict::classify(&missed.outcome(), clock::wall());
+        let verdict = of_host(verdict, pass.way.host.is_some());
         self.judged(turn, lease, verdict, false)
     }
 

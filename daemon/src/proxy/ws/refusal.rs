@@ -14,7 +14,14 @@ use super::{
     socket::{Socket, Text},
     turn::{Step, Turn, Way},
 };
-use crate::{actor::Lease, clock, proxy::books, trouble::Place, upstream::Failure, vault::Pass};
+use crate::{
+    actor::Lease,
+    clock,
+    proxy::{books, course},
+    trouble::Place,
+    upstream::Failure,
+    vault::Pass,
+};
 use cma_core::{
     cooldown::Cause,
     identity::AccountId,
@@ -69,12 +76,12 @@ impl Session {
         let (parts, bytes) = match no_link {
             NoLink::Failed(Failure::Connect(why)) => {
                 return self
-                    .not_connected(local, turn, lease, (&Outcome::ConnectFailed, &why))
+                    .not_connected(local, turn, (lease, pass), (&Outcome::ConnectFailed, &why))
                     .await;
             },
             NoLink::Failed(Failure::Barred(why)) => {
                 return self
-                    .not_connected(local, turn, lease, (&Outcome::ConnectBarred, &why))
+                    .not_connected(local, turn, (lease, pass), (&Outcome::ConnectBarred, &why))
                     .await;
             },
             NoLink::Failed(why) => {
@@ -132,10 +139,11 @@ impl Session {
         &mut self,
         local: &mut Socket,
         turn: &mut Turn,
-        lease: Lease,
+        (lease, pass): (Lease, Pass),
         (outcome, why): (&Outcome<'_>, &str),
     ) -> Way {
         let verdict = verdict::classify(outcome, clock::wall());
+        let verdict = course::of_host(verdict, pass.way.host.is_some());
         let reason = format!("{}: {why}", verdict.reason);
         self.proxy.roster.troubles().met(Place::Backend, &reason);
         if turn.prewarm() {

@@ -9,7 +9,7 @@ use super::{
     flow::{Ended, Flow, Heard, Patience, Source},
     frame::{self, Create},
     link::Link,
-    listen::{listening, outlasting},
+    listen::{self, listening, outlasting},
     session::{BROKEN, Leave, Session, say},
     socket::{CloseCode, Socket, Text},
 };
@@ -55,9 +55,6 @@ use std::{
 /// 15 s (`websocket_connect_timeout_ms`, 0.169.0).
 const SHAKE: Duration = Duration::from_secs(10);
 
-/// A client hears of a turn in the pool's queue so many times in the time after which it gives up.
-const SILENCES: u32 = 3;
-
 /// A turn in progress.
 pub(super) struct Turn {
     pub(super) frame: Text,
@@ -70,6 +67,8 @@ pub(super) struct Turn {
     pub(super) silences: u32,
     /// Whether the next attempt is to wait.
     pauses: bool,
+    /// When its client was last told something.
+    heard: listen::Heard,
     pub(super) last: Option<Last>,
 }
 
@@ -174,6 +173,9 @@ impl Session {
             return self.blocked(local, &mut turn, &blocked).await;
         }
         loop {
+            if turn.heard.again(local).await.is_err() {
+                return self.abandoned(&mut turn);
+            }
             if std::mem::take(&mut turn.pauses) {
                 let pause = turn.course.pause();
                 if listening(local, &mut self.next, pause).await.is_none() {
@@ -185,12 +187,7 @@ impl Session {
             }
             if let Some(pause) = proxy.health.waits() {
                 if turn.prewarm() {
-                    // Nobody waits for it: its turn brings its input along.
-                    return match self.warmed(local, &turn).await {
-                        Step::Say(frame) => say(local, frame).await,
-                        Step::Over(over) => over,
-                        Step::Again => Ok(()),
-                    };
+                    return self.put_off(local, &turn).await;
                 }
                 let wait = turn.course.wait_for_host(pause);
                 if listening(local, &mut self.next, wait).await.is_none() {
@@ -200,8 +197,8 @@ impl Session {
             }
             let asked = clock::mono();
             let select = proxy.actor.select(turn.course.need.clone());
-            let each = proxy.config.streams.stall / SILENCES;
-            let Some(selected) = outlasting(local, &mut self.next, each, select).await else {
+            let heard = &mut turn.heard;
+            let Some(selected) = outlasting(local, &mut self.next, heard, select).await else {
                 return self.abandoned(&mut turn);
             };
             turn.course.queued(asked);
@@ -213,6 +210,9 @@ impl Session {
                 Ok(Ok(lease)) => lease,
                 Ok(Err(refused)) => match turn.course.over() {
                     Some(blocked) => return self.blocked(local, &mut turn, &blocked).await,
+                    None if refused.unreached && turn.prewarm() => {
+                        return self.put_off(local, &turn).await;
+                    },
                     None => {
                         let waits = Box::pin(turn.waited(&proxy, &refused));
                         match listening(local, &mut self.next, waits).await {
@@ -240,6 +240,15 @@ impl Session {
                 },
                 Step::Over(over) => return over,
             }
+        }
+    }
+
+    /// Answers a prewarm here. Nobody waits for it: its turn brings its input along.
+    async fn put_off(&mut self, local: &mut Socket, turn: &Turn) -> Result<(), Leave> {
+        match self.warmed(local, turn).await {
+            Step::Say(frame) => say(local, frame).await,
+            Step::Over(over) => over,
+            Step::Again => Ok(()),
         }
     }
 
@@ -294,6 +303,7 @@ impl Session {
             compacts,
             silences: 0,
             pauses: false,
+            heard: listen::Heard::new(self.proxy.config.streams.stall),
             last: None,
         });
         let thread = turn.course.trace.thread.as_ref().filter(|_thread| whole);
