@@ -103,7 +103,7 @@ pub(super) fn heads() -> Vec<Case> {
         fails("401all", &Fault::token_invalidated(), None).hidden(),
         fails("401all_reused", &Fault::token_invalidated(), None)
             .fault(Route::Refresh, reused(), None)
-            .ours("the last one: token refused (401)", SEVERAL),
+            .ours("a: the issuer refused its refresh token (refresh_token_reused)", SEVERAL),
         fails("401all_reused", &Fault::token_invalidated(), None)
             .fault(Route::Refresh, reused(), None)
             .hidden(),

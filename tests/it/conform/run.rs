@@ -132,7 +132,8 @@ fn directly(case: &Case, version: &str) -> Option<Shown> {
 pub(super) fn through(case: &Case, version: &str) -> Option<Shown> {
     let world = machine(case, version, case.accounts)?;
     let websocket = if case.wire == Wire::Ws { "on" } else { "off" };
-    let world = world.with_env("CMA_WEBSOCKET", websocket);
+    // A host that stays out of reach is given up by its own row's end.
+    let world = world.with_env("CMA_WEBSOCKET", websocket).with_env("CMA_HOST_WAIT", "15s");
     for name in case.accounts {
         let login = match *name {
             "a" => fs::read_to_string(world.codex_home().join("auth.json")).unwrap(),
