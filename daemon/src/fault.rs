@@ -65,18 +65,30 @@ pub(crate) fn is_barred(error: &io::Error) -> bool {
     matches!(error.kind(), InvalidData | InvalidInput | PermissionDenied | Unsupported)
 }
 
+/// The same of what TLS says: what isn't a certificate's trust may be something on the way that answers
+/// for the host, or the host's own trouble.
+pub(crate) fn is_distrust(error: &(dyn std::error::Error + 'static)) -> bool {
+    matches!(error.downcast_ref(), Some(rustls::Error::InvalidCertificate(_)))
+}
+
 /// The same of a connection of reqwest's. A proxy's refusal has no kind of its own there (hyper-util 0.1).
-pub(crate) fn is_barred_inside(error: &reqwest::Error) -> bool {
-    let mut cause = std::error::Error::source(error);
-    while let Some(known) = cause {
-        if known.downcast_ref().is_some_and(is_barred)
-            || known.to_string().contains("proxy authorization required")
-        {
-            return true;
-        }
-        cause = known.source();
+pub(crate) fn is_barred_inside(error: &(dyn std::error::Error + 'static)) -> bool {
+    let Some(known) = error.downcast_ref::<io::Error>() else {
+        let says = |words| error.to_string().contains(words);
+        return is_distrust(error)
+            || says("proxy authorization required")
+            || says("tunnel error: unsuccessful")
+            || error.source().is_some_and(is_barred_inside);
+    };
+    // One that carries another tells of that one's causes, and not of itself.
+    match known.get_ref() {
+        Some(inner) => {
+            is_barred_inside(inner)
+                || (known.kind() != io::ErrorKind::InvalidData && is_barred(known))
+        },
+        // The kernel's words for a route that is closed: a VPN opens it again.
+        None => known.raw_os_error().is_none() && is_barred(known),
     }
-    false
 }
 
 /// What failed, without the URL (reqwest's own text carries it).
@@ -87,5 +99,28 @@ pub(crate) fn without_url(error: &reqwest::Error) -> &'static str {
         "the answer was cut"
     } else {
         "the connection ended before an answer"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_bars_a_connection_is_found_wherever_it_is_wrapped() {
+        let wrapped = |error: rustls::Error| {
+            // As hyper-rustls 0.27 has it.
+            io::Error::other(io::Error::new(io::ErrorKind::InvalidData, error))
+        };
+        let barred = |error: io::Error| is_barred_inside(&error);
+        let unknown = rustls::CertificateError::UnknownIssuer;
+        assert!(barred(wrapped(rustls::Error::InvalidCertificate(unknown))));
+        assert!(barred(io::Error::other("tunnel error: unsuccessful")));
+        assert!(barred(io::Error::other("tunnel error: proxy authorization required")));
+        assert!(barred(io::Error::new(io::ErrorKind::PermissionDenied, "the proxy says no")));
+        let alert = rustls::Error::AlertReceived(rustls::AlertDescription::InternalError);
+        assert!(!barred(wrapped(alert)), "the host's own trouble");
+        assert!(!barred(io::Error::from_raw_os_error(13)), "a route that a VPN opens again");
+        assert!(!barred(io::ErrorKind::ConnectionRefused.into()));
     }
 }

@@ -14,6 +14,7 @@ mod judge;
 mod kinds;
 mod normal;
 mod run;
+mod sent;
 mod surface;
 mod ws;
 

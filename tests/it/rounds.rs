@@ -77,7 +77,9 @@ fn an_account_that_goes_on_failing_is_told_of() {
         let world = world(&["a", "b"]);
         let route = if websocket { Route::Frame } else { Route::Responses };
         world.sim().fault(Some("a"), route, HOUR, None);
-        world.sim().fault(Some("b"), route, Fault::ResetBeforeHead, None);
+        for route in [route, Route::Responses] {
+            world.sim().fault(Some("b"), route, Fault::ResetBeforeHead, None);
+        }
         let door = Door::of(&world);
         let words = if websocket {
             let mut socket = door.socket("thread-1").unwrap_or_else(|answer| panic!("{answer:?}"));

@@ -477,6 +477,46 @@ fn usage_is_the_pools_in_whole_percents() {
     world.assert_clean();
 }
 
+/// The CLI shows and warns by what its turns tell: one account's windows aren't what its person has left.
+#[test]
+fn a_turn_tells_what_the_pool_has_left() {
+    let window = |used| Window {
+        per_request: 0.0,
+        ..Window::new(0.0, 300, Duration::from_secs(7200)).used(used)
+    };
+    let long = |used| Window {
+        per_request: 0.0,
+        ..Window::new(0.0, 10_080, Duration::from_secs(86_400)).used(used)
+    };
+    for (names, shown) in [(&["a", "b"][..], ("60", "25")), (&["a"], ("90", "10"))] {
+        let mut all = specs(names);
+        for (spec, (short, week)) in all.iter_mut().zip([(90.0, 10.0), (30.0, 40.0)]) {
+            *spec = spec.clone().primary(window(short)).secondary(long(week));
+        }
+        let (world, door) = world(all);
+        door.get(USAGE).unwrap();
+        world.ctl("switch a").ok();
+        let answer = door.send(&door.turn()).unwrap();
+        assert!(answer.is_complete(), "{}", answer.text());
+        let field = |name: &str| answer.header(&format!("x-codex-{name}-used-percent")).unwrap();
+        let whole = |text: &str| text.trim_end_matches(".0").to_owned();
+        let told = (whole(field("primary")), whole(field("secondary")));
+        assert_eq!((&*told.0, &*told.1), shown, "{names:?}");
+        let told = door.socket("thread-1").unwrap().say("hello");
+        let limits = told.0.iter().find(|event| event["type"] == "codex.rate_limits").unwrap();
+        for (place, used) in [("primary", shown.0), ("secondary", shown.1)] {
+            let percent = limits["rate_limits"][place]["used_percent"].as_f64().unwrap();
+            assert_eq!(percent.to_string(), used, "{names:?} {limits}");
+        }
+        let turns = seen(&world, "/codex/responses");
+        assert!(turns.iter().all(|turn| turn.account.as_deref() == Some("a")), "{names:?}");
+        // What the daemon itself goes by are the account's own.
+        let windows = world.account("a")["windows"].clone();
+        assert_eq!(windows[0]["used_percent"], 90.0, "{windows}");
+        world.assert_clean();
+    }
+}
+
 #[test]
 fn a_dry_pool_says_when_it_is_back() {
     let dry = |name: &str, reset: u64| {

@@ -275,13 +275,42 @@ fn a_dry_pool_gets_the_clis_own_text() {
 #[test]
 fn a_host_that_always_fails_ends_the_turn_in_our_words() {
     let Some(world) = machine(&["a", "b"]) else { return };
-    world.sim().fault(None, Route::Frame, Fault::server_error(500, None), None);
+    for route in [Route::Frame, Route::Responses] {
+        world.sim().fault(None, route, Fault::server_error(500, None), None);
+    }
     let ran = turn(&world);
     assert_eq!(ran.code, 1, "{ran:?}");
     let said = |line: &str| line.starts_with("ERROR: cma: ") && line.contains("failed in");
     assert!(ran.stderr.lines().any(said), "{}", ran.stderr);
     assert!((2..=30).contains(&frames(&world).len()), "{}", frames(&world).len());
     world.assert_clean();
+}
+
+/// The CLI alone goes on over HTTP when messages are lost again and again: so does a turn behind its socket,
+/// unseen, and those after it begin there.
+#[test]
+fn a_host_that_fails_frames_only_is_asked_over_http() {
+    for (row, fault) in [
+        ("500", Fault::server_error(500, None)),
+        ("cut", Fault::CutMidStream { after: 0, by: Cut::Reset }),
+        ("dropped", Fault::ResetBeforeHead),
+        ("402", Fault::payment_required()),
+        ("403", Fault::forbidden()),
+    ] {
+        let Some(world) = machine(&["a", "b"]) else { return };
+        for route in [Route::Prewarm, Route::Frame] {
+            world.sim().fault(None, route, fault.clone(), None);
+        }
+        let ran = turn(&world).ok();
+        assert!(ran.stdout.starts_with("served by"), "{row}: {}", ran.stderr);
+        assert_quiet(&ran);
+        let tried = frames(&world).len();
+        assert!(tried <= 6 && posts(&world) == 1, "{row}: {tried} frames");
+        turn(&world).ok();
+        let again = frames(&world).len() - tried;
+        assert!(again <= usize::from(row.starts_with("40")), "{row}: {again} more frames");
+        world.assert_clean();
+    }
 }
 
 /// A host that refuses connections is no account's fault, and a turn waits for it a while.

@@ -204,14 +204,6 @@ pub struct Refused {
     pub plan: Option<Arc<str>>,
 }
 
-impl Refused {
-    /// Whether nobody comes back by himself and no attempt more would change that: a person has to act,
-    /// and the reasons say where.
-    pub const fn is_final(&self) -> bool {
-        self.retry_at.is_none() && !self.tried
-    }
-}
-
 /// A force: only these serve what they may serve.
 #[derive(Debug, Clone)]
 pub struct Forced {

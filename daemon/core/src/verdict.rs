@@ -111,7 +111,12 @@ pub fn classify(outcome: &Outcome<'_>, now: Wall) -> Verdict {
         Outcome::Cut => verdict(Act::RetryOther, Mark::Shaky, "connection ended before an answer"),
         Outcome::HeadTimeout => verdict(Act::RetryOther, Mark::Shaky, "no answer in time"),
         Outcome::Page(status) => Verdict {
-            act: Act::Outlast,
+            // A network that wants a sign-in answers with a page of its own, or sends elsewhere. A front
+            // door that finds fault with the request may find it again: that isn't waited for.
+            act: match status.as_u16() {
+                200..=399 | 511 => Act::Outlast,
+                _ => Act::Wait,
+            },
             mark: Mark::Fine,
             reason: format!(
                 "a web page came instead of an answer (status {}): this network wants a sign-in, or \

@@ -10,6 +10,7 @@ use super::{
     Proxy,
     body::Source,
     books,
+    held::MAX_SILENCES,
     moved::Foreign,
     relay::Answer,
     respond,
@@ -62,6 +63,9 @@ const AWAY_PAUSE: Duration = Duration::from_secs(15);
 const RENEWED_BY: Duration = Duration::from_secs(1);
 /// An account is asked for this much after the time at which it is back.
 const BACK: Duration = Duration::from_millis(20);
+
+/// The account whose token was renewed for a request, and those whose tokens were refused.
+pub(super) type Refusals = (Option<AccountId>, Vec<AccountId>);
 
 /// How far a request has come.
 #[derive(Debug)]
@@ -141,6 +145,13 @@ impl Course {
         clock::since(self.trace.started).saturating_sub(self.idle + self.away_for())
     }
 
+    /// How many silences an attempt begins with: the last one for which there is time is believed to take
+    /// its own. `wait` is the time in which another silence would be told.
+    pub(super) fn believed(&self, silences: u32, wait: Duration) -> u32 {
+        let last = silences > 0 && self.elapsed() + wait >= BUDGET;
+        if last { silences.max(MAX_SILENCES) } else { silences }
+    }
+
     fn away_for(&self) -> Duration {
         self.away.map(clock::since).unwrap_or_default()
     }
@@ -165,7 +176,8 @@ impl Course {
             self.unreached += 1;
             self.away.get_or_insert(self.asked);
         } else if let Some(since) = self.away.take() {
-            let away = clock::since(since);
+            // The attempt that reached it is none of the outage.
+            let away = self.asked.saturating_duration_since(since);
             self.out += away;
             self.idle += away;
         }
@@ -203,6 +215,16 @@ impl Course {
         self.over.take_if(|_blocked| self.trace.tried == 0)
     }
 
+    /// What goes on with a request that comes again: whose tokens were refused, and which was renewed.
+    pub(super) fn refusals(&mut self) -> Refusals {
+        (self.renewed.take(), std::mem::take(&mut self.refused_by))
+    }
+
+    /// As [`Self::refusals`] said it before.
+    pub(super) fn had(&mut self, refusals: Refusals) {
+        (self.renewed, self.refused_by) = refusals;
+    }
+
     /// Whether that account's token was renewed for this request.
     pub(super) fn has_renewed(&self, account: &AccountId) -> bool {
         self.renewed.as_ref() == Some(account)
@@ -238,6 +260,7 @@ impl Course {
         proxy.traces.retry(&mut self.trace, &account, &reason);
         self.reason = reason;
         let nobodys = mark == Mark::Fine;
+        let its_own = mark == Mark::Shaky;
         lease.finish(Release { mark, served: false, model: self.need.model.clone() });
         match act {
             // Only its connection was at fault: it had lived its time, or was dead.
@@ -248,6 +271,7 @@ impl Course {
                 self.need.only = Some(account);
             },
             Act::RetrySame | Act::RetryOther | Act::Deliver => self.elsewhere(account),
+            Act::Outlast if its_own => self.elsewhere(account),
             Act::Wait | Act::Outlast => {
                 if self.refused_by.len() >= MAX_REFUSED {
                     // None of the others is shown to a host that refuses tokens.
@@ -426,12 +450,10 @@ impl Course {
 }
 
 /// A verdict in the light of whose host it was: an account's own being out of reach is no outage of the
-/// network's, and another account may serve.
+/// network's, and another account may serve. When none can, it is outlasted as any host.
 pub(super) fn of_host(verdict: Verdict, own: bool) -> Verdict {
-    if own && verdict.act == Act::Outlast {
-        return Verdict { act: Act::RetryOther, mark: Mark::Shaky, ..verdict };
-    }
-    verdict
+    let shaky = own && verdict.act == Act::Outlast;
+    Verdict { mark: if shaky { Mark::Shaky } else { verdict.mark }, ..verdict }
 }
 
 /// An account's answer is shown: who was refused before it was to blame for that.
@@ -579,11 +601,20 @@ mod tests {
         }
         let (waited, tried) = (begun.elapsed().as_secs(), course.trace.tried);
         assert!((280..296).contains(&waited) && (20..=30).contains(&tried), "{waited} {tried}");
+        course.queued(Instant::now());
+        tokio::time::advance(Duration::from_secs(100)).await;
         course.reached(true);
         assert!(!course.is_spent(), "the host is back");
+        assert_eq!(
+            course.elapsed(),
+            Duration::from_secs(100),
+            "the time of what reached it counts"
+        );
         course.trace.tried += 1;
+        course.queued(Instant::now());
         course.reached(false);
         assert!(course.is_spent(), "it was waited for long enough in all");
+        course.queued(Instant::now());
         course.reached(true);
         for _ in 0..MAX_ATTEMPTS {
             assert!(!course.is_spent());
@@ -591,6 +622,20 @@ mod tests {
             course.reached(true);
         }
         assert!(course.is_spent());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_silence_for_which_there_is_time_is_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let course = course(dir.path(), Duration::ZERO);
+        let (short, long) = (Duration::from_secs(30), Duration::from_secs(60));
+        assert_eq!(course.believed(0, long * 5), 0, "the first is never believed");
+        tokio::time::advance(short).await;
+        assert_eq!(course.believed(1, short), 1);
+        tokio::time::advance(short).await;
+        assert_eq!(course.believed(1, short), 1, "there is time for another one");
+        assert_eq!(course.believed(1, long), MAX_SILENCES);
+        assert_eq!(course.believed(5, long), 5);
     }
 
     /// A second attempt with a body of 8 MiB on a line of 2 Mbit/s isn't a host that says nothing.

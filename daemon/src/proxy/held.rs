@@ -35,7 +35,7 @@ use tokio::time::{Instant, Sleep};
 const COMPACTION: u32 = 3;
 /// Silences of one request that are given up, before a head or behind it. A model that thinks for that long thinks
 /// elsewhere as well, and each attempt costs quota.
-const MAX_SILENCES: u32 = 2;
+pub(super) const MAX_SILENCES: u32 = 2;
 
 /// How much longer the head of an answer is waited for after that: with the silences before, it stays
 /// below the five minutes after which the CLI gives a silent WebSocket up. Over HTTP it waits for ever

@@ -171,7 +171,10 @@ impl Turn {
             if !self.course.takes(&mut lease) {
                 continue;
             }
-            self.course.rests.over(&lease.account).await;
+            let rests = self.course.rests.over(&lease.account);
+            if while_there(&self.source, rests).await.is_none() {
+                return self.course.client_failed(&self.proxy.traces, &self.source);
+            }
             match self.attempt(lease).await {
                 Step::Deliver(lease, ready, reason) => {
                     return self.deliver(lease, *ready, &reason);
@@ -206,6 +209,9 @@ impl Turn {
             return Step::Say(self.give_up_on(lease));
         };
         self.course.trace.tried += 1;
+        let limit = if self.unary { COMPACTION } else { self.proxy.config.head_timeout };
+        let hold = self.bounds().silence.unwrap_or_default();
+        self.silences = self.course.believed(self.silences, limit + hold);
         let request = self.request(&pass, body);
         let mut repeats = 0;
         let outcome = {
@@ -218,7 +224,6 @@ impl Turn {
             };
             // Pinned here: each future around it would be as large again.
             let send = std::pin::pin!(turn.proxy.upstream.send(&account, request, again));
-            let limit = if turn.unary { COMPACTION } else { turn.proxy.config.head_timeout };
             // What can't be sent again isn't worth giving up.
             let silences = if source.is_oversized() { u32::MAX } else { turn.silences };
             let limit = first_word(limit, silences);
@@ -233,7 +238,10 @@ impl Turn {
                 quota_seen(&lease, &response);
                 self.begun(lease, Box::new(Ready::new(response))).await
             },
-            Ok(response) => Box::pin(self.refused(lease, response)).await,
+            Ok(response) => {
+                let own = pass.way.host.is_some();
+                Box::pin(self.refused(lease, own, response)).await
+            },
             Err(failure) => {
                 if self.source.client_failed() {
                     return Step::Again;
@@ -254,11 +262,13 @@ impl Turn {
         }
     }
 
-    /// Judges an answer that is no success, or not upstream's own.
-    async fn refused(&mut self, lease: Lease, response: Response<Driven>) -> Step {
+    /// Judges an answer that is no success, or not upstream's own. `own` says whether the account is
+    /// behind a host of its own.
+    async fn refused(&mut self, lease: Lease, own: bool, response: Response<Driven>) -> Step {
         let status = response.status();
         if verdict::is_page(status, response.headers()) {
             let verdict = verdict::classify(&Outcome::Page(status), clock::wall());
+            let verdict = course::of_host(verdict, own);
             self.proxy.roster.troubles().met(Place::Backend, &verdict.reason);
             return self.apply(lease, verdict, false).await;
         }

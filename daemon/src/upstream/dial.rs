@@ -5,6 +5,7 @@
 //! kernel's own probes: after a VPN flip nothing else would tell.
 
 use crate::{
+    fault,
     gather::Gather,
     names::Names,
     network::{Manner, Network, Proxy},
@@ -130,7 +131,9 @@ async fn agree<S: AsyncRead + AsyncWrite + Unpin>(
         } else {
             ""
         };
-        io::Error::new(error.kind(), format!("TLS: {error}{hint}"))
+        let distrusts = error.get_ref().is_some_and(|inner| fault::is_distrust(inner));
+        let kind = if distrusts { error.kind() } else { io::ErrorKind::Other };
+        io::Error::new(kind, format!("TLS: {error}{hint}"))
     })
 }
 

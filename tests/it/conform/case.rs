@@ -89,6 +89,8 @@ pub(super) struct Case {
     pub(super) accounts: &'static [&'static str],
     pub(super) tune: fn(&mut SimConfig),
     pub(super) expect: Expect,
+    /// Whether turns may have to do without WebSockets, whatever upstream says of a handshake.
+    pub(super) bridged: bool,
     /// The oldest version that has what the case needs, and what that is.
     pub(super) since: Option<(&'static str, &'static str)>,
     /// A single version that can't do it, and why.
@@ -120,6 +122,7 @@ impl Case {
             accounts: &["a"],
             tune: |_| (),
             expect: Expect::Same,
+            bridged: false,
             since: (wire == Wire::Ws).then_some(("0.128.0", "it has no WebSocket transport")),
             not_with: None,
         }
@@ -200,6 +203,16 @@ impl Case {
         self
     }
 
+    /// As [`Self::healed`], where the CLI alone would go on over HTTP in the end.
+    pub(super) fn bridged(self) -> Self {
+        self.healed().may_bridge()
+    }
+
+    pub(super) fn may_bridge(mut self) -> Self {
+        self.bridged = true;
+        self
+    }
+
     /// Two accounts which both have the faults, and words of our own.
     pub(super) fn ours(mut self, says: &'static str, why: &'static str) -> Self {
         self.name.push_str("/ours");
@@ -223,7 +236,11 @@ impl Case {
     }
 
     /// Whether turns may have to do without WebSockets.
-    pub(super) fn fails_at_the_handshake(&self) -> bool {
+    pub(super) fn may_do_without(&self) -> bool {
+        self.bridged || self.fails_at_the_handshake()
+    }
+
+    fn fails_at_the_handshake(&self) -> bool {
         self.faults.iter().any(|script| script.route == Route::Upgrade)
     }
 

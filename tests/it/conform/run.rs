@@ -3,6 +3,7 @@
 use super::{
     case::{Case, Expect, Step, Wire, numbers},
     normal::Normal,
+    sent,
 };
 use crate::codex_kit::{bare, finish, official};
 use cma_tests::{
@@ -231,7 +232,9 @@ fn shown(case: &Case, world: &World, faults: bool, make: impl Fn(&World) -> Comm
     shown.frames = world.sim().seen().iter().filter(|seen| seen.method == "WS").count();
     shown.met = before.map(|number| met(case, world, number)).unwrap_or_default();
     shown.violations = world.sim().violations().iter().map(|it| rule(it)).collect();
-    shown.sent = sent(case, world, &normal);
+    let mut turns = world.sim().seen();
+    turns.retain(|seen| seen.path.ends_with("/codex/responses"));
+    shown.sent = sent::last(case.wire, &turns, &normal);
     shown.took = begun.elapsed();
     shown
 }
@@ -250,15 +253,6 @@ fn met(case: &Case, world: &World, before: u64) -> Vec<bool> {
         }
         std::thread::sleep(Duration::from_millis(50));
     }
-}
-
-/// The body of the last turn. Over a WebSocket what it builds on depends on the connection.
-fn sent(case: &Case, world: &World, normal: &Normal) -> Vec<String> {
-    let last = world.sim().seen().into_iter().rfind(is_post);
-    let body = last.filter(|_| case.wire == Wire::Http).map(|seen| normal.json(&seen.body));
-    body.and_then(|body| serde_json::to_string_pretty(&body).ok())
-        .map(|text| text.lines().map(str::to_owned).collect())
-        .unwrap_or_default()
 }
 
 /// The id of the oldest thread, which is the end of its file's name.

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 /// Why a failing host gets our words.
-const GIVES_UP: &str = "the CLI alone begins again up to five times over WebSockets and up to 30 times over \
+const GIVES_UP: &str = "HTTP fails in the same way: the CLI alone begins again up to five times over WebSockets and up to 30 times over \
                         HTTP; one request through the daemon has a budget, after which it is told to stop";
 
 /// Why the thread's file differs where the text doesn't.
@@ -186,19 +186,24 @@ pub(super) fn lost() -> Vec<Case> {
     }
     all.push(on(route, "fr_usage429", &usage(), None).same_for_two());
     let ends = [
-        ("fr_402", Fault::payment_required(), "the last one: an error without a code (402)"),
-        ("fr_403", Fault::forbidden(), "the last one: an error without a code (403)"),
-        ("fr_500_all", error(500, "server_error", "broken"), "the last one: server_error (500)"),
+        ("fr_402", Fault::payment_required(), "the last one: 402 payment required"),
+        ("fr_403", Fault::forbidden(), "the last one: 403 forbidden"),
+        ("fr_500_all", error(500, "server_error", "broken"), "the last one: status 500"),
         // The CLI's own words, on the pool's own answer.
         ("fr_failed_usage_limit", failed("usage_limit_reached", "lim"), "hit your usage limit"),
         // The reason depends on how the connection breaks.
         ("fr_dropall", cut(0, Cut::Reset), "attempts, the last one:"),
     ];
     for (row, fault, says) in ends {
-        // HTTP fails in the same way, or the CLI alone would fall back on it and be served.
+        // Over HTTP the CLI alone is served in the end.
+        if !says.contains("usage limit") {
+            all.push(on(route, row, &fault, None).bridged());
+        }
         let both = on(route, row, &fault, None).fault_behind(Route::Responses, fault);
         all.push(both.clone().ours(says, GIVES_UP));
-        all.push(both.hidden());
+        // Before another account is asked, HTTP is, as of a handshake.
+        let refused = says.contains("40");
+        all.push(if refused { both.hidden().may_bridge() } else { both.hidden() });
     }
     all
 }

@@ -17,6 +17,14 @@ use std::sync::Arc;
 /// answer takes.
 const CAPPED: Span = Span::from_secs(60);
 
+impl Refused {
+    /// Whether nobody comes back by himself and no attempt more would change that: a person has to act,
+    /// and the reasons say where.
+    pub const fn is_final(&self) -> bool {
+        self.retry_at.is_none() && !self.tried
+    }
+}
+
 impl Pool {
     /// `waited` says since when a request that was parked before has been waiting.
     pub(super) fn select(&mut self, now: Now, ticket: Ticket, need: Need, waited: Waited) {
@@ -166,7 +174,8 @@ impl Pool {
         let unreached = |(account, excluded): &(&Account, Option<Excluded>)| {
             let waits = excluded.is_none_or(|it| it.bar == Bar::Waiting && !it.quota);
             let stuck = account.stuck.as_ref().is_some_and(|stuck| stuck.unreached);
-            waits && stuck && !account.sendable(now)
+            let limited = account.limited(need.model.as_deref(), now).is_some();
+            waits && stuck && !limited && !account.sendable(now)
         };
         Refused {
             unreached: out.iter().any(unreached),

@@ -2,7 +2,7 @@
 //!
 //! `table` says which calls there are; `members` who may serve them; `desk` asks upstream beside
 //! them. Then one module for each kind: what an account is chosen for (`errand`), the model list
-//! (`models`), what is left (`usage`, `pooled`), reset credits (`credits`), where workspaces live
+//! (`models`), what is left (`usage`, `standing`, `pooled`), reset credits (`credits`), where workspaces live
 //! (`checks`); what is passed for the account that speaks for the pool is `aux`'s.
 //!
 //! None of it may hurt: no 401 of upstream's reaches the CLI, nothing here keeps a turn waiting, and
@@ -15,6 +15,7 @@ mod errand;
 mod members;
 mod models;
 mod pooled;
+pub(crate) mod standing;
 mod table;
 mod usage;
 
@@ -31,6 +32,7 @@ pub(crate) struct Surface {
     desk: desk::Desk,
     models: models::Models,
     usage: usage::Usage,
+    standings: standing::Standings,
     credits: credits::Credits,
     checks: checks::Checks,
 }
@@ -41,6 +43,7 @@ impl Surface {
             desk: desk::Desk::new(tasks),
             models: models::Models::default(),
             usage: usage::Usage::default(),
+            standings: standing::Standings::default(),
             credits: credits::Credits::default(),
             checks: checks::Checks::default(),
         }

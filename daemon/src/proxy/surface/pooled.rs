@@ -72,6 +72,15 @@ pub(super) fn dry(shares: &[Share]) -> bool {
     !allowed(shares) && shares.iter().any(|share| share.fit && !share.has_quota())
 }
 
+/// Whether a limit beside the main one is used up wherever an account could serve.
+pub(super) fn spent(shares: &[Share], limit: &str) -> bool {
+    let full = |share: &Share| {
+        share.windows.iter().any(|window| *window.limit == *limit && window.used_percent >= 100.0)
+    };
+    let mut fit = shares.iter().filter(|share| share.fit).peekable();
+    fit.peek().is_some() && fit.all(full)
+}
+
 /// The pool's window of a limit, where any account has one.
 pub(super) fn pooled(shares: &[Share], limit: &str, place: Place) -> Option<Pooled> {
     let parts: Vec<_> = shares.iter().filter_map(|share| share.left(limit, place)).collect();
@@ -80,11 +89,12 @@ pub(super) fn pooled(shares: &[Share], limit: &str, place: Place) -> Option<Pool
     }
     #[expect(clippy::cast_precision_loss, reason = "a pool is no larger")]
     let left = parts.iter().map(|(left, _resets)| left).sum::<f64>() / parts.len() as f64;
-    let full = if dry(shares) { 100 } else { 99 };
+    let dried = if limit == MAIN_LIMIT { dry(shares) } else { spent(shares, limit) };
+    let full = if dried { 100 } else { 99 };
     let mut windows = shares.iter().filter_map(|share| share.window(limit, place));
     let seconds = windows.find_map(|window| window.minutes).unwrap_or(0) * 60;
     Some(Pooled {
-        used: if dry(shares) && limit == MAIN_LIMIT { 100 } else { whole(100.0 - left).min(full) },
+        used: if dried { 100 } else { whole(100.0 - left).min(full) },
         seconds,
         resets: parts.iter().filter_map(|(_left, resets)| *resets).min(),
     })
@@ -180,6 +190,27 @@ mod tests {
         // Out of order is not out of quota.
         let broken = [Share { fit: false, ..share(1.0, 1.0, 60) }];
         assert!(!allowed(&broken) && !dry(&broken));
+    }
+
+    #[test]
+    fn another_limit_is_spent_when_all_who_could_serve_have_spent_it() {
+        let own = |primary: f64| {
+            let mut share = share(primary, 0.0, 70);
+            for window in &mut share.windows {
+                window.limit = "codex_other".into();
+            }
+            share
+        };
+        let used = |shares: &[Share]| pooled(shares, "codex_other", Place::Primary).unwrap().used;
+        let both = [own(100.0), own(100.0)];
+        assert!(spent(&both, "codex_other") && !dry(&both));
+        assert_eq!(used(&both), 100);
+        let one = [own(100.0), own(99.9)];
+        assert!(!spent(&one, "codex_other"));
+        assert_eq!(used(&one), 99);
+        // One of which nothing is known may serve it, and nobody is no pool.
+        assert!(!spent(&[own(100.0), Share { fit: true, ..Share::default() }], "codex_other"));
+        assert!(!spent(&[Share { fit: false, ..own(100.0) }], "codex_other"));
     }
 
     #[test]

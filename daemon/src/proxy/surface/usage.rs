@@ -181,7 +181,7 @@ fn document(usage: &Usage, members: &[Member], now: Wall) -> Value {
     answer
 }
 
-fn share(member: &Member) -> Share {
+pub(super) fn share(member: &Member) -> Share {
     // A throttle of seconds or a renewal under way doesn't keep it from serving.
     let rests = matches!(&member.state, State::Cooling(cause, _) if !cause.is_quota());
     Share {
@@ -213,9 +213,10 @@ fn additional(shares: &[Share], told: &[Told], now: Wall) -> Vec<Value> {
         .map(|id| {
             let name = told.iter().find_map(|told| told.names.get(&**id));
             let mut limits = limits(shares, id, now);
-            // The main limit says whether a request may come; these say only how full they are.
-            limits["allowed"] = json!(true);
-            limits["limit_reached"] = json!(false);
+            // Of these: the main limit says whether another model may be asked for.
+            let spent = pooled::spent(shares, id);
+            limits["allowed"] = json!(!spent);
+            limits["limit_reached"] = json!(spent);
             json!({
                 "limit_name": name.map_or(&**id, String::as_str),
                 "metered_feature": &**id,

@@ -29,12 +29,17 @@ impl Turn {
         if !(ready.can_be_held() || json) || !self.source.repeatable() {
             return Step::Deliver(lease, ready, String::new());
         }
-        let bounds = Bounds::of(&self.proxy.config.streams, self.compacts, self.silences);
+        let bounds = self.bounds();
         let held = if json { Box::pin(ready.hold_json()).await } else { ready.hold(bounds).await };
         match held {
             End::Shows => Step::Deliver(lease, ready, String::new()),
             end => Box::pin(self.failed_inside(lease, ready, end)).await,
         }
+    }
+
+    /// Those of holding an answer's beginning back.
+    pub(super) fn bounds(&self) -> Bounds {
+        Bounds::of(&self.proxy.config.streams, self.compacts, self.silences)
     }
 
     /// Whether the client asked for a stream, as the CLI always does (0.98.0 to 0.169.0, observed).

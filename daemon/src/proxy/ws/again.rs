@@ -5,8 +5,8 @@
 //! Kept by thread, since nothing else is the same of both; for a minute, since the official CLI comes
 //! back at once (0.169.0, observed).
 
-use super::socket::Text;
-use crate::proxy::course::Word;
+use super::{doubt::Doubts, socket::Text};
+use crate::proxy::course::{Refusals, Word};
 use cma_core::{
     event::Kind,
     pool::Refused,
@@ -79,6 +79,8 @@ pub(super) struct Carried {
     pub(super) last: Option<Last>,
     /// How often a beginning was silent.
     pub(super) silences: u32,
+    pub(super) doubts: Doubts,
+    pub(super) refusals: Refusals,
 }
 
 /// Turns that are to come back.

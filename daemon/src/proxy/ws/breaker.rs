@@ -1,9 +1,9 @@
 //! Whether a host's WebSockets are worth a try: one breaker for each host, since the accounts behind
 //! it share it. Most accounts are behind the backend's own; a workspace may have another.
 //!
-//! It opens after some failures in a row, or at once when the host says that it has none. While it is
-//! open, turns go over HTTP. After its time one handshake tries again (half open); the others keep to
-//! HTTP until that one has told.
+//! It opens after some failures in a row, or at once when the host says that it has none or HTTP served a
+//! turn that WebSockets lost. While it is open, turns go over HTTP. After its time one connection tries
+//! again (half open); the others keep to HTTP until something has come over that one.
 
 use http::HeaderValue;
 use parking_lot::Mutex;
@@ -34,12 +34,17 @@ impl Breakers {
 
     /// As [`Breaker::worked`].
     pub(super) fn worked(&self, host: Option<&HeaderValue>) {
-        self.of(host, Breaker::worked);
+        self.of(host, |breaker| breaker.worked(Instant::now()));
     }
 
     /// As [`Breaker::failed`].
     pub(super) fn failed(&self, host: Option<&HeaderValue>, none: bool) {
         self.of(host, |breaker| breaker.failed(Instant::now(), none));
+    }
+
+    /// As [`Breaker::useless`].
+    pub(super) fn useless(&self, host: Option<&HeaderValue>, since: Instant) {
+        self.of(host, |breaker| breaker.useless(since, Instant::now()));
     }
 
     fn of<T>(&self, host: Option<&HeaderValue>, act: impl FnOnce(&mut Breaker) -> T) -> T {
@@ -65,6 +70,8 @@ struct Breaker {
     none: bool,
     /// When somebody began to try whether it may close.
     probe: Option<Instant>,
+    /// When something last came over a connection that was new.
+    proved: Option<Instant>,
 }
 
 /// A probe that never told, because its turn was given up, is forgotten after this.
@@ -90,9 +97,20 @@ impl Breaker {
         self.until.is_some_and(|until| now < until)
     }
 
-    /// A handshake came about.
-    fn worked(&mut self) {
-        *self = Self::default();
+    /// Something came over a connection that was new. That a handshake comes about is not enough: what
+    /// is on the way may pass nothing else.
+    fn worked(&mut self, now: Instant) {
+        *self = Self { proved: Some(now), ..Self::default() };
+    }
+
+    /// A turn's messages were lost, the first one `since` then, and HTTP served it: unless somebody else's
+    /// came through meanwhile, nobody's do.
+    fn useless(&mut self, since: Instant, now: Instant) {
+        if self.proved.is_some_and(|proved| proved >= since) {
+            return;
+        }
+        self.failures = self.failures.max(TRIPS_AT - 1);
+        self.failed(now, false);
     }
 
     /// A handshake failed for the host's reasons; `none` when the host says that it has no WebSocket.
@@ -124,8 +142,16 @@ mod tests {
         breaker.failed(later, false);
         assert!(!breaker.allows(later + FIRST), "it stays open longer");
         assert!(breaker.allows(later + FIRST * 2));
-        breaker.worked();
+        breaker.worked(later);
         assert!(breaker.allows(later) && breaker.allows(later));
+        breaker.useless(start, later);
+        assert!(!breaker.is_open(later), "somebody else's came through");
+        let lost = later + FIRST;
+        breaker.useless(lost, lost + FIRST);
+        assert!(breaker.is_open(lost + FIRST), "HTTP served");
+        breaker.useless(lost, lost + FIRST * 2);
+        assert!(breaker.is_open(lost + FIRST * 3), "it stays open longer");
+        breaker.worked(later);
         assert!(!breaker.has_none(later));
         breaker.failed(later, true);
         assert!(breaker.has_none(later) && !breaker.has_none(later + FIRST));

@@ -4,7 +4,8 @@
 use super::{
     flow::{Ended, Flow, Source},
     frame,
-    listen::listening,
+    listen::outlasting,
+    refusal::BRIDGED,
     session::{Session, Warm, say},
     socket::Socket,
     sse,
@@ -18,6 +19,7 @@ use crate::{
         course::{Missed, of_host, patience},
         error_body, headers,
         held::{first_word, is_json},
+        surface::standing,
     },
     trouble::Place,
     upstream::Driven,
@@ -65,7 +67,7 @@ impl Session {
         };
         let send = upstream.send(&lease.account, request(), again);
         let sent = tokio::time::timeout(patience(limit, body.len()), send);
-        let sent = listening(local, &mut self.next, sent).await;
+        let sent = outlasting(local, &mut self.next, &mut turn.heard, sent).await;
         turn.course.trace.tried += repeats;
         let Some(sent) = sent else {
             return Step::Over(self.abandoned(turn));
@@ -85,9 +87,10 @@ impl Session {
             if whole {
                 upstream.give_back(body.into_connection());
             }
-            return self.refused(turn, lease, &parts, &bytes).await;
+            let own = pass.way.host.is_some();
+            return self.refused(turn, (lease, own), &parts, &bytes).await;
         }
-        self.stream(local, turn, lease, response).await
+        self.stream(local, turn, (lease, pass), response).await
     }
 
     /// Judges an attempt that no head came of.
@@ -102,7 +105,7 @@ impl Session {
         &mut self,
         local: &mut Socket,
         turn: &mut Turn,
-        lease: Lease,
+        (lease, pass): (Lease, &Pass),
         response: Response<Driven>,
     ) -> Step {
         let proxy = Arc::clone(&self.proxy);
@@ -127,11 +130,21 @@ impl Session {
         }
         let patience = turn.patience(&proxy.config);
         let to = (&proxy, &self.launch);
+        let standing = standing::of(&proxy, &self.launch).await;
         let mut flow = Flow::new(to, &account, turn.told(), patience, self.wake.as_mut());
+        flow.standing = standing;
         let ended = flow.run(local, Source::Http(&mut stream), &mut self.next).await;
         let heard = flow.heard;
         if matches!(ended, Ended::Final(_)) {
             stream.finish(&proxy.upstream);
+        }
+        if matches!(ended, Ended::Final(None)) {
+            // HTTP does what frames did not.
+            if let Some(since) = turn.doubts.of_host() {
+                proxy.sockets.breakers.useless(pass.way.host.as_ref(), since);
+            } else if turn.doubts.of_account(&account) {
+                proxy.sockets.bridged.add(&account, BRIDGED);
+            }
         }
         self.settle(turn, lease, ended, heard).await
     }
@@ -145,7 +158,7 @@ impl Session {
             return Step::Say(frame::wrap(400, &HeaderMap::new(), body));
         };
         let [created, completed] = frame::warmed(&id);
-        self.warm = Some(Warm { id, input });
+        self.warm = Some(Warm { id, input, doubts: turn.doubts.clone() });
         match say(local, created).await {
             Ok(()) => Step::Say(completed),
             Err(gone) => Step::Over(Err(gone)),

@@ -19,7 +19,7 @@ use crate::{
         held::Bounds,
         keys::Launch,
         moved::Ride,
-        surface,
+        surface::{self, standing::Standing},
         trace::{Trace, millis},
     },
 };
@@ -131,6 +131,10 @@ pub(super) struct Flow<'a> {
     sent: Instant,
     /// When the first event came.
     begun: Option<Instant>,
+    /// The host of a connection that nothing has come of yet; told to its breaker with the first event.
+    pub(super) unproved: Option<Option<HeaderValue>>,
+    /// What the launch's accounts have left.
+    pub(super) standing: Standing,
     last: Instant,
     patience: Patience,
     /// May be due too early, and is never due too late.
@@ -163,6 +167,8 @@ impl<'a> Flow<'a> {
             dirty: false,
             sent: now,
             begun: None,
+            unproved: None,
+            standing: Standing::default(),
             last: now,
             patience,
             wake,
@@ -312,12 +318,19 @@ impl<'a> Flow<'a> {
             // Kept until the next one: a copy, for what it was read with isn't held as long.
             Kind::Limits => {
                 self.heard.sniffer.event(Bytes::copy_from_slice(text.as_bytes()));
+                let pools = self.standing.in_event(self.account, &text);
+                text = pools.map_or(text, Text::from);
             },
             // It repeats the whole answer, and is read once it has left.
             _ if kind.is_final() => self.heard.sniffer.event(text.clone().into()),
             _ => {},
         }
         let fault = kind.is_fault().then(|| Fault::read(text.as_bytes()));
+        if !kind.is_fault()
+            && let Some(host) = self.unproved.take()
+        {
+            self.proxy.sockets.breakers.worked(host.as_ref());
+        }
         if !self.shown {
             self.begun.get_or_insert(self.last);
             if kind.is_before_the_answer()

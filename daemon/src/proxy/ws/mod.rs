@@ -33,6 +33,7 @@ mod again;
 mod ahead;
 mod breaker;
 mod bridge;
+mod doubt;
 mod flow;
 mod frame;
 mod link;

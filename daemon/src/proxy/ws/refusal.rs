@@ -35,7 +35,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// How long an account whose handshake was refused is served over HTTP.
-const BRIDGED: Duration = Duration::from_secs(600);
+pub(super) const BRIDGED: Duration = Duration::from_secs(600);
 /// The same where upstream only asked for a while, without saying for how long. Meanwhile each step of a
 /// tool loop costs a whole input.
 const BRIDGED_BRIEFLY: Duration = Duration::from_secs(15);
@@ -52,7 +52,7 @@ impl Bridged {
         self.0.lock().iter().any(|(of, until)| of == account && now < *until)
     }
 
-    fn add(&self, account: &AccountId, time: Duration) {
+    pub(super) fn add(&self, account: &AccountId, time: Duration) {
         let now = Instant::now();
         let mut all = self.0.lock();
         all.retain(|(of, until)| of != account && now < *until);
@@ -70,6 +70,7 @@ impl Session {
         no_link: NoLink,
     ) -> Way {
         let now = clock::wall();
+        let own = pass.way.host.is_some();
         let fail = |none: bool| {
             self.proxy.sockets.breakers.failed(pass.way.host.as_ref(), none);
         };
@@ -114,11 +115,11 @@ impl Session {
             500..=599 => fail(false),
             401 if !turn.course.has_renewed(&lease.account) => {
                 turn.sent();
-                return Way::Step(self.refused(turn, lease, &parts, &bytes).await);
+                return Way::Step(self.refused(turn, (lease, own), &parts, &bytes).await);
             },
             _ if limit => {
                 turn.sent();
-                return Way::Step(self.refused(turn, lease, &parts, &bytes).await);
+                return Way::Step(self.refused(turn, (lease, own), &parts, &bytes).await);
             },
             408 | 425 | 429 => {
                 let time = match mark {
@@ -191,6 +192,8 @@ impl Session {
             reason: std::mem::take(&mut turn.course.reason),
             last: turn.last.take(),
             silences: turn.silences,
+            doubts: std::mem::take(&mut turn.doubts),
+            refusals: turn.course.refusals(),
         };
         self.proxy.sockets.again.keep(turn.course.trace.thread.as_ref(), carried);
         if self.knows_previous() {

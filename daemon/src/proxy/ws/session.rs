@@ -1,6 +1,7 @@
 //! A client's socket, from its upgrade to its end: frames in, turns one after another.
 
 use super::{
+    doubt::Doubts,
     frame::{self, Create},
     link::{Came, Link, MAX_REQUEST},
     listen::listening,
@@ -38,6 +39,8 @@ const GOODBYE: Duration = Duration::from_secs(1);
 pub(super) struct Warm {
     pub(super) id: String,
     pub(super) input: String,
+    /// Why it was.
+    pub(super) doubts: Doubts,
 }
 
 /// See the module's documentation.

@@ -6,6 +6,7 @@
 
 use super::{
     again::{Carried, Last},
+    doubt::Doubts,
     flow::{Ended, Flow, Heard, Patience, Source},
     frame::{self, Create},
     link::Link,
@@ -24,6 +25,7 @@ use crate::{
         moved::{Ride, Said},
         relay::Answer,
         respond, shown,
+        surface::standing,
         trace::{Trace, Traces},
     },
     trouble::Place,
@@ -68,8 +70,9 @@ pub(super) struct Turn {
     /// Whether the next attempt is to wait.
     pauses: bool,
     /// When its client was last told something.
-    heard: listen::Heard,
+    pub(super) heard: listen::Heard,
     pub(super) last: Option<Last>,
+    pub(super) doubts: Doubts,
 }
 
 /// What an attempt leads to.
@@ -272,13 +275,15 @@ impl Session {
     /// Takes a turn in, with the budget that keeps it out if there is one.
     fn begin(&mut self, frame: Text, create: Create) -> (Box<Turn>, Option<Blocked>) {
         let (mut frame, mut create) = (frame, create);
-        // A prewarm that was answered here is sent with its turn.
+        // A prewarm that was answered here is sent with its turn, which needn't find out anew why.
+        let mut doubts = Doubts::default();
         if let Some(warm) = self.warm.take()
             && create.previous_response_id.as_ref() == Some(&warm.id)
             && let Some(whole) = frame::whole(&frame, &warm.input)
         {
             frame = whole;
             create.previous_response_id = None;
+            doubts = warm.doubts;
         }
         let model = create.model.clone();
         let bounds = &self.launch.bounds;
@@ -305,6 +310,7 @@ impl Session {
             pauses: false,
             heard: listen::Heard::new(self.proxy.config.streams.stall),
             last: None,
+            doubts,
         });
         let thread = turn.course.trace.thread.as_ref().filter(|_thread| whole);
         if let Some(before) = self.proxy.sockets.again.take(thread) {
@@ -313,6 +319,8 @@ impl Session {
             turn.course.reason = before.reason;
             turn.last = before.last;
             turn.silences = before.silences;
+            turn.doubts = before.doubts;
+            turn.course.had(before.refusals);
         }
         (turn, blocked)
     }
@@ -360,7 +368,10 @@ impl Session {
             return Way::Link(lease);
         }
         let (sockets, host) = (&self.proxy.sockets, pass.way.host.as_ref());
-        if sockets.bridged.has(&lease.account) || !sockets.breakers.allows(host) {
+        if turn.doubts.of(&lease.account)
+            || sockets.bridged.has(&lease.account)
+            || !sockets.breakers.allows(host)
+        {
             return Way::Http(lease, pass);
         }
         let proxy = Arc::clone(&self.proxy);
@@ -377,7 +388,6 @@ impl Session {
         };
         let no_link = match opened {
             Ok(link) => {
-                proxy.sockets.breakers.worked(pass.way.host.as_ref());
                 proxy.roster.troubles().gone(Place::Backend);
                 self.link = Some(link);
                 return Way::Link(lease);
@@ -387,11 +397,12 @@ impl Session {
         Box::pin(self.no_link(local, turn, (lease, pass), no_link)).await
     }
 
-    /// Judges an HTTP answer that is no success.
+    /// Judges an HTTP answer that is no success. `own` says whether the account is behind a host of its
+    /// own.
     pub(super) async fn refused(
         &mut self,
         turn: &mut Turn,
-        lease: Lease,
+        (lease, own): (Lease, bool),
         parts: &response::Parts,
         bytes: &[u8],
     ) -> Step {
@@ -406,7 +417,7 @@ impl Session {
         let verdict = verdict::classify(&outcome, clock::wall());
         if page {
             self.proxy.roster.troubles().met(Place::Backend, &verdict.reason);
-            return self.judged(turn, lease, verdict, false);
+            return self.judged(turn, lease, course::of_host(verdict, own), false);
         }
         let stops = verdict::stops_the_cli(parts.status, json.as_ref());
         let frame = match parts.status {
@@ -459,14 +470,26 @@ impl Session {
         let sent = {
             let mut send = std::pin::pin!(link.send(frame));
             match futures_util::poll!(send.as_mut()) {
-                Poll::Ready(sent) => Ok(sent),
-                Poll::Pending => tokio::time::timeout(limit, send).await,
+                Poll::Ready(sent) => Some(Ok(sent)),
+                Poll::Pending => {
+                    let send = tokio::time::timeout(limit, send);
+                    outlasting(local, &mut self.next, &mut turn.heard, Box::pin(send)).await
+                },
             }
         };
+        let Some(sent) = sent else {
+            self.link = None;
+            return Step::Over(self.abandoned(turn));
+        };
+        let Some(link) = &mut self.link else { return Step::Again };
         let account = lease.account.clone();
         let patience = turn.patience(&proxy.config);
         let to = (&proxy, &self.launch);
+        let standing = standing::of(&proxy, &self.launch).await;
         let mut flow = Flow::new(to, &account, turn.told(), patience, self.wake.as_mut());
+        flow.standing = standing;
+        // A connection has proved itself once something came of it.
+        flow.unproved = link.answered.is_none().then(|| link.host.clone());
         let ended = match sent {
             Ok(Ok(())) => flow.run(local, Source::Link(link), &mut self.next).await,
             Ok(Err(_)) | Err(_) => {
@@ -475,7 +498,8 @@ impl Session {
             },
         };
         let ended = flow.blamed_on_link(ended, link, lease.generation);
-        let heard = flow.heard;
+        let (heard, unproved) = (flow.heard, flow.unproved);
+        turn.doubts.note(&ended, unproved.is_some());
         if matches!(ended, Ended::Final(None)) {
             link.answered = Some(clock::mono());
         } else if let Some(link) = self.link.take() {
@@ -493,7 +517,7 @@ impl Session {
         ended: Ended,
         heard: Heard,
     ) -> Step {
-        let Heard { sniffer, state, held } = heard;
+        let Heard { mut sniffer, state, held } = heard;
         turn.course.trace.account = Some(lease.account.clone());
         if turn.course.trace.first_byte_ms.is_some() && !turn.prewarm() {
             turn.ride.shown(&self.proxy, state.as_ref(), &mut turn.course.trace);
@@ -529,6 +553,7 @@ impl Session {
                     turn.last = Some(Last::new(frame, head, word, fault.body).after(held));
                 }
                 lease.quota_seen(sniffer.said().windows);
+                let verdict = turn.doubts.weigh(&lease.account, verdict);
                 self.judged(turn, lease, verdict, hosts)
             },
             Ended::Silent => {
@@ -556,9 +581,15 @@ impl Session {
                 Step::Over(Err(BROKEN))
             },
             Ended::ClientGone => {
-                turn.course.trace.status = 200;
-                drop(lease);
-                self.traced(turn, "abandoned");
+                if sniffer.has_ended() {
+                    // It had its answer whole.
+                    self.ended(turn, lease, 200, &fine(Mark::Fine, ""), sniffer);
+                } else {
+                    turn.course.trace.status = 200;
+                    lease.quota_seen(sniffer.said().windows);
+                    drop(lease);
+                    self.traced(turn, "abandoned");
+                }
                 Step::Over(Err(Leave::Gone))
             },
         }

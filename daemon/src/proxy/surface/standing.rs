@@ -1,0 +1,213 @@
+//! What the pool has left, in the answers of turns.
+//!
+//! Upstream tells with each turn how full the serving account's windows are, and the CLI warns by it and
+//! shows it as what its person has left. That is one account's; the answer says the pool's instead, as
+//! the usage endpoint does ([`super::pooled`]). Where there is one account, its own words stay.
+//!
+//! Only windows that upstream told of are replaced, and in them what is used and when it comes back:
+//! nothing is added. Refusals are passed as they are.
+
+use super::{
+    super::{Proxy, keys::Launch},
+    members,
+    pooled::{self, Pooled, Share},
+    usage,
+};
+use crate::clock;
+use cma_core::{
+    identity::AccountId,
+    quota::{self, Window},
+    time::Wall,
+};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// Launches of which it is kept.
+const KEPT: usize = 64;
+/// The pool is not asked again within this: what a turn's own account just said is always counted.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// What a launch's accounts had left a moment ago; nothing where it has only one.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Standing(Arc<[(AccountId, Share)]>);
+
+/// Those of the last launches.
+#[derive(Debug, Default)]
+pub(super) struct Standings(Mutex<VecDeque<(u64, Instant, Standing)>>);
+
+impl Standings {
+    fn get(&self, launch: u64) -> Option<Standing> {
+        let kept = self.0.lock();
+        let (_, at, standing) = kept.iter().find(|(of, ..)| *of == launch)?;
+        (at.elapsed() < FRESH).then(|| standing.clone())
+    }
+
+    fn put(&self, launch: u64, standing: Standing) {
+        let mut kept = self.0.lock();
+        kept.retain(|(of, ..)| *of != launch);
+        kept.truncate(KEPT - 1);
+        kept.push_front((launch, Instant::now(), standing));
+    }
+}
+
+/// The standing of a launch's accounts.
+pub(crate) async fn of(proxy: &Proxy, launch: &Launch) -> Standing {
+    if let Some(known) = proxy.surface.standings.get(launch.id) {
+        return known;
+    }
+    let members = Box::pin(members::of(proxy, launch.bounds.need())).await;
+    let serving = members.iter().filter(|member| member.counts());
+    let shares: Vec<_> = serving.map(|member| (member.id.clone(), usage::share(member))).collect();
+    let standing = if shares.len() > 1 { Standing(shares.into()) } else { Standing::default() };
+    proxy.surface.standings.put(launch.id, standing.clone());
+    standing
+}
+
+/// Puts the pool's windows in the place of an account's, in the head of a turn's answer.
+pub(crate) async fn tell(
+    proxy: &Proxy,
+    launch: &Launch,
+    account: &AccountId,
+    headers: &mut HeaderMap,
+) {
+    let windows = quota::from_headers(headers, clock::wall());
+    if !windows.is_empty() {
+        of(proxy, launch).await.in_headers(account, &windows, headers);
+    }
+}
+
+impl Standing {
+    /// The pool's windows in the place of those that an account just told.
+    fn pooled(&self, account: &AccountId, told: &[Window]) -> Vec<Pooled> {
+        let mut shares: Vec<Share> = Vec::with_capacity(self.0.len());
+        for (id, share) in self.0.iter() {
+            let mut share = share.clone();
+            if id == account {
+                let same = |known: &Window| {
+                    told.iter().any(|new| new.limit == known.limit && new.place == known.place)
+                };
+                share.windows.retain(|known| !same(known));
+                share.windows.extend(told.iter().cloned());
+            }
+            shares.push(share);
+        }
+        let windows = told.iter().map(|it| pooled::pooled(&shares, &it.limit, it.place));
+        windows.collect::<Option<_>>().unwrap_or_default()
+    }
+
+    fn in_headers(&self, account: &AccountId, told: &[Window], headers: &mut HeaderMap) {
+        if self.0.is_empty() {
+            return;
+        }
+        for (window, pooled) in told.iter().zip(self.pooled(account, told)) {
+            let limit = window.limit.replace('_', "-");
+            let mut put = |what: &str, number: u64| {
+                let name = format!("x-{limit}-{}-{what}", window.place.name());
+                if let Ok(name) = HeaderName::try_from(name)
+                    && headers.contains_key(&name)
+                {
+                    headers.insert(name, HeaderValue::from(number));
+                }
+            };
+            put("used-percent", pooled.used);
+            if let Some(resets) = pooled.resets {
+                put("reset-at", resets.secs());
+                put("reset-after-seconds", resets.since(clock::wall()).millis() / 1000);
+            }
+        }
+    }
+
+    /// The same in the event that tells of them over a WebSocket; `None` where it stays as it is.
+    pub(crate) fn in_event(&self, account: &AccountId, event: &str) -> Option<String> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let mut event: Value = serde_json::from_str(event).ok()?;
+        let now: Wall = clock::wall();
+        let told = quota::from_event(&event, now);
+        for (window, pooled) in told.iter().zip(self.pooled(account, &told)) {
+            let shown = event.pointer_mut(&format!("/rate_limits/{}", window.place.name()))?;
+            let mut put = |what: &str, number: u64| {
+                if let Some(field) = shown.get_mut(what) {
+                    *field = json!(number);
+                }
+            };
+            put("used_percent", pooled.used);
+            if let Some(resets) = pooled.resets {
+                put("reset_at", resets.secs());
+                put("reset_after_seconds", resets.since(now).millis() / 1000);
+            }
+        }
+        Some(event.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cma_core::quota::{MAIN_LIMIT, Place};
+
+    fn share(limit: &str, used: f64, resets: u64) -> Share {
+        let window = Window {
+            limit: limit.into(),
+            model: None,
+            place: Place::Primary,
+            used_percent: used,
+            minutes: Some(300),
+            resets: Some(Wall::from_secs(resets)),
+            seen: Wall::from_secs(1),
+        };
+        Share { windows: vec![window], limited: None, fit: true }
+    }
+
+    fn standing(shares: &[(&str, Share)]) -> Standing {
+        Standing(shares.iter().map(|(id, of)| (AccountId::from_written(id), of.clone())).collect())
+    }
+
+    #[test]
+    fn an_answer_says_what_the_pool_has_left() {
+        let pool = standing(&[
+            ("a", share(MAIN_LIMIT, 10.0, 9_000_000_000)),
+            ("b", share(MAIN_LIMIT, 20.0, 8_000_000_000)),
+        ]);
+        let mut headers = HeaderMap::new();
+        let known =
+            [("used-percent", "90.5"), ("reset-at", "9000000000"), ("window-minutes", "300")];
+        for (what, value) in known {
+            let name = HeaderName::try_from(format!("x-codex-primary-{what}")).unwrap();
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        let windows = quota::from_headers(&headers, Wall::from_secs(2));
+        pool.in_headers(&AccountId::from_written("a"), &windows, &mut headers);
+        let says = |what: &str| headers[format!("x-codex-primary-{what}")].to_str().unwrap();
+        // What this very answer said of its account counts: the mean of 9.5 and 80 is left.
+        assert_eq!((says("used-percent"), says("reset-at")), ("56", "8000000000"));
+        assert_eq!((says("window-minutes"), headers.len()), ("300", 3));
+        let event = r#"{"type":"codex.rate_limits","rate_limits":{"primary":{"used_percent":90.5,"window_minutes":300,"reset_at":9000000000}},"metered_limit_name":"codex"}"#;
+        let told = pool.in_event(&AccountId::from_written("a"), event).unwrap();
+        let told: Value = serde_json::from_str(&told).unwrap();
+        assert_eq!(
+            told["rate_limits"],
+            json!({"primary": {"used_percent": 56, "window_minutes": 300, "reset_at": 8_000_000_000_u64}})
+        );
+        assert_eq!(Standing::default().in_event(&AccountId::from_written("a"), event), None);
+        assert_eq!(pool.in_event(&AccountId::from_written("a"), "no event"), None);
+    }
+
+    #[test]
+    fn another_limit_is_pooled_by_its_own_windows() {
+        let pool = standing(&[
+            ("a", share("codex_other", 50.0, 9_000_000_000)),
+            ("b", share("codex_other", 100.0, 9_000_000_000)),
+        ]);
+        let mut headers = HeaderMap::new();
+        let name = HeaderName::from_static("x-codex-other-primary-used-percent");
+        headers.insert(name.clone(), HeaderValue::from_static("60"));
+        let windows = quota::from_headers(&headers, Wall::from_secs(2));
+        pool.in_headers(&AccountId::from_written("a"), &windows, &mut headers);
+        assert_eq!(headers[name], "80");
+    }
+}
