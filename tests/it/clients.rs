@@ -3,9 +3,9 @@
 //! What counts is what upstream served and what the person sees, not by which transport: a client
 //! may take the WebSocket where one is offered.
 
-use crate::codex_kit::{VERSION, codex, finish, machine, official, upstream};
+use crate::codex_kit::{VERSION, bare, codex, finish, machine, official, upstream};
 use cma_tests::{
-    sim::Window,
+    sim::{SimConfig, Window},
     world::{Ran, World, eventually},
 };
 use serde_json::{Value, json};
@@ -86,41 +86,50 @@ fn a_review_is_served_in_both_its_forms() {
     world.assert_clean();
 }
 
-/// A CLI with a provider of its own: the key as its bearer, another name, no aux calls.
+/// A CLI with a provider of its own: the key as its bearer, another name, no aux calls; over WebSockets
+/// where it says that its provider has them.
 #[test]
 fn a_custom_provider_is_served_with_a_printed_key() {
-    let Some(world) = machine(&["a", "b"]) else { return };
-    let plan = world.launch();
-    let provider = |name: &str| {
-        format!(
-            "model_providers.lb={{name=\"{name}\",base_url={},wire_api=\"responses\",env_key=\"CMA_KEY\"}}",
-            plan["base_url"]
-        )
-    };
-    for name in ["OpenAI", "cma"] {
-        let mut command = world.command(official(VERSION));
-        command.args(["exec", "--skip-git-repo-check", "-c", "model_provider=lb", "-c"]);
-        command.args([&provider(name), "-c", "model=gpt-5.5", "say hi"]);
-        command.env("CMA_KEY", plan["client_key"].as_str().unwrap());
-        command.env("NO_PROXY", "127.0.0.1,localhost").env("no_proxy", "127.0.0.1,localhost");
-        let ran = finish(&world, command, LIMIT).ok();
-        assert_eq!(ran.stdout.trim(), "served by a", "{name}: {}", ran.stderr);
+    for websockets in [false, true] {
+        let config = SimConfig { websocket: true, ..upstream(&["a", "b"]) };
+        let Some(world) = bare(config, VERSION) else { return };
+        let world = world.with_env("CMA_WEBSOCKET", "on");
+        world.import_all();
+        let plan = world.launch();
+        let run = |name: &str| {
+            let provider = format!(
+                "model_providers.lb={{name=\"{name}\",base_url={},wire_api=\"responses\",env_key=\"CMA_KEY\",supports_websockets={websockets}}}",
+                plan["base_url"]
+            );
+            let mut command = world.command(official(VERSION));
+            command.args(["exec", "--skip-git-repo-check", "-c", "model_provider=lb", "-c"]);
+            command.args([&provider, "-c", "model=gpt-5.5", "say hi"]);
+            command.env("CMA_KEY", plan["client_key"].as_str().unwrap());
+            command.env("NO_PROXY", "127.0.0.1,localhost").env("no_proxy", "127.0.0.1,localhost");
+            finish(&world, command, LIMIT).ok()
+        };
+        for name in ["OpenAI", "cma"] {
+            let ran = run(name);
+            assert_eq!(ran.stdout.trim(), "served by a", "{name}: {}", ran.stderr);
+        }
+        // Out of quota on one account: this client doesn't see it either.
+        world.sim().set_used("a", 100.0, 1.0);
+        assert_eq!(run("cma").stdout.trim(), "served by b");
+        let turns = |method: &str| {
+            let seen = world.sim().seen();
+            seen.iter()
+                .filter(|seen| seen.method == method && seen.path.ends_with("/codex/responses"))
+                .count()
+        };
+        assert_eq!((turns("WS") > 0, turns("POST") > 0), (websockets, !websockets));
+        world.assert_clean();
     }
-    // Out of quota on one account: this client doesn't see it either.
-    world.sim().set_used("a", 100.0, 1.0);
-    let mut command = world.command(official(VERSION));
-    command.args(["exec", "--skip-git-repo-check", "-c", "model_provider=lb", "-c"]);
-    command.args([&provider("cma"), "-c", "model=gpt-5.5", "say hi"]);
-    command.env("CMA_KEY", plan["client_key"].as_str().unwrap());
-    command.env("NO_PROXY", "127.0.0.1,localhost").env("no_proxy", "127.0.0.1,localhost");
-    assert_eq!(finish(&world, command, LIMIT).ok().stdout.trim(), "served by b");
-    world.assert_clean();
 }
 
 /// The person's own `auth.json` stays in use, and everything around turns works on it too.
 #[test]
 fn own_auth_mode_has_the_same_surface() {
-    let Some(world) = crate::codex_kit::bare(upstream(&["a", "b"]), VERSION) else { return };
+    let Some(world) = bare(upstream(&["a", "b"]), VERSION) else { return };
     let world = world.with_env("CMA_AUTH_MODE", "own");
     let auth = world.sim().auth_json("a");
     world.import("a", &auth).ok();
@@ -368,7 +377,7 @@ fn the_terminal_interface_shows_what_the_pool_has() {
             .primary(Window::new(0.0, 300, Duration::from_secs(7200)).used(used))
             .secondary(Window::new(0.0, 10_080, Duration::from_secs(86_400)).used(used / 2.0));
     }
-    let Some(world) = crate::codex_kit::bare(config, VERSION) else { return };
+    let Some(world) = bare(config, VERSION) else { return };
     world.import_all();
     let work = world.path("work").display().to_string();
     let trusted = format!("[projects.\"{work}\"]\ntrust_level = \"trusted\"\n");

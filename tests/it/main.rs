@@ -106,6 +106,8 @@ mod ws_again;
 #[cfg(test)]
 mod ws_codex;
 #[cfg(test)]
+mod ws_doubt;
+#[cfg(test)]
 mod ws_joined;
 #[cfg(test)]
 mod ws_kit;

@@ -126,7 +126,7 @@ pub(super) fn own(windows: &[Window], place: Place, now: Wall) -> Value {
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
-fn whole(percent: f64) -> u64 {
+pub(super) fn whole(percent: f64) -> u64 {
     // A float's dust is no percent.
     (percent - 1e-6).ceil().clamp(0.0, 100_000.0) as u64
 }

@@ -1,8 +1,9 @@
 //! What the pool has left, in the answers of turns.
 //!
 //! Upstream tells with each turn how full the serving account's windows are, and the CLI warns by it and
-//! shows it as what its person has left. That is one account's; the answer says the pool's instead, as
-//! the usage endpoint does ([`super::pooled`]). Where there is one account, its own words stay.
+//! shows it as what its person has left. That is one account's, and others take over where it ends: so
+//! where the pool has more left, that is told, as the usage endpoint does ([`super::pooled`]). Where the
+//! account itself has more than the pool's mean, the thread stays there, and what upstream told stays.
 //!
 //! Only windows that upstream told of are replaced, and in them what is used and when it comes back:
 //! nothing is added. Refusals are passed as they are.
@@ -80,8 +81,8 @@ pub(crate) async fn tell(
 }
 
 impl Standing {
-    /// The pool's windows in the place of those that an account just told.
-    fn pooled(&self, account: &AccountId, told: &[Window]) -> Vec<Pooled> {
+    /// For each window that an account just told the pool's, where that has more left.
+    fn pooled(&self, account: &AccountId, told: &[Window]) -> Vec<Option<Pooled>> {
         let mut shares: Vec<Share> = Vec::with_capacity(self.0.len());
         for (id, share) in self.0.iter() {
             let mut share = share.clone();
@@ -94,8 +95,11 @@ impl Standing {
             }
             shares.push(share);
         }
-        let windows = told.iter().map(|it| pooled::pooled(&shares, &it.limit, it.place));
-        windows.collect::<Option<_>>().unwrap_or_default()
+        let more = |told: &Window| {
+            let pooled = pooled::pooled(&shares, &told.limit, told.place)?;
+            (pooled.used < pooled::whole(told.used_percent)).then_some(pooled)
+        };
+        told.iter().map(more).collect()
     }
 
     fn in_headers(&self, account: &AccountId, told: &[Window], headers: &mut HeaderMap) {
@@ -103,6 +107,7 @@ impl Standing {
             return;
         }
         for (window, pooled) in told.iter().zip(self.pooled(account, told)) {
+            let Some(pooled) = pooled else { continue };
             let limit = window.limit.replace('_', "-");
             let mut put = |what: &str, number: u64| {
                 let name = format!("x-{limit}-{}-{what}", window.place.name());
@@ -128,7 +133,19 @@ impl Standing {
         let mut event: Value = serde_json::from_str(event).ok()?;
         let now: Wall = clock::wall();
         let told = quota::from_event(&event, now);
-        for (window, pooled) in told.iter().zip(self.pooled(account, &told)) {
+        let pooled = self.pooled(account, &told);
+        if pooled.iter().all(Option::is_none) {
+            return None;
+        }
+        // Said of the account, beside its windows.
+        let left = pooled.iter().flatten().all(|window| window.used < 100);
+        for (what, is) in [("allowed", left), ("limit_reached", !left)] {
+            if let Some(field) = event.pointer_mut(&format!("/rate_limits/{what}")) {
+                *field = json!(is);
+            }
+        }
+        for (window, pooled) in told.iter().zip(pooled) {
+            let Some(pooled) = pooled else { continue };
             let shown = event.pointer_mut(&format!("/rate_limits/{}", window.place.name()))?;
             let mut put = |what: &str, number: u64| {
                 if let Some(field) = shown.get_mut(what) {
@@ -186,28 +203,39 @@ mod tests {
         // What this very answer said of its account counts: the mean of 9.5 and 80 is left.
         assert_eq!((says("used-percent"), says("reset-at")), ("56", "8000000000"));
         assert_eq!((says("window-minutes"), headers.len()), ("300", 3));
-        let event = r#"{"type":"codex.rate_limits","rate_limits":{"primary":{"used_percent":90.5,"window_minutes":300,"reset_at":9000000000}},"metered_limit_name":"codex"}"#;
+        let event = r#"{"type":"codex.rate_limits","rate_limits":{"allowed":false,"limit_reached":true,"primary":{"used_percent":90.5,"window_minutes":300,"reset_at":9000000000}},"metered_limit_name":"codex"}"#;
         let told = pool.in_event(&AccountId::from_written("a"), event).unwrap();
         let told: Value = serde_json::from_str(&told).unwrap();
         assert_eq!(
             told["rate_limits"],
-            json!({"primary": {"used_percent": 56, "window_minutes": 300, "reset_at": 8_000_000_000_u64}})
+            json!({
+                "allowed": true,
+                "limit_reached": false,
+                "primary": {"used_percent": 56, "window_minutes": 300, "reset_at": 8_000_000_000_u64},
+            })
         );
         assert_eq!(Standing::default().in_event(&AccountId::from_written("a"), event), None);
         assert_eq!(pool.in_event(&AccountId::from_written("a"), "no event"), None);
     }
 
     #[test]
-    fn another_limit_is_pooled_by_its_own_windows() {
+    fn what_the_account_has_left_itself_is_not_made_less() {
         let pool = standing(&[
-            ("a", share("codex_other", 50.0, 9_000_000_000)),
+            ("a", share("codex_other", 10.0, 9_000_000_000)),
             ("b", share("codex_other", 100.0, 9_000_000_000)),
         ]);
-        let mut headers = HeaderMap::new();
-        let name = HeaderName::from_static("x-codex-other-primary-used-percent");
-        headers.insert(name.clone(), HeaderValue::from_static("60"));
-        let windows = quota::from_headers(&headers, Wall::from_secs(2));
-        pool.in_headers(&AccountId::from_written("a"), &windows, &mut headers);
-        assert_eq!(headers[name], "80");
+        for (told, shown) in [("10.5", "10.5"), ("99", "99"), ("100", "100")] {
+            let mut headers = HeaderMap::new();
+            let name = HeaderName::from_static("x-codex-other-primary-used-percent");
+            headers.insert(name.clone(), HeaderValue::from_static(told));
+            let windows = quota::from_headers(&headers, Wall::from_secs(2));
+            pool.in_headers(&AccountId::from_written("a"), &windows, &mut headers);
+            assert_eq!(headers[&name], shown);
+            // The other one gains by what this one has left.
+            headers.insert(name.clone(), HeaderValue::from_static("100"));
+            let windows = quota::from_headers(&headers, Wall::from_secs(2));
+            pool.in_headers(&AccountId::from_written("b"), &windows, &mut headers);
+            assert_eq!(headers[&name], "55");
+        }
     }
 }
