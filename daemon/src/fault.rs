@@ -77,7 +77,6 @@ pub(crate) fn is_barred_inside(error: &(dyn std::error::Error + 'static)) -> boo
         let says = |words| error.to_string().contains(words);
         return is_distrust(error)
             || says("proxy authorization required")
-            || says("tunnel error: unsuccessful")
             || error.source().is_some_and(is_barred_inside);
     };
     // One that carries another tells of that one's causes, and not of itself.
@@ -115,7 +114,8 @@ mod tests {
         let barred = |error: io::Error| is_barred_inside(&error);
         let unknown = rustls::CertificateError::UnknownIssuer;
         assert!(barred(wrapped(rustls::Error::InvalidCertificate(unknown))));
-        assert!(barred(io::Error::other("tunnel error: unsuccessful")));
+        // A 403 of a proxy's or a 503: hyper-util doesn't tell.
+        assert!(!barred(io::Error::other("tunnel error: unsuccessful")));
         assert!(barred(io::Error::other("tunnel error: proxy authorization required")));
         assert!(barred(io::Error::new(io::ErrorKind::PermissionDenied, "the proxy says no")));
         let alert = rustls::Error::AlertReceived(rustls::AlertDescription::InternalError);

@@ -452,8 +452,11 @@ impl Course {
 /// A verdict in the light of whose host it was: an account's own being out of reach is no outage of the
 /// network's, and another account may serve. When none can, it is outlasted as any host.
 pub(super) fn of_host(verdict: Verdict, own: bool) -> Verdict {
-    let shaky = own && verdict.act == Act::Outlast;
-    Verdict { mark: if shaky { Mark::Shaky } else { verdict.mark }, ..verdict }
+    match verdict.act {
+        Act::Outlast if own => Verdict { mark: Mark::Shaky, ..verdict },
+        Act::Wait if own => Verdict { act: Act::RetryOther, mark: Mark::Shaky, ..verdict },
+        _ => verdict,
+    }
 }
 
 /// An account's answer is shown: who was refused before it was to blame for that.

@@ -29,6 +29,8 @@ pub(super) struct Member {
     pub(super) windows: Vec<Window>,
     /// Whether it is the one that a new thread would get.
     pub(super) next: bool,
+    /// Whether a person keeps it from taking over where another one ends.
+    pub(super) held_back: bool,
 }
 
 impl Member {
@@ -50,6 +52,7 @@ pub(super) async fn of(proxy: &Proxy, need: Need) -> Vec<Member> {
 
 fn list(pool: &Pool, need: &Need, now: Now) -> Vec<Member> {
     let next = pool.next_for(need, now).map(|account| account.id.clone());
+    let forced = pool.forced(now);
     let allowed = |id: &AccountId| need.accounts.as_ref().is_none_or(|all| all.contains(id));
     pool.states(now)
         .filter(|(account, _state)| {
@@ -75,6 +78,9 @@ fn list(pool: &Pool, need: &Need, now: Now) -> Vec<Member> {
                 .map(|window| Window { used_percent: window.used_at(now), ..window.clone() })
                 .collect(),
             next: next.as_ref() == Some(&account.id),
+            held_back: account.terms.paused
+                || account.terms.drained
+                || forced.is_some_and(|forced| !forced.accounts.contains(&account.id)),
         })
         .collect()
 }

@@ -60,7 +60,7 @@ pub(crate) async fn of(proxy: &Proxy, launch: &Launch) -> Standing {
         return known;
     }
     let members = Box::pin(members::of(proxy, launch.bounds.need())).await;
-    let serving = members.iter().filter(|member| member.counts());
+    let serving = members.iter().filter(|member| member.counts() && !member.held_back);
     let shares: Vec<_> = serving.map(|member| (member.id.clone(), usage::share(member))).collect();
     let standing = if shares.len() > 1 { Standing(shares.into()) } else { Standing::default() };
     proxy.surface.standings.put(launch.id, standing.clone());

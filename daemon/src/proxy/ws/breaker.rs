@@ -3,7 +3,7 @@
 //!
 //! It opens after some failures in a row, or at once when the host says that it has none or HTTP served a
 //! turn that WebSockets lost. While it is open, turns go over HTTP. After its time one connection tries
-//! again (half open); the others keep to HTTP until something has come over that one.
+//! again (half open); the others keep to HTTP until an answer has come over that one.
 
 use http::HeaderValue;
 use parking_lot::Mutex;
@@ -42,6 +42,11 @@ impl Breakers {
         self.of(host, |breaker| breaker.failed(Instant::now(), none));
     }
 
+    /// As [`Breaker::lost`].
+    pub(super) fn lost(&self, host: Option<&HeaderValue>) {
+        self.of(host, |breaker| breaker.lost(Instant::now()));
+    }
+
     /// As [`Breaker::useless`].
     pub(super) fn useless(&self, host: Option<&HeaderValue>, since: Instant) {
         self.of(host, |breaker| breaker.useless(since, Instant::now()));
@@ -70,8 +75,10 @@ struct Breaker {
     none: bool,
     /// When somebody began to try whether it may close.
     probe: Option<Instant>,
-    /// When something last came over a connection that was new.
+    /// When an answer last came over a connection that was new.
     proved: Option<Instant>,
+    /// When it last opened.
+    opened: Option<Instant>,
 }
 
 /// A probe that never told, because its turn was given up, is forgotten after this.
@@ -97,20 +104,27 @@ impl Breaker {
         self.until.is_some_and(|until| now < until)
     }
 
-    /// Something came over a connection that was new. That a handshake comes about is not enough: what
+    /// An answer came over a connection that was new. That a handshake comes about is not enough: what
     /// is on the way may pass nothing else.
     fn worked(&mut self, now: Instant) {
         *self = Self { proved: Some(now), ..Self::default() };
     }
 
     /// A turn's messages were lost, the first one `since` then, and HTTP served it: unless somebody else's
-    /// came through meanwhile, nobody's do.
+    /// came through meanwhile, nobody's do. What it opened for already is not news.
     fn useless(&mut self, since: Instant, now: Instant) {
-        if self.proved.is_some_and(|proved| proved >= since) {
+        if self.proved.max(self.opened).is_some_and(|known| known >= since) {
             return;
         }
         self.failures = self.failures.max(TRIPS_AT - 1);
         self.failed(now, false);
+    }
+
+    /// The first message over a new connection was lost: half open, that is what it tried.
+    fn lost(&mut self, now: Instant) {
+        if self.until.is_some_and(|until| now >= until) {
+            self.failed(now, false);
+        }
     }
 
     /// A handshake failed for the host's reasons; `none` when the host says that it has no WebSocket.
@@ -120,6 +134,7 @@ impl Breaker {
         if self.failures >= TRIPS_AT {
             let doublings = (self.failures - TRIPS_AT).min(16);
             self.until = Some(now + FIRST.saturating_mul(1 << doublings).min(LONGEST));
+            self.opened = Some(now);
         }
     }
 }
@@ -149,8 +164,12 @@ mod tests {
         let lost = later + FIRST;
         breaker.useless(lost, lost + FIRST);
         assert!(breaker.is_open(lost + FIRST), "HTTP served");
-        breaker.useless(lost, lost + FIRST * 2);
-        assert!(breaker.is_open(lost + FIRST * 3), "it stays open longer");
+        breaker.useless(lost, lost + FIRST);
+        assert!(!breaker.is_open(lost + FIRST * 2), "one incident is one, whoever tells");
+        let tried = lost + FIRST * 2;
+        assert!(breaker.allows(tried));
+        breaker.lost(tried);
+        assert!(breaker.is_open(tried + FIRST), "it stays open longer");
         breaker.worked(later);
         assert!(!breaker.has_none(later));
         breaker.failed(later, true);

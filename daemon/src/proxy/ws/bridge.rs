@@ -140,8 +140,9 @@ impl Session {
         }
         if matches!(ended, Ended::Final(None)) {
             // HTTP does what frames did not.
-            if let Some(since) = turn.doubts.of_host() {
-                proxy.sockets.breakers.useless(pass.way.host.as_ref(), since);
+            let host = pass.way.host.as_ref();
+            if let Some(since) = turn.doubts.of_host(host) {
+                proxy.sockets.breakers.useless(host, since);
             } else if turn.doubts.of_account(&account) {
                 proxy.sockets.bridged.add(&account, BRIDGED);
             }

@@ -131,7 +131,8 @@ pub(super) struct Flow<'a> {
     sent: Instant,
     /// When the first event came.
     begun: Option<Instant>,
-    /// The host of a connection that nothing has come of yet; told to its breaker with the first event.
+    /// The host of a connection that no answer has come of yet; told to its breaker with the first part of
+    /// one.
     pub(super) unproved: Option<Option<HeaderValue>>,
     /// What the launch's accounts have left.
     pub(super) standing: Standing,
@@ -217,6 +218,8 @@ impl<'a> Flow<'a> {
         }
         match tokio::time::timeout(BLOCKED, local.flush()).await {
             Ok(Ok(())) => ended,
+            // It left at the last event: it had its answer.
+            Ok(Err(_)) if matches!(ended, Ended::Final(_)) => ended,
             Ok(Err(_)) | Err(_) => Ended::ClientGone,
         }
     }
@@ -326,7 +329,8 @@ impl<'a> Flow<'a> {
             _ => {},
         }
         let fault = kind.is_fault().then(|| Fault::read(text.as_bytes()));
-        if !kind.is_fault()
+        // Not what only precedes an answer: it may be all that comes through.
+        if (kind == Kind::Visible || (kind.is_final() && fault.is_none()))
             && let Some(host) = self.unproved.take()
         {
             self.proxy.sockets.breakers.worked(host.as_ref());

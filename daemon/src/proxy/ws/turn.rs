@@ -319,7 +319,7 @@ impl Session {
             turn.course.reason = before.reason;
             turn.last = before.last;
             turn.silences = before.silences;
-            turn.doubts = before.doubts;
+            turn.doubts.and(before.doubts);
             turn.course.had(before.refusals);
         }
         (turn, blocked)
@@ -368,7 +368,7 @@ impl Session {
             return Way::Link(lease);
         }
         let (sockets, host) = (&self.proxy.sockets, pass.way.host.as_ref());
-        if turn.doubts.of(&lease.account)
+        if turn.doubts.of(&lease.account, host)
             || sockets.bridged.has(&lease.account)
             || !sockets.breakers.allows(host)
         {
@@ -499,12 +499,26 @@ impl Session {
         };
         let ended = flow.blamed_on_link(ended, link, lease.generation);
         let (heard, unproved) = (flow.heard, flow.unproved);
-        turn.doubts.note(&ended, unproved.is_some());
+        let host = link.host.clone();
+        let lost = turn.doubts.note(&ended, unproved.is_some(), host.as_ref());
+        if lost && unproved.is_some() {
+            proxy.sockets.breakers.lost(host.as_ref());
+        }
         if matches!(ended, Ended::Final(None)) {
             link.answered = Some(clock::mono());
         } else if let Some(link) = self.link.take() {
             // What runs on it is nobody's any more.
             link.close().await;
+        }
+        // What refuses a frame that builds on nothing may be there for frames alone.
+        if let Ended::Hidden(verdict, Some(_)) = &ended
+            && turn.create.previous_response_id.is_none()
+            && turn.doubts.refuses(&account, verdict)
+            && let Some(pass) = proxy.vault.pass(&account, lease.generation)
+        {
+            let reason = format!("{} in a frame", verdict.reason);
+            proxy.traces.retry(&mut turn.course.trace, &account, &reason);
+            return Box::pin(self.over_http(local, turn, lease, &pass)).await;
         }
         self.settle(turn, lease, ended, heard).await
     }
@@ -517,7 +531,7 @@ impl Session {
         ended: Ended,
         heard: Heard,
     ) -> Step {
-        let Heard { mut sniffer, state, held } = heard;
+        let Heard { sniffer, state, held } = heard;
         turn.course.trace.account = Some(lease.account.clone());
         if turn.course.trace.first_byte_ms.is_some() && !turn.prewarm() {
             turn.ride.shown(&self.proxy, state.as_ref(), &mut turn.course.trace);
@@ -553,7 +567,6 @@ impl Session {
                     turn.last = Some(Last::new(frame, head, word, fault.body).after(held));
                 }
                 lease.quota_seen(sniffer.said().windows);
-                let verdict = turn.doubts.weigh(&lease.account, verdict);
                 self.judged(turn, lease, verdict, hosts)
             },
             Ended::Silent => {
@@ -581,15 +594,10 @@ impl Session {
                 Step::Over(Err(BROKEN))
             },
             Ended::ClientGone => {
-                if sniffer.has_ended() {
-                    // It had its answer whole.
-                    self.ended(turn, lease, 200, &fine(Mark::Fine, ""), sniffer);
-                } else {
-                    turn.course.trace.status = 200;
-                    lease.quota_seen(sniffer.said().windows);
-                    drop(lease);
-                    self.traced(turn, "abandoned");
-                }
+                turn.course.trace.status = 200;
+                lease.quota_seen(sniffer.said().windows);
+                drop(lease);
+                self.traced(turn, "abandoned");
                 Step::Over(Err(Leave::Gone))
             },
         }
