@@ -471,7 +471,9 @@ impl Pool {
         }
         self.epoch += 1;
         // A burst's last 401 comes after the renewal that its first one caused: not the new token's.
-        if !stale || release.mark != Mark::Unauthorized {
+        // And who was given back without having served did nothing well.
+        let idle = release.mark == Mark::Fine && !release.served;
+        if !idle && (!stale || release.mark != Mark::Unauthorized) {
             self.learn(now, &id, &release.mark, release.model.as_ref());
         }
         // One that waits for a place under a cap gets the one that is free now; not before what was

@@ -510,14 +510,16 @@ impl Session {
             // What runs on it is nobody's any more.
             link.close().await;
         }
-        // What refuses a frame that builds on nothing may be there for frames alone.
+        // What refuses a frame may be there for frames alone.
         if let Ended::Hidden(verdict, Some(_)) = &ended
-            && turn.create.previous_response_id.is_none()
             && turn.doubts.refuses(&account, verdict)
             && let Some(pass) = proxy.vault.pass(&account, lease.generation)
         {
             let reason = format!("{} in a frame", verdict.reason);
             proxy.traces.retry(&mut turn.course.trace, &account, &reason);
+            if let Some(previous) = turn.create.previous_response_id.clone() {
+                return self.ask_for_all(turn, &previous);
+            }
             return Box::pin(self.over_http(local, turn, lease, &pass)).await;
         }
         self.settle(turn, lease, ended, heard).await
