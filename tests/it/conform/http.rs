@@ -21,6 +21,9 @@ const AND_LAST: &str = "attempts, the last one:";
 const SAYS_NO: &str =
     r#"{"error":{"type":"server_error","code":"server_error","message":"broken"}}"#;
 
+/// `{"error":{"code":"x","message":"said in a header"}}`.
+const ERROR_JSON: &str = "eyJlcnJvciI6eyJjb2RlIjoieCIsIm1lc3NhZ2UiOiJzYWlkIGluIGEgaGVhZGVyIn19";
+
 fn case(row: &str) -> Case {
     Case::new(Wire::Http, row)
 }
@@ -69,6 +72,19 @@ fn bare_usage() -> Fault {
     )
 }
 
+/// The limit of a family that isn't the main one, by the header that says so.
+fn second_family() -> Fault {
+    [
+        ("x-codex-active-limit", "codex_bengalfox"),
+        ("x-codex-bengalfox-limit-name", "Second limit"),
+        ("x-codex-bengalfox-primary-used-percent", "100"),
+        ("x-codex-bengalfox-primary-window-minutes", "60"),
+        ("x-codex-bengalfox-primary-reset-at", "1995200000"),
+    ]
+    .iter()
+    .fold(bare_usage(), |fault, (name, value)| fault.with_header(name, value))
+}
+
 /// Heads that every account answers for ever, and how the words end that the person gets.
 fn ends() -> [(&'static str, Fault, &'static str); 12] {
     let slow = status(503, &json!({ "error": { "code": "slow_down", "message": "slow" } }));
@@ -94,6 +110,7 @@ pub(super) fn heads() -> Vec<Case> {
         400,
         &json!({ "error": { "message": "bad request x", "type": "invalid_request_error", "code": "x" } }),
     );
+    let why = Fault::token_invalidated().with_header("x-openai-authorization-error", "expired");
     let workspace = |kind: &str| bare_usage().with_header("x-codex-rate-limit-reached-type", kind);
     let mut all = vec![
         fails("401x1", &Fault::token_invalidated(), Some(1)).same(),
@@ -107,7 +124,11 @@ pub(super) fn heads() -> Vec<Case> {
         fails("401all_reused", &Fault::token_invalidated(), None)
             .fault(Route::Refresh, reused(), None)
             .hidden(),
+        fails("401x1_why", &why, Some(1)).same(),
+        fails("401x1_why", &why, Some(1)).hidden(),
         fails("400", &bad, None).same_for_two(),
+        fails("400_error_json", &bad.clone().with_header("x-error-json", ERROR_JSON), None)
+            .same_for_two(),
         fails("404", &detail(404, "Not Found"), None).same_for_two(),
         fails("413", &detail(413, "Too large"), None).same_for_two(),
         fails("422", &detail(422, "Unprocessable"), None).same_for_two(),
@@ -136,6 +157,12 @@ pub(super) fn heads() -> Vec<Case> {
         ("429ul_owner_limit", workspace("workspace_owner_usage_limit_reached")),
         ("429ul_member_limit", workspace("workspace_member_usage_limit_reached")),
         ("429ul_promo", bare_usage().with_header("x-codex-promo-message", "PROMO TEXT")),
+        ("429ul_reached", workspace("rate_limit_reached")),
+        (
+            "429_primary_type",
+            workspace("primary").with_header("x-codex-promo-message", "PROMO TEXT"),
+        ),
+        ("429ul_active_limit", second_family()),
     ];
     for (row, fault) in &own_text {
         all.push(fails(row, fault, None).same());

@@ -2,7 +2,7 @@
 //! limit on the account that serves first.
 
 use super::case::{Case, Step, Wire, run, turn};
-use cma_tests::sim::{Cut, Fault, Route};
+use cma_tests::sim::{Cut, Fault, Inside, Route, What};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -15,6 +15,17 @@ const COMPACTS: [&str; 2] = ["-c", "model_auto_compact_token_limit=900"];
 /// Why the account's limits are told although upstream doesn't tell them.
 const KNOWN: &str =
     "the pool answers from what it knows of its windows, so that no failure of this call is shown";
+
+/// Why what it says of plugins isn't compared.
+const TWO_CALLS: &str =
+    "the simulated upstream has none, and which of its two calls says so first is a race";
+/// What `doctor` finds, and why the rest of it isn't compared.
+const REACHED: &str = "active provider endpoints are reachable over HTTP";
+const WEBSOCKET: &str = "✓ websocket";
+const SHOWS_LOGIN: &str = "it shows how the CLI is signed in, and how long it took";
+
+/// Why there is nothing to hold an account's own document against.
+const SECURE: &str = "the CLI alone shows it for an upstream with a certificate only";
 
 /// Limits that 0.128.0 meets otherwise.
 const ALONE_IN_HIDDEN: [(&str, &str); 3] = [
@@ -42,8 +53,11 @@ pub(super) fn all() -> Vec<Case> {
             });
         }
         all.push(thread_with_a_cut(wire).same());
+        all.push(lite(wire).same());
+        all.extend(compactions(wire));
     }
     all.extend(documents());
+    all.extend(commands());
     all
 }
 
@@ -107,6 +121,82 @@ fn thread_with_a_cut(wire: Wire) -> Case {
         .before_step(1)
 }
 
+/// A model whose tools travel as an item of the input: the CLI's own list has some, and counts where
+/// upstream's can't be had.
+fn lite(wire: Wire) -> Case {
+    Case::new(wire, "do_lite").steps(vec![turn(&["-m", "gpt-6.1-sol"])]).fault(
+        Route::Models,
+        Fault::not_found(),
+        None,
+    )
+}
+
+/// Compactions that come to another number of items than one, which ends the turn.
+fn compactions(wire: Wire) -> Vec<Case> {
+    let item = json!({ "type": "compaction", "encrypted_content": "sealed" });
+    let message = json!({ "type": "message", "role": "assistant", "id": "msg_sim_0", "content": [{ "type": "output_text", "text": "a summary" }] });
+    let rows = [
+        ("do_compaction_none", vec![]),
+        ("do_compaction_two", vec![item.clone(), item]),
+        ("do_compaction_text", vec![message]),
+    ];
+    let compacts =
+        run(&[&COMPACTS, &["exec", "--skip-git-repo-check", "resume", "--last", "again"][..]]
+            .concat());
+    let route = if wire == Wire::Ws { Route::Frame } else { Route::Responses };
+    let case = |(row, items): (&str, Vec<Value>)| {
+        Case::new(wire, row)
+            .steps(vec![turn(&[]), compacts.clone()])
+            .fault(route, answered_with(&items), Some(1))
+            .before_step(1)
+            .since("0.149.0", "it compacts by another call")
+            .same_for_two()
+    };
+    rows.into_iter().map(case).collect()
+}
+
+/// A whole answer of these items.
+fn answered_with(items: &[Value]) -> Fault {
+    let usage = json!({ "input_tokens": 10, "output_tokens": 5, "total_tokens": 15 });
+    let done = |(at, item): (usize, &Value)| json!({ "type": "response.output_item.done", "output_index": at, "item": item });
+    let mut events =
+        vec![json!({ "type": "response.created", "response": { "id": "resp_sim_0" } })];
+    events.extend(items.iter().enumerate().map(done));
+    events.push(
+        json!({ "type": "response.completed", "response": { "id": "resp_sim_0", "usage": usage } }),
+    );
+    let pieces = events.iter().map(|event| format!("data: {event}\n\n").into_bytes()).collect();
+    Inside::before_the_answer(What::Pieces(pieces))
+}
+
+/// Commands that ask for something beside turns.
+fn commands() -> Vec<Case> {
+    let command = |wire: Wire, row: &str, words: &[&str]| {
+        Case::new(wire, &format!("run_{row}")).steps(vec![run(words)])
+    };
+    let alike = [
+        ("mcp", &["mcp", "list"][..]),
+        ("features", &["features", "list"]),
+        ("apply", &["apply", "task_1"]),
+        ("login_status", &["login", "status"]),
+    ];
+    let mut all: Vec<_> =
+        alike.iter().map(|(row, words)| command(Wire::Http, row, words).same()).collect();
+    let models = command(Wire::Http, "models", &["debug", "models"]);
+    all.push(models.since("0.128.0", "it has no `debug models`").same());
+    let plugins = command(Wire::Http, "plugins", &["plugin", "list"]);
+    let plugins = plugins.since("0.149.0", "it has no `plugin list`");
+    all.push(plugins.ours_for_one("No marketplace plugins found", TWO_CALLS));
+    for wire in [Wire::Http, Wire::Ws] {
+        let doctor = command(wire, "doctor", &["doctor"]).since("0.149.0", "it has no `doctor`");
+        let says = if wire == Wire::Ws { WEBSOCKET } else { REACHED };
+        // Of WebSockets it tries a handshake only.
+        all.push(doctor.may_bridge().ours_for_one(says, SHOWS_LOGIN));
+    }
+    all.push(command(Wire::Http, "prompt", &["debug", "prompt-input", "say hi"]).same());
+    all
+}
+
 /// Documents that an IDE asks for.
 fn documents() -> Vec<Case> {
     let ask = |row: &str, method: &str, params: Value| {
@@ -119,6 +209,8 @@ fn documents() -> Vec<Case> {
     vec![
         ask("models", "model/list", json!({})).same(),
         ask("limits", "account/rateLimits/read", Value::Null).same(),
+        ask("account", "account/read", json!({})).ours_for_one("\"planType\":\"plus\"", SECURE),
+        ask("usage", "account/usage/read", Value::Null).same(),
         // No fault of this call reaches the CLI: what the pool knows is answered.
         ask("usage_401", "account/rateLimits/read", Value::Null)
             .fault(Route::Usage, Fault::token_invalidated(), Some(1))

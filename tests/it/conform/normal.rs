@@ -72,6 +72,7 @@ impl Normal {
             .or_else(|| instant(text))
             .or_else(|| clock(text))
             .or_else(|| number(text))
+            .or_else(|| epoch(text))
     }
 
     /// JSON without the same, and without members that are times by their name.
@@ -249,6 +250,15 @@ fn clock(text: &str) -> Option<Taken> {
     let good = words.contains(':')
         && words.bytes().all(|byte| byte.is_ascii_digit() || b": APM".contains(&byte));
     good.then(|| (end, "<clock>".to_owned()))
+}
+
+/// `1795443586.6682317`, seconds since 1970.
+fn epoch(text: &str) -> Option<Taken> {
+    let (seconds, rest) = text.split_once('.')?;
+    let after = rest.bytes().take_while(u8::is_ascii_digit).count();
+    let good =
+        seconds.len() == 10 && seconds.bytes().all(|byte| byte.is_ascii_digit()) && after > 2;
+    good.then(|| (11 + after, "<when>".to_owned()))
 }
 
 /// `resp_sim_12`: the simulated upstream counts.

@@ -15,16 +15,41 @@ const ANSWERS: [&str; 4] = ["reasoning", "function_call", "custom_tool_call", "l
 const OF_THE_WAY: [&str; 5] =
     ["type", "previous_response_id", "client_metadata", "stream", "generate"];
 
-/// The body of the last turn, line by line.
+/// Headers that are a connection's or an account's, and what each is.
+const OF_ONE: [&str; 5] =
+    ["authorization", "chatgpt-account-id", "content-length", "host", "sec-websocket-key"];
+
+/// One whose value upstream made up for an account and its turn.
+const MADE_UP: &str = "x-codex-turn-state";
+
+/// The last turn's headers and body, line by line.
 pub(super) fn last(wire: Wire, seen: &[Seen], normal: &Normal) -> Vec<String> {
-    let body = match wire {
-        Wire::Http => seen.iter().rfind(|seen| seen.method == "POST").map(|seen| seen.body.clone()),
-        Wire::Ws => whole(seen),
+    let (turn, body) = match wire {
+        Wire::Http => {
+            let turn = seen.iter().rfind(|seen| seen.method == "POST");
+            (turn, turn.map(|seen| seen.body.clone()))
+        },
+        Wire::Ws => (seen.iter().rfind(|seen| is_turn(seen)), whole(seen)),
     };
-    body.map(|body| normal.json(&body))
-        .and_then(|body| serde_json::to_string_pretty(&body).ok())
-        .map(|text| text.lines().map(str::to_owned).collect())
-        .unwrap_or_default()
+    let Some((turn, body)) = turn.zip(body) else { return Vec::new() };
+    let mut lines: Vec<_> = turn
+        .headers
+        .iter()
+        .filter(|(name, _)| !OF_ONE.contains(&name.as_str()))
+        .map(|(name, value)| match name.as_str() {
+            MADE_UP => format!("{name}: <token>"),
+            _ => format!("{name}: {}", normal.line(value)),
+        })
+        .collect();
+    lines.sort_unstable();
+    let body = serde_json::to_string_pretty(&normal.json(&body)).unwrap_or_default();
+    lines.extend(body.lines().map(str::to_owned));
+    lines
+}
+
+/// Whether it is a turn's frame, and no prewarm.
+fn is_turn(seen: &Seen) -> bool {
+    seen.body.is_object() && seen.body["generate"] != false
 }
 
 /// The last turn as if all of it had been sent at once.
@@ -37,7 +62,7 @@ fn whole(seen: &[Seen]) -> Option<Value> {
         let fields = body.as_object_mut()?;
         fields.retain(|name, _| !OF_THE_WAY.contains(&name.as_str()));
         fields.insert("input".to_owned(), Value::Array(input));
-        if seen.body["generate"] != false {
+        if is_turn(seen) {
             last = Some(body);
         }
     }
