@@ -1,8 +1,9 @@
 //! What upstream got for the last turn of a run.
 //!
-//! Over HTTP that is the last request's body. Over a WebSocket a frame has only what is new, and what it
-//! builds on depends on how often a connection had to be made anew: so the frames of a thread are put
-//! together again, without what upstream itself said, which a whole input repeats and a part doesn't.
+//! Over HTTP that is the last request. Over a WebSocket a frame has only what is new, and what it builds on
+//! depends on how often a connection had to be made anew: so the frames of a thread are put together
+//! again, without what upstream itself said, which a whole input repeats and a part doesn't; and the
+//! headers are those of the run's first handshake.
 
 use super::{case::Wire, normal::Normal};
 use cma_tests::sim::Seen;
@@ -15,27 +16,31 @@ const ANSWERS: [&str; 4] = ["reasoning", "function_call", "custom_tool_call", "l
 const OF_THE_WAY: [&str; 5] =
     ["type", "previous_response_id", "client_metadata", "stream", "generate"];
 
-/// Headers that are a connection's or an account's, and what each is.
-const OF_ONE: [&str; 5] =
-    ["authorization", "chatgpt-account-id", "content-length", "host", "sec-websocket-key"];
+/// Headers that are a connection's or an account's.
+const OF_ONE: [&str; 6] = [
+    "authorization",
+    "chatgpt-account-id",
+    "content-length",
+    "host",
+    "sec-websocket-extensions",
+    "sec-websocket-key",
+];
 
 /// One whose value upstream made up for an account and its turn.
 const MADE_UP: &str = "x-codex-turn-state";
 
-/// The last turn's headers and body, line by line.
+/// The last turn's body with its headers, or those of the first handshake, line by line.
 pub(super) fn last(wire: Wire, seen: &[Seen], normal: &Normal) -> Vec<String> {
-    let (turn, body) = match wire {
+    let (head, body) = match wire {
         Wire::Http => {
             let turn = seen.iter().rfind(|seen| seen.method == "POST");
             (turn, turn.map(|seen| seen.body.clone()))
         },
-        Wire::Ws => (seen.iter().rfind(|seen| is_turn(seen)), whole(seen)),
+        Wire::Ws => (seen.iter().find(|seen| seen.method == "GET"), whole(seen)),
     };
-    let Some((turn, body)) = turn.zip(body) else { return Vec::new() };
-    let mut lines: Vec<_> = turn
-        .headers
-        .iter()
-        .filter(|(name, _)| !OF_ONE.contains(&name.as_str()))
+    let Some((head, body)) = head.zip(body) else { return Vec::new() };
+    let headers = head.headers.iter().filter(|(name, _)| !OF_ONE.contains(&name.as_str()));
+    let mut lines: Vec<_> = headers
         .map(|(name, value)| match name.as_str() {
             MADE_UP => format!("{name}: <token>"),
             _ => format!("{name}: {}", normal.line(value)),
@@ -45,11 +50,6 @@ pub(super) fn last(wire: Wire, seen: &[Seen], normal: &Normal) -> Vec<String> {
     let body = serde_json::to_string_pretty(&normal.json(&body)).unwrap_or_default();
     lines.extend(body.lines().map(str::to_owned));
     lines
-}
-
-/// Whether it is a turn's frame, and no prewarm.
-fn is_turn(seen: &Seen) -> bool {
-    seen.body.is_object() && seen.body["generate"] != false
 }
 
 /// The last turn as if all of it had been sent at once.
@@ -62,7 +62,7 @@ fn whole(seen: &[Seen]) -> Option<Value> {
         let fields = body.as_object_mut()?;
         fields.retain(|name, _| !OF_THE_WAY.contains(&name.as_str()));
         fields.insert("input".to_owned(), Value::Array(input));
-        if is_turn(seen) {
+        if seen.body["generate"] != false {
             last = Some(body);
         }
     }
