@@ -133,25 +133,52 @@ fn a_managed_plans_policies_are_never_lifted() {
     for plan in ["business", "enterprise", "edu"] {
         let (managed, door) = world(vec![AccountSpec::new("a").plan(plan), AccountSpec::new("b")]);
         let policies = json!({ "policies": { "sandbox": "read-only" } });
-        managed.sim().fault(Some("a"), Route::Aux, Fault::json(200, &policies), Some(1));
-        let bundle = door.get(BUNDLE).unwrap();
-        assert_eq!((bundle.status, bundle.json()), (200, policies), "{plan}");
-        for fault in [
+        let faults = [
             Fault::server_error(500, None),
             Fault::token_expired(),
             Fault::forbidden(),
             Fault::ResetBeforeHead,
             Fault::GarbageHead,
             Fault::CutMidStream { after: 1, by: Cut::Close },
-        ] {
+        ];
+        for fault in &faults {
             managed.sim().fault(None, Route::Aux, fault.clone(), None);
             let bundle = door.get(BUNDLE).unwrap();
             assert!(!(200..300).contains(&bundle.status), "{plan} {fault:?}: {}", bundle.text());
             assert_ne!(bundle.status, 401, "{plan} {fault:?}");
             managed.sim().clear_faults();
         }
+        managed.sim().fault(Some("a"), Route::Aux, Fault::json(200, &policies), Some(1));
+        let bundle = door.get(BUNDLE).unwrap();
+        assert_eq!((bundle.status, bundle.json()), (200, policies.clone()), "{plan}");
+        // Once they are known, an outage doesn't keep the CLI from beginning; a refusal of its own does.
+        for fault in faults {
+            managed.sim().fault(None, Route::Aux, fault.clone(), None);
+            let bundle = door.get(BUNDLE).unwrap();
+            let refused = fault == Fault::forbidden();
+            let want = if refused { (403, None) } else { (200, Some(policies.clone())) };
+            let got = (bundle.status, (bundle.status == 200).then(|| bundle.json()));
+            assert_eq!(got, want, "{plan} {fault:?}");
+            managed.sim().clear_faults();
+        }
         managed.assert_clean();
     }
+}
+
+/// As the CLI alone: a token that was refused is renewed for it, once.
+#[test]
+fn policies_are_worth_a_renewal() {
+    let (managed, door) = world(vec![AccountSpec::new("a").plan("business")]);
+    managed.sim().revoke_access("a");
+    let bundle = door.get(BUNDLE).unwrap();
+    assert_eq!(bundle.status, 200, "{}", bundle.text());
+    managed.sim().fault(None, Route::Aux, Fault::token_invalidated(), None);
+    for _ in 0..3 {
+        assert_ne!(door.get(BUNDLE).unwrap().status, 401);
+    }
+    assert_eq!(managed.sim().stats().accounts["a"].refresh_requests, 1);
+    assert_eq!(managed.account("a")["state"], "ready", "a turn tells whether the login is over");
+    managed.assert_clean();
 }
 
 #[test]

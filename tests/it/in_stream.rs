@@ -561,6 +561,33 @@ fn a_storm_of_failures_is_seen_by_nobody() {
     world.assert_clean();
 }
 
+/// A search's result and a message between agents may be sealed in part: the thread still moves.
+#[test]
+fn what_was_sealed_in_part_is_left_out_where_it_can_t_be_read() {
+    let world = World::with_accounts(config(&["a", "b"]));
+    let door = Door::of_account(&world, "b");
+    let sealed = serde_json::json!({
+        "type": "encrypted_content", "encrypted_content": world.sim().sealed_for("a"),
+    });
+    for item in [
+        serde_json::json!({ "type": "function_call_output", "call_id": "c", "output": [sealed.clone()] }),
+        serde_json::json!({ "type": "agent_message", "author": "x", "content": [sealed] }),
+    ] {
+        let mut body: serde_json::Value = serde_json::from_slice(&turn_body(100)).unwrap();
+        body["input"].as_array_mut().unwrap().insert(0, item);
+        let before = posts(&world).len();
+        let answer = door.send(&door.turn().body(body.to_string().into_bytes())).unwrap();
+        served_by(&answer, "b");
+        let sent: Vec<_> = posts(&world).split_off(before);
+        // It is refused once, and known from then on.
+        assert_eq!(sent.len(), if before == 0 { 2 } else { 1 });
+        let item = &sent.last().unwrap().body["input"][0];
+        assert!(item.to_string().contains("left out") && item["type"] != "message", "{item}");
+    }
+    assert_eq!(world.account("b")["state"], "ready");
+    world.assert_clean();
+}
+
 /// Upstream may say inside the stream, too, that it can't read what another account sealed.
 #[test]
 fn what_another_account_sealed_is_left_out_when_the_stream_says_so() {

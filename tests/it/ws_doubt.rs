@@ -7,7 +7,7 @@ use crate::{
 };
 use cma_tests::{
     http::Door,
-    sim::{Cut, Fault, Route},
+    sim::{Cut, Fault, Route, Seen},
     world::{World, eventually},
 };
 use std::{thread, time::Duration};
@@ -54,6 +54,36 @@ fn frames_that_come_through_again_are_gone_back_to() {
     assert!(open(&world, "thread-3").say("hello").is_complete());
     assert!(open(&world, "thread-4").say("hello").is_complete());
     assert_eq!(ways(), (before.0 + 2 + 1 + 1, before.1));
+    world.assert_clean();
+}
+
+/// Where a workspace lives is only learned once a CLI is there: sockets that are open go there as well.
+#[test]
+fn a_socket_follows_its_accounts_workspace() {
+    let world = world(&["a"]);
+    let there = format!("localhost:{}", world.sim().addr().port());
+    world.sim().set_workspace("a", Some(&format!("http://{there}")), Some("us_cr"));
+    let mut socket = open(&world, "thread-1");
+    let first = socket.say("one").id();
+    // What a CLI asks at its start.
+    Door::of(&world).get("/backend-api/wham/accounts/check").unwrap();
+    let checks = || world.sim().seen().iter().filter(|it| it.path.ends_with("/check")).count();
+    eventually("it is learned", || checks() == 1);
+    let shakes = || {
+        let way = |name: &'static str| move |seen: &Seen| seen.header(name).map(str::to_owned);
+        let seen = asked(&world, "GET");
+        let hosts: Vec<_> = seen.iter().filter_map(way("host")).collect();
+        (hosts, seen.last().and_then(way("x-openai-account-routing-override")))
+    };
+    eventually("the connection is of before", || {
+        let told = socket.go_on(&first, "two");
+        told.last()["error"]["code"] == "previous_response_not_found"
+    });
+    let mut socket = open(&world, "thread-1");
+    assert!(socket.say("one two").is_complete());
+    let here = world.sim().addr().to_string();
+    assert_eq!(shakes(), (vec![here, there], Some("us_cr".to_owned())));
+    assert_eq!(asked(&world, "POST").len(), 0);
     world.assert_clean();
 }
 

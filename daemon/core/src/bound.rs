@@ -7,8 +7,12 @@
 //! the organization). A response id is only known to the connection that it was made on, and a turn
 //! state to the account that gave it (Codex CLI 0.169.0, observed).
 //!
-//! An edit takes whole items out and leaves every other byte as it is. Reasoning can be left out: the
-//! thread's messages and tool calls stay. A compaction stands for all that came before it, so it is
+//! A tool's result and a message between agents may hold sealed parts as well, beside open ones (the CLI
+//! 0.169.0 has such parts, `function_call_output` and `agent_message`).
+//!
+//! An edit takes whole items out, or puts a word in a sealed part's place, and leaves every other byte as
+//! it is. Reasoning and such parts can be left out: the thread's messages and tool calls stay. A
+//! compaction stands for all that came before it, so it is
 //! left out only when that is asked for by name.
 //!
 //! Pure: bytes in, bytes out; the same for a body over HTTP and for a frame of a WebSocket.
@@ -17,7 +21,7 @@ mod scan;
 
 use scan::Member;
 use serde_json::Value;
-use std::{fmt, ops::Range};
+use std::{borrow::Cow, fmt, ops::Range};
 
 /// The code of upstream's refusal.
 const CODE: &str = "invalid_encrypted_content";
@@ -25,6 +29,14 @@ const CODE: &str = "invalid_encrypted_content";
 const REASONING: &[u8] = b"reasoning";
 /// What a compaction leaves; the two longer names are older.
 const COMPACTIONS: [&[u8]; 3] = [b"compaction", b"context_compaction", b"compaction_summary"];
+
+/// What may be sealed in part: a tool's result, a message.
+const IN_PARTS: [&[u8]; 2] = [b"output", b"content"];
+/// A sealed part's kind.
+const PART: &[u8] = b"encrypted_content";
+/// What stands in its place: the model is told that there was something.
+const LEFT_OUT: &[u8] =
+    br#"{"type":"input_text","text":"(left out: it was sealed for another account)"}"#;
 
 /// Names a sealed item without holding it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +65,7 @@ pub enum Leave {
 /// What to leave out of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Without {
-    /// Reasoning.
+    /// Reasoning, and sealed parts of other items.
     pub reasoning: Leave,
     /// Compactions.
     pub compaction: Leave,
@@ -75,6 +87,8 @@ impl Without {
 pub struct Dropped {
     /// Items of reasoning.
     pub reasoning: u32,
+    /// Sealed parts of other items.
+    pub parts: u32,
     /// Compactions.
     pub compactions: u32,
     /// The turn state.
@@ -88,20 +102,26 @@ impl Dropped {
     pub fn is_nothing(&self) -> bool {
         *self == Self::default()
     }
+
+    /// What was sealed, compactions aside.
+    pub const fn sealed(&self) -> u32 {
+        self.reasoning + self.parts
+    }
 }
 
 impl fmt::Display for Dropped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let items = |n: u32, what: &str| match n {
+        let some = |n: u32, what: &str| match n {
             0 => None,
-            1 => Some(format!("1 {what} item")),
-            n => Some(format!("{n} {what} items")),
+            1 => Some(format!("1 {what}")),
+            n => Some(format!("{n} {what}s")),
         };
         let parts = [
             self.turn_state.then(|| "turn state".to_owned()),
             self.previous_response.then(|| "previous response id".to_owned()),
-            items(self.reasoning, "reasoning"),
-            items(self.compactions, "compaction"),
+            some(self.reasoning, "reasoning item"),
+            some(self.parts, "sealed part"),
+            some(self.compactions, "compaction item"),
         ];
         let parts: Vec<_> = parts.into_iter().flatten().collect();
         f.write_str(if parts.is_empty() { "nothing" } else { "" })?;
@@ -116,7 +136,7 @@ pub struct Stripped {
     pub json: Vec<u8>,
     /// What was left out.
     pub dropped: Dropped,
-    /// The last item of reasoning that was left out.
+    /// The last item of reasoning, or in parts, that was left out.
     pub reasoning: Option<Mark>,
     /// The last compaction that was left out.
     pub compaction: Option<Mark>,
@@ -162,17 +182,23 @@ pub fn strip(json: &[u8], without: &Without) -> Result<Stripped, Unreadable> {
     let mut compactions_left = 0;
     for (at, (range, item)) in items.iter().zip(&kinds).enumerate() {
         match item.kind {
-            Kind::Reasoning if reasoning.takes(at) => dropped.reasoning += 1,
+            Kind::Reasoning if reasoning.takes(at) && item.parts.is_empty() => {
+                dropped.reasoning += 1;
+            },
+            Kind::Reasoning if reasoning.takes(at) => {
+                dropped.parts += u32::try_from(item.parts.len()).unwrap_or(u32::MAX);
+                out.push(Cow::Owned(item.without_parts(json, range)));
+            },
             Kind::Compaction if compaction.takes(at) => dropped.compactions += 1,
             kind => {
                 compactions_left += u32::from(kind == Kind::Compaction);
-                out.push(range.clone());
+                out.push(Cow::Borrowed(json.get(range.clone()).unwrap_or_default()));
             },
         }
     }
     let mut cuts = Cuts::default();
-    if out.len() < items.len() {
-        cuts.replace(input.value.clone(), joined(json, &out));
+    if dropped.sealed() + dropped.compactions > 0 {
+        cuts.replace(input.value.clone(), joined(&out));
     }
     if without.previous_response && one(json, &top, b"previous_response_id")?.is_some() {
         dropped.previous_response = true;
@@ -198,6 +224,7 @@ pub fn strip(json: &[u8], without: &Without) -> Result<Stripped, Unreadable> {
 /// What an item of the input is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
+    /// Or another one that is sealed in parts.
     Reasoning,
     Compaction,
     /// Not sealed.
@@ -208,23 +235,58 @@ enum Kind {
 struct Item {
     kind: Kind,
     mark: Mark,
+    /// Where its sealed parts stand, when it isn't sealed as a whole.
+    parts: Vec<Range<usize>>,
 }
 
 impl Item {
     fn of(json: &[u8], range: &Range<usize>) -> Result<Self, Unreadable> {
-        let open = Self { kind: Kind::Open, mark: Mark(0) };
+        let open = Self { kind: Kind::Open, mark: Mark(0), parts: Vec::new() };
         // An input may hold plain strings.
         let Some(members) = scan::members(json, range.start) else { return Ok(open) };
         let sealed =
             one(json, &members, b"encrypted_content")?.and_then(|m| quoted(json, &m.value));
         let kind = one(json, &members, b"type")?.and_then(|member| quoted(json, &member.value));
-        let (Some(sealed), Some(kind)) = (sealed, kind) else { return Ok(open) };
+        let (Some(sealed), Some(kind)) = (sealed, kind) else {
+            return Ok(Self::in_parts(json, &members).unwrap_or(open));
+        };
         let kind = match kind {
             kind if kind == REASONING => Kind::Reasoning,
             kind if COMPACTIONS.contains(&kind) => Kind::Compaction,
             _ => return Ok(open),
         };
-        Ok(Self { kind, mark: Mark::of(sealed) })
+        Ok(Self { kind, mark: Mark::of(sealed), parts: Vec::new() })
+    }
+
+    /// An item that is sealed in parts, if it is one.
+    fn in_parts(json: &[u8], members: &[Member]) -> Option<Self> {
+        let (mut parts, mut last) = (Vec::new(), None);
+        for name in IN_PARTS {
+            let Ok(Some(list)) = one(json, members, name) else { continue };
+            for part in scan::elements(json, list.value.start).unwrap_or_default() {
+                let Some(inner) = scan::members(json, part.start) else { continue };
+                let text =
+                    |name| one(json, &inner, name).ok()?.and_then(|one| quoted(json, &one.value));
+                if text(b"type") == Some(PART)
+                    && let Some(sealed) = text(PART)
+                {
+                    last = Some(Mark::of(sealed));
+                    parts.push(part);
+                }
+            }
+        }
+        Some(Self { kind: Kind::Reasoning, mark: last?, parts })
+    }
+
+    /// It with a word in the place of each sealed part.
+    fn without_parts(&self, json: &[u8], range: &Range<usize>) -> Vec<u8> {
+        let mut cuts = Cuts::default();
+        for part in &self.parts {
+            let within =
+                part.start.saturating_sub(range.start)..part.end.saturating_sub(range.start);
+            cuts.replace(within, LEFT_OUT.to_vec());
+        }
+        cuts.apply(json.get(range.clone()).unwrap_or_default())
     }
 }
 
@@ -270,13 +332,13 @@ fn quoted<'a>(json: &'a [u8], value: &Range<usize>) -> Option<&'a [u8]> {
     json.get(value.clone())?.strip_prefix(b"\"")?.strip_suffix(b"\"")
 }
 
-fn joined(json: &[u8], items: &[Range<usize>]) -> Vec<u8> {
+fn joined(items: &[Cow<'_, [u8]>]) -> Vec<u8> {
     let mut array = vec![b'['];
     for (at, item) in items.iter().enumerate() {
         if at > 0 {
             array.push(b',');
         }
-        array.extend_from_slice(json.get(item.clone()).unwrap_or_default());
+        array.extend_from_slice(item);
     }
     array.push(b']');
     array

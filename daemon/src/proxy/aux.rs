@@ -1,5 +1,4 @@
-//! The auxiliary calls that one account answers for the pool: who the CLI is, its policies, what is
-//! passed on for it.
+//! The auxiliary calls that one account answers for the pool: who the CLI is, what is passed on for it.
 //!
 //! None of them may hurt. An upstream 401 never reaches the CLI from here (it would try to renew a
 //! login that isn't its own, and reopen its connections): it gets a 404, with which it goes on. The
@@ -89,11 +88,7 @@ pub(crate) fn accounts_check(proxy: &Proxy, launch: &Launch) -> Answer {
 /// already isn't blamed for being refused here: the CLI alone goes on without what these calls bring
 /// (0.169.0, observed), and whether the login is over is for a turn to tell.
 pub(super) async fn renew(proxy: &Proxy, need: &Need, id: &AccountId, refused: Option<Generation>) {
-    let of = id.clone();
-    let fresh = proxy.actor.look(move |pool, _now| {
-        pool.accounts().iter().any(|account| account.id == of && account.refused_fresh)
-    });
-    if refused.is_some() && fresh.await == Ok(true) {
+    if refused.is_some() && is_fresh(proxy, id).await {
         return;
     }
     let need = Need { only: Some(id.clone()), ..need.clone() };
@@ -105,9 +100,21 @@ pub(super) async fn renew(proxy: &Proxy, need: &Need, id: &AccountId, refused: O
     }
 }
 
+/// Whether an account's token was just renewed because it was refused.
+pub(super) async fn is_fresh(proxy: &Proxy, id: &AccountId) -> bool {
+    let of = id.clone();
+    let fresh = proxy.actor.look(move |pool, _now| {
+        pool.accounts().iter().any(|account| account.id == of && account.refused_fresh)
+    });
+    fresh.await == Ok(true)
+}
+
 /// Waits for the renewal of a token that was just refused, of an account that may rest: it isn't
-/// wanted for a turn.
+/// wanted for a turn. A fresh one isn't blamed, as by [`renew`].
 pub(super) async fn renew_resting(proxy: &Proxy, id: &AccountId) {
+    if is_fresh(proxy, id).await {
+        return;
+    }
     let refused = proxy.vault.generation(id);
     let learned = Input::Learn(id.clone(), Mark::Unauthorized);
     let until = Instant::now() + TIMEOUT;
@@ -119,7 +126,7 @@ pub(super) async fn renew_resting(proxy: &Proxy, id: &AccountId) {
 }
 
 /// Renews a token that is known to be over; what was asked for would only be refused.
-async fn fresh(proxy: &Proxy, need: &Need, id: &AccountId) {
+pub(super) async fn fresh(proxy: &Proxy, need: &Need, id: &AccountId) {
     let of = id.clone();
     let over = proxy.actor.look(move |pool, now| {
         let account = pool.accounts().iter().find(|account| account.id == of);
@@ -128,31 +135,6 @@ async fn fresh(proxy: &Proxy, need: &Need, id: &AccountId) {
     if over.await == Ok(true) {
         renew(proxy, need, id, None).await;
     }
-}
-
-/// The workspace's managed policies, from the account that speaks for the pool. Plans that are not
-/// managed have none. A managed plan's bundle that can't be had is an error, never an empty one:
-/// that would lift the policies.
-pub(crate) async fn bundle(
-    proxy: Arc<Proxy>,
-    launch: &Launch,
-    request: Request<Incoming>,
-) -> Answer {
-    let Some(face) = proxy.roster.face(launch.face.as_ref(), &launch.bounds) else {
-        return respond::not_here();
-    };
-    if !managed(face.plan.as_deref()) {
-        return respond::json(StatusCode::OK, &json!({}));
-    }
-    let id = id_of(&face);
-    fresh(&proxy, &launch.bounds.need(), &id).await;
-    pass_on(&proxy, &id, request).await
-}
-
-/// Plans for which the CLI insists on the bundle (0.169.0): those of organisations.
-fn managed(plan: Option<&str>) -> bool {
-    const UNMANAGED: [&str; 7] = ["free", "go", "plus", "pro", "prolite", "team", "unknown"];
-    plan.is_some_and(|plan| !UNMANAGED.contains(&plan))
 }
 
 /// Anything else, for the account that speaks for the pool.
@@ -165,7 +147,7 @@ pub(crate) async fn pass(proxy: Arc<Proxy>, launch: &Launch, request: Request<In
     pass_on(&proxy, &id, request).await
 }
 
-fn id_of(record: &Record) -> AccountId {
+pub(super) fn id_of(record: &Record) -> AccountId {
     AccountId::from_written(&record.id)
 }
 
@@ -270,15 +252,4 @@ fn build(proxy: &Proxy, parts: &request::Parts, pass: &Pass, body: Bytes) -> Out
         headers::identify(request.headers_mut(), pass);
     }
     request
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn organisations_are_managed_and_persons_are_not() {
-        assert!(managed(Some("business")) && managed(Some("enterprise")) && managed(Some("edu")));
-        assert!(!managed(Some("plus")) && !managed(Some("team")) && !managed(None));
-    }
 }

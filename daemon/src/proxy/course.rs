@@ -20,6 +20,7 @@ use super::{
 use crate::{
     actor::Lease,
     clock,
+    trouble::Place,
     upstream::{Driven, Failure},
 };
 use cma_core::{
@@ -515,6 +516,19 @@ impl Missed {
             Self::Failed(Failure::Garbage) => Outcome::Garbage,
             Self::Failed(Failure::Cut | Failure::ClientBody) => Outcome::Cut,
             Self::TimedOut => Outcome::HeadTimeout,
+        }
+    }
+
+    /// The verdict's reason with what is known beside it. A backend that can't be connected to is a
+    /// trouble that `status` tells.
+    pub(super) fn told(&self, proxy: &Proxy, reason: &str) -> String {
+        match self {
+            Self::Failed(Failure::Connect(why) | Failure::Barred(why)) => {
+                let reason = format!("{reason}: {why}");
+                proxy.roster.troubles().met(Place::Backend, &reason);
+                reason
+            },
+            Self::Failed(_) | Self::TimedOut => reason.to_owned(),
         }
     }
 }

@@ -323,7 +323,7 @@ impl Ride {
                 return Foreign::Theirs;
             };
             compactions = edited.compactions_left;
-            if edited.dropped.reasoning > before.reasoning {
+            if edited.dropped.sealed() > before.sealed() {
                 return self.again(edited);
             }
         }

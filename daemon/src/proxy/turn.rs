@@ -25,7 +25,7 @@ use crate::{
     actor::Lease,
     clock,
     trouble::Place,
-    upstream::{Driven, Failure, Outbound},
+    upstream::{Driven, Outbound},
     vault::Pass,
 };
 use bytes::Bytes;
@@ -249,14 +249,7 @@ impl Turn {
                 let verdict = verdict::classify(&failure.outcome(), clock::wall());
                 let verdict = course::of_host(verdict, pass.way.host.is_some());
                 self.silences += u32::from(matches!(failure, Missed::TimedOut));
-                let reason = match failure {
-                    Missed::Failed(Failure::Connect(why) | Failure::Barred(why)) => {
-                        let reason = format!("{}: {why}", verdict.reason);
-                        self.proxy.roster.troubles().met(Place::Backend, &reason);
-                        reason
-                    },
-                    _ => verdict.reason.clone(),
-                };
+                let reason = failure.told(&self.proxy, &verdict.reason);
                 Box::pin(self.apply(lease, Verdict { reason, ..verdict }, false)).await
             },
         }

@@ -1,6 +1,6 @@
 //! What belongs to a workspace or an account: sealed items and turn states.
 //!
-//! `encrypted_content` names the workspace it was made in, under a sum that only this upstream can
+//! `encrypted_content`, of an item or of a part of its output or content, names the workspace it was made in, under a sum that only this upstream can
 //! make. What another workspace made is refused as the real one refuses it (openai/codex issues
 //! 8145, 13724, 35334: 400 `invalid_encrypted_content`, a compaction by its item's id; some answers
 //! lack the code). A turn state belongs to the account and the turn that it was given in (Codex CLI
@@ -60,7 +60,8 @@ pub(super) fn refusal(shared: &Shared, no: AccountNo, body: &Value) -> Option<Va
         let state = shared.state.lock();
         (state.config.encrypted, state.account(no)?.spec.workspace_id.clone())
     };
-    for item in body.get("input")?.as_array()? {
+    let items = body.get("input")?.as_array()?;
+    for item in items.iter().flat_map(|item| std::iter::once(item).chain(parts(item))) {
         let Some(sealed) = item.get("encrypted_content").and_then(Value::as_str) else { continue };
         let why = match open(sealed) {
             None => "Encrypted content could not be decrypted or parsed.",
@@ -79,6 +80,12 @@ pub(super) fn refusal(shared: &Shared, no: AccountNo, body: &Value) -> Option<Va
         }));
     }
     None
+}
+
+/// The parts of an item.
+fn parts(item: &Value) -> impl Iterator<Item = &Value> {
+    let lists = ["output", "content"].into_iter().filter_map(|name| item.get(name)?.as_array());
+    lists.flatten()
 }
 
 /// As the real one names it: by its ends, a compaction by its id.

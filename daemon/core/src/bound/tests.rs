@@ -66,6 +66,42 @@ fn only_what_was_foreign_before_goes_again() {
 }
 
 #[test]
+fn a_word_stands_where_a_part_was_sealed() {
+    let part = |sealed: &str| json!({"type": "encrypted_content", "encrypted_content": sealed});
+    let said = json!({"type": "input_text", "text": "found"});
+    let result =
+        |parts: &[Value]| json!({"type": "function_call_output", "call_id": "c", "output": parts});
+    let from = |parts: &[Value]| json!({"type": "agent_message", "author": "x", "content": parts});
+    let odd = json!({"type": "function_call_output", "output": [part("x"), {"type": "encrypted_content", "encrypted_content": null}, 1]});
+    let items = [
+        result(&[said.clone(), part("a")]),
+        message("u"),
+        from(&[part("b"), part("c")]),
+        json!({"type": "function_call_output", "output": "encrypted_content"}),
+        odd.clone(),
+    ];
+    let text = json!({"model": "m", "input": items}).to_string();
+    let all = Without { reasoning: Leave::All, ..Without::default() };
+    let out = strip(text.as_bytes(), &all).unwrap();
+    let word: Value = serde_json::from_slice(LEFT_OUT).unwrap();
+    let mut left = odd;
+    left["output"][0] = word.clone();
+    let want = [
+        result(&[said.clone(), word.clone()]),
+        message("u"),
+        from(&[word.clone(), word.clone()]),
+        items[3].clone(),
+        left,
+    ];
+    assert_eq!(read(&out.json), json!({"model": "m", "input": want}));
+    assert_eq!((out.dropped.to_string(), out.dropped.sealed()), ("4 sealed parts".into(), 4));
+    let upto = Without { reasoning: Leave::Upto(Mark::of(b"c")), ..Without::default() };
+    let out = strip(text.as_bytes(), &upto).unwrap();
+    assert_eq!((out.dropped.parts, out.reasoning), (3, Some(Mark::of(b"c"))));
+    assert_eq!(read(&out.json)["input"][4], items[4]);
+}
+
+#[test]
 fn a_compaction_goes_only_by_name() {
     let text =
         json!({"input": [message("u"), sealed("compaction", "s"), sealed("reasoning", "r")]});

@@ -10,7 +10,7 @@
 
 use super::{
     super::{
-        Proxy,
+        Proxy, aux,
         body::{BODY_LIMIT, Source, UpBody},
         books,
         course::{Course, head_in_time},
@@ -30,9 +30,10 @@ use crate::{
 };
 use bytes::Bytes;
 use cma_core::{
+    identity::AccountId,
     pool::{Refused, Release},
     select::Need,
-    verdict::{self, Mark, Outcome, Verdict},
+    verdict::{self, Act, Mark, Outcome, Verdict},
 };
 use http::{Request, Response, StatusCode, header, request, response};
 use http_body::Body as _;
@@ -45,6 +46,9 @@ use std::{
 
 /// How long a head may take: a picture is made whole before its head is sent.
 const HEAD: Duration = Duration::from_secs(300);
+/// Accounts whose fresh tokens one errand lets be refused: more say nothing more, and cost a renewal each.
+const MAX_DENIED: usize = 2;
+
 struct Run {
     proxy: Arc<Proxy>,
     errand: Errand,
@@ -53,6 +57,8 @@ struct Run {
     course: Course,
     /// The last error that upstream answered, whole.
     last: Option<(response::Parts, Bytes)>,
+    /// Accounts that refused this kind with a fresh token.
+    denied: usize,
 }
 
 enum Step {
@@ -79,8 +85,11 @@ pub(super) async fn serve(
     let session = named.or_else(|| errand.stays().then(own).flatten());
     let model = errand.family().map(Arc::from).or_else(|| headers::model_hint(&parts.headers));
     parts.headers = headers::upwards(parts.headers, &proxy.host);
-    let need =
-        Need { session: bounds.session(session.as_ref()), model: model.clone(), ..bounds.need() };
+    let session_key = bounds.session(session.as_ref());
+    // A thread of its own within the session: who makes its pictures says nothing of who serves its turns.
+    let of_kind = |session: &Arc<str>| Some(format!("{session}/{}", errand.family()?).into());
+    let thread = session_key.as_ref().and_then(of_kind);
+    let need = Need { session: session_key, thread, model: model.clone(), ..bounds.need() };
     let mut trace = proxy.traces.begin(session, model);
     if errand.spends()
         && let Some(blocked) = books::admit(&proxy, &mut trace, launch)
@@ -90,7 +99,7 @@ pub(super) async fn serve(
     let source = Source::new(incoming);
     // Nobody watches an errand for minutes.
     let course = Course::new(need, trace, Duration::ZERO);
-    let run = Run { proxy, errand, parts, source, course, last: None };
+    let run = Run { proxy, errand, parts, source, course, last: None, denied: 0 };
     run.run().await
 }
 
@@ -126,7 +135,8 @@ impl Run {
 
     /// Whether it is worth waiting for an account, after having waited.
     async fn waited(&mut self, refused: &Refused) -> bool {
-        let rounds = self.errand.safety() == Safety::Repeatable;
+        // After a 401 nothing was made, whatever became of that account's renewal.
+        let rounds = self.errand.safety() == Safety::Repeatable || self.course.need.only.is_some();
         self.course.waited(&self.proxy, refused, rounds).await
     }
 
@@ -195,7 +205,16 @@ impl Run {
     /// Applies what an attempt's outcome means, as far as this errand allows.
     async fn failed(&mut self, lease: Lease, outcome: &Outcome<'_>) -> Step {
         let verdict = verdict::classify(outcome, clock::wall());
-        let verdict = Verdict { mark: self.own(verdict.mark), ..verdict };
+        let mut verdict = Verdict { mark: self.own(verdict.mark), ..verdict };
+        if verdict.mark == Mark::Unauthorized && self.is_denied(&lease.account).await {
+            self.denied += 1;
+            verdict = Verdict {
+                act: Act::RetryOther,
+                mark: Mark::ModelNotIncluded,
+                reason: "its fresh token was refused for this (401)".to_owned(),
+            };
+        }
+        let given_up = self.denied >= MAX_DENIED;
         // Whether it may have happened.
         let refusal = matches!(
             outcome,
@@ -210,13 +229,25 @@ impl Run {
                 }
         );
         let pauses = self.course.failed(&self.proxy, lease, verdict, false);
-        if self.errand.safety() == Safety::Once && !refusal {
+        if given_up || (self.errand.safety() == Safety::Once && !refusal) {
             return Step::Done(self.give_up(None));
         }
         if pauses {
             self.course.pause().await;
         }
         Step::Again
+    }
+
+    /// Whether a refused token isn't worth a renewal: it is fresh, and this kind alone is refused to it. Whether
+    /// the login is over is for a turn to tell.
+    async fn is_denied(&self, account: &AccountId) -> bool {
+        let own = self.errand.family().is_some();
+        let denied =
+            own && (self.course.has_renewed(account) || aux::is_fresh(&self.proxy, account).await);
+        if denied {
+            self.proxy.health.settled(account);
+        }
+        denied
     }
 
     /// What a mark means for an errand of this kind.

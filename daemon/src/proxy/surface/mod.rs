@@ -2,12 +2,13 @@
 //!
 //! `table` says which calls there are; `members` who may serve them; `desk` asks upstream beside
 //! them. Then one module for each kind: what an account is chosen for (`errand`), the model list
-//! (`models`), what is left (`usage`, `standing`, `pooled`), reset credits (`credits`), where workspaces live
+//! (`models`), the policies of workspaces (`bundle`), what is left (`usage`, `standing`, `pooled`), reset credits (`credits`), where workspaces live
 //! (`checks`); what is passed for the account that speaks for the pool is `aux`'s.
 //!
 //! None of it may hurt: no 401 of upstream's reaches the CLI, nothing here keeps a turn waiting, and
 //! what stands in no table goes nowhere.
 
+mod bundle;
 mod checks;
 pub(crate) mod credits;
 mod desk;
@@ -35,6 +36,7 @@ pub(crate) struct Surface {
     standings: standing::Standings,
     credits: credits::Credits,
     checks: checks::Checks,
+    bundles: bundle::Bundles,
 }
 
 impl Surface {
@@ -46,6 +48,7 @@ impl Surface {
             standings: standing::Standings::default(),
             credits: credits::Credits::default(),
             checks: checks::Checks::default(),
+            bundles: bundle::Bundles::default(),
         }
     }
 
@@ -75,7 +78,7 @@ pub(crate) async fn serve(
     match call {
         Call::Models => models::serve(&proxy, launch, &request).await,
         Call::Usage => usage::serve(&proxy, launch).await,
-        Call::Bundle => aux::bundle(proxy, launch, request).await,
+        Call::Bundle => bundle::serve(&proxy, launch, request).await,
         Call::Credits => credits::list(&proxy, launch).await,
         Call::Consume => credits::consume(&proxy, launch, request).await,
         Call::Analytics if !proxy.config.around.analytics => {
@@ -101,6 +104,11 @@ fn meant(uri: &Uri) -> Option<Uri> {
 /// What a turn's answer brings along: the tag of a model list.
 pub(crate) fn after_turn(proxy: &Arc<Proxy>, launch: &Launch, headers: &mut HeaderMap) {
     models::after_turn(proxy, launch, headers);
+    look_around(proxy, launch);
+}
+
+/// A turn was served: once an hour that is the time to learn where the accounts' workspaces live.
+pub(crate) fn look_around(proxy: &Arc<Proxy>, launch: &Launch) {
     // A CLI asks `accounts/check` at its start, other clients never do.
     if proxy.surface.checks.is_time() {
         checks::learn(proxy, launch.bounds.need(), checks::AFTER_TURN);

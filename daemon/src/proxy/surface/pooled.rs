@@ -2,7 +2,8 @@
 //!
 //! Every account is one equal share. What is left of a window is the mean of what is left of the
 //! accounts' windows, where an account that is out of a longer window has nothing left in the shorter
-//! one either. Plans differ in size by factors that upstream doesn't tell, so no better weight is
+//! one either. Accounts that can't serve for another reason than quota add nothing while others can, and
+//! windows of another length are other windows. Plans differ in size by factors that upstream doesn't tell, so no better weight is
 //! known; each account's own windows stand beside the pool's.
 //!
 //! A percentage is a whole number, rounded up: the CLI (0.169.0) reads no other, and a spent percent
@@ -81,9 +82,24 @@ pub(super) fn spent(shares: &[Share], limit: &str) -> bool {
     fit.peek().is_some() && fit.all(full)
 }
 
-/// The pool's window of a limit, where any account has one.
-pub(super) fn pooled(shares: &[Share], limit: &str, place: Place) -> Option<Pooled> {
-    let parts: Vec<_> = shares.iter().filter_map(|share| share.left(limit, place)).collect();
+/// The pool's window of a limit, where any account has one. `like` is the window that it stands for, else
+/// the first one there is.
+pub(super) fn pooled(
+    shares: &[Share],
+    limit: &str,
+    place: Place,
+    like: Option<&Window>,
+) -> Option<Pooled> {
+    let fit = shares.iter().any(|share| share.fit);
+    let serving = || shares.iter().filter(|share| share.fit || !fit);
+    let window = like.or_else(|| serving().find_map(|share| share.window(limit, place)))?;
+    // Five hours of one plan and a week of another are no mean of anything.
+    let alike = |share: &&Share| {
+        let own = share.window(limit, place).and_then(|own| own.minutes);
+        own.zip(window.minutes).is_none_or(|(own, told)| own == told)
+    };
+    let parts: Vec<_> =
+        serving().filter(alike).filter_map(|share| share.left(limit, place)).collect();
     if parts.is_empty() {
         return None;
     }
@@ -91,11 +107,11 @@ pub(super) fn pooled(shares: &[Share], limit: &str, place: Place) -> Option<Pool
     let left = parts.iter().map(|(left, _resets)| left).sum::<f64>() / parts.len() as f64;
     let dried = if limit == MAIN_LIMIT { dry(shares) } else { spent(shares, limit) };
     let full = if dried { 100 } else { 99 };
-    let mut windows = shares.iter().filter_map(|share| share.window(limit, place));
-    let seconds = windows.find_map(|window| window.minutes).unwrap_or(0) * 60;
+    let lengths = || serving().filter_map(|share| share.window(limit, place)?.minutes);
+    let minutes = window.minutes.or_else(|| lengths().next()).unwrap_or(0);
     Some(Pooled {
         used: if dried { 100 } else { whole(100.0 - left).min(full) },
-        seconds,
+        seconds: minutes * 60,
         resets: parts.iter().filter_map(|(_left, resets)| *resets).min(),
     })
 }
@@ -156,8 +172,8 @@ mod tests {
     }
 
     fn used(shares: &[Share]) -> (u64, u64, u64) {
-        let primary = pooled(shares, MAIN_LIMIT, Place::Primary).unwrap();
-        let secondary = pooled(shares, MAIN_LIMIT, Place::Secondary).unwrap();
+        let primary = pooled(shares, MAIN_LIMIT, Place::Primary, None).unwrap();
+        let secondary = pooled(shares, MAIN_LIMIT, Place::Secondary, None).unwrap();
         (primary.used, secondary.used, primary.resets.unwrap().secs())
     }
 
@@ -165,7 +181,7 @@ mod tests {
     fn one_account_is_shown_as_it_is() {
         assert_eq!(used(&[share(12.0, 34.0, 50)]), (12, 34, 50));
         assert_eq!(used(&[share(12.2, 34.0, 50)]).0, 13);
-        assert_eq!(pooled(&[], MAIN_LIMIT, Place::Primary), None);
+        assert_eq!(pooled(&[], MAIN_LIMIT, Place::Primary, None), None);
     }
 
     #[test]
@@ -193,6 +209,24 @@ mod tests {
     }
 
     #[test]
+    fn who_cant_take_over_and_what_is_no_such_window_add_nothing() {
+        let broken = Share { fit: false, ..share(0.0, 0.0, 60) };
+        assert_eq!(used(&[share(95.0, 40.0, 70), broken.clone()]), (95, 40, 70));
+        // Where nobody can serve, what is known is told.
+        assert_eq!(used(&[Share { fit: false, ..share(50.0, 40.0, 70) }, broken]).0, 25);
+        let mut weekly = share(0.0, 0.0, 60);
+        for window in &mut weekly.windows {
+            window.minutes = Some(10_080);
+        }
+        assert_eq!(used(&[share(90.0, 40.0, 70), weekly.clone()]), (90, 20, 70));
+        let pool = [weekly.clone(), share(90.0, 40.0, 70)];
+        let like = pool[1].windows.first();
+        let told = pooled(&pool, MAIN_LIMIT, Place::Primary, like).unwrap();
+        assert_eq!((told.used, told.seconds), (90, 18_000));
+        assert_eq!(pooled(&pool, MAIN_LIMIT, Place::Primary, None).unwrap().used, 0);
+    }
+
+    #[test]
     fn another_limit_is_spent_when_all_who_could_serve_have_spent_it() {
         let own = |primary: f64| {
             let mut share = share(primary, 0.0, 70);
@@ -201,7 +235,8 @@ mod tests {
             }
             share
         };
-        let used = |shares: &[Share]| pooled(shares, "codex_other", Place::Primary).unwrap().used;
+        let used =
+            |shares: &[Share]| pooled(shares, "codex_other", Place::Primary, None).unwrap().used;
         let both = [own(100.0), own(100.0)];
         assert!(spent(&both, "codex_other") && !dry(&both));
         assert_eq!(used(&both), 100);
@@ -216,7 +251,7 @@ mod tests {
     #[test]
     fn a_window_is_integers_all_over() {
         let now = Wall::from_secs(40);
-        let primary = shown(pooled(&[share(0.0, 0.0, 50)], MAIN_LIMIT, Place::Primary), now);
+        let primary = shown(pooled(&[share(0.0, 0.0, 50)], MAIN_LIMIT, Place::Primary, None), now);
         assert_eq!(
             primary,
             json!({"used_percent": 0, "limit_window_seconds": 18_000, "reset_after_seconds": 18_000, "reset_at": 18_040})

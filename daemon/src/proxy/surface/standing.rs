@@ -96,7 +96,7 @@ impl Standing {
             shares.push(share);
         }
         let more = |told: &Window| {
-            let pooled = pooled::pooled(&shares, &told.limit, told.place)?;
+            let pooled = pooled::pooled(&shares, &told.limit, told.place, Some(told))?;
             (pooled.used < pooled::whole(told.used_percent)).then_some(pooled)
         };
         told.iter().map(more).collect()

@@ -163,9 +163,15 @@ pub(super) async fn learn(proxy: &Arc<Proxy>, id: &AccountId) {
 
 /// The answer, but for whom it names.
 fn document(usage: &Usage, members: &[Member], now: Wall) -> Value {
-    let serving: Vec<&Member> = members.iter().filter(|member| member.counts()).collect();
+    let all: Vec<&Member> = members.iter().filter(|member| member.counts()).collect();
+    // Whom a person keeps from taking over, turns don't go to.
+    let mut serving: Vec<&Member> =
+        all.iter().copied().filter(|member| !member.held_back).collect();
+    if serving.is_empty() {
+        serving.clone_from(&all);
+    }
     let shares: Vec<Share> = serving.iter().map(|member| share(member)).collect();
-    let told: Vec<Told> = serving.iter().map(|member| usage.told(&member.id)).collect();
+    let told: Vec<Told> = all.iter().map(|member| usage.told(&member.id)).collect();
     let resets: u64 = told.iter().filter_map(|told| told.resets).sum();
     let mut answer = json!({
         "rate_limit": limits(&shares, MAIN_LIMIT, now),
@@ -187,12 +193,12 @@ pub(super) fn share(member: &Member) -> Share {
     Share {
         windows: member.windows.clone(),
         limited: member.limited,
-        fit: member.counts() && !rests,
+        fit: member.counts() && member.state != State::Paused && !rests,
     }
 }
 
 fn limits(shares: &[Share], limit: &str, now: Wall) -> Value {
-    let window = |place| pooled::shown(pooled::pooled(shares, limit, place), now);
+    let window = |place| pooled::shown(pooled::pooled(shares, limit, place, None), now);
     json!({
         "allowed": pooled::allowed(shares),
         "limit_reached": pooled::dry(shares),

@@ -128,7 +128,14 @@ impl Breaker {
     }
 
     /// A handshake failed for the host's reasons; `none` when the host says that it has no WebSocket.
+    ///
+    /// While open, that is news from before it opened: a dozen handshakes that were on their way then say
+    /// no more than the one that opened it.
     fn failed(&mut self, now: Instant, none: bool) {
+        if self.is_open(now) {
+            self.none |= none;
+            return;
+        }
         self.failures = self.failures.saturating_add(1).max(if none { TRIPS_AT } else { 1 });
         (self.probe, self.none) = (None, none);
         if self.failures >= TRIPS_AT {
@@ -175,6 +182,21 @@ mod tests {
         breaker.failed(later, true);
         assert!(breaker.has_none(later) && !breaker.has_none(later + FIRST));
         assert!(!breaker.allows(later), "a host without WebSockets is believed at once");
+    }
+
+    /// A host that is restarted fails all handshakes that are on their way, at once.
+    #[test]
+    fn a_dozen_failures_at_once_are_one_incident() {
+        let (mut breaker, now) = (Breaker::default(), Instant::now());
+        (0..12).for_each(|_| breaker.failed(now, false));
+        assert!(breaker.is_open(now) && breaker.allows(now + FIRST));
+        (0..12).for_each(|_| breaker.failed(now + FIRST, false));
+        assert!(!breaker.allows(now + FIRST * 2) && breaker.allows(now + FIRST * 3));
+        breaker.worked(now);
+        breaker.failed(now, false);
+        breaker.failed(now, false);
+        breaker.failed(now, true);
+        assert!(breaker.has_none(now), "what the host says of itself counts meanwhile");
     }
 
     #[test]

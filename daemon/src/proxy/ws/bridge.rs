@@ -27,7 +27,7 @@ use crate::{
 };
 use cma_core::{
     quota,
-    verdict::{self},
+    verdict::{self, Verdict},
 };
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use std::sync::{Arc, atomic::Ordering};
@@ -80,6 +80,7 @@ impl Session {
                 return self.missed(turn, (lease, pass), &Missed::TimedOut);
             },
         };
+        drop(body);
         let (status, fields) = (response.status(), response.headers());
         if !status.is_success() || verdict::is_page(status, fields) {
             let (parts, mut body) = response.into_parts();
@@ -97,7 +98,8 @@ impl Session {
     fn missed(&self, turn: &mut Turn, (lease, pass): (Lease, &Pass), missed: &Missed) -> Step {
         let verdict = verdict::classify(&missed.outcome(), clock::wall());
         let verdict = of_host(verdict, pass.way.host.is_some());
-        self.judged(turn, lease, verdict, false)
+        let reason = missed.told(&self.proxy, &verdict.reason);
+        self.judged(turn, lease, Verdict { reason, ..verdict }, false)
     }
 
     /// Passes an HTTP answer's events on.

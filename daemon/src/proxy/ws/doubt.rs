@@ -24,24 +24,39 @@ const SILENT: u32 = 2;
 /// What makes one turn doubt upstream's WebSockets.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Doubts {
-    /// By host, as accounts name it: messages lost there, and when the first one was.
-    lost: Vec<(Option<HeaderValue>, u32, Instant)>,
+    lost: Vec<Lost>,
     /// Accounts that a frame refused.
     refused: Vec<AccountId>,
+}
+
+/// What one turn lost at a host.
+#[derive(Debug, Clone)]
+struct Lost {
+    /// As accounts name it.
+    host: Option<HeaderValue>,
+    /// Messages.
+    messages: u32,
+    /// Answers that began and fell silent: the model may have been thinking.
+    answers: u32,
+    /// When the first one was.
+    since: Instant,
+}
+
+impl Lost {
+    const fn is_enough(&self) -> bool {
+        self.messages + self.answers >= LOST
+    }
 }
 
 impl Doubts {
     /// Whether an attempt with that account goes over HTTP.
     pub(super) fn of(&self, account: &AccountId, host: Option<&HeaderValue>) -> bool {
-        self.of_host(host).is_some() || self.of_account(account)
+        self.at(host).is_some_and(Lost::is_enough) || self.of_account(account)
     }
 
-    /// Since when a host is doubted, if it is.
+    /// Since when a host loses messages, if it does.
     pub(super) fn of_host(&self, host: Option<&HeaderValue>) -> Option<Instant> {
-        let of = |(known, lost, _): &&(Option<HeaderValue>, u32, Instant)| {
-            known.as_ref() == host && *lost >= LOST
-        };
-        self.lost.iter().find(of).map(|(_host, _lost, since)| *since)
+        self.at(host).filter(|lost| lost.messages >= LOST).map(|lost| lost.since)
     }
 
     /// Whether that account was refused by a frame.
@@ -49,31 +64,36 @@ impl Doubts {
         self.refused.contains(account)
     }
 
-    /// Takes the end of an attempt at a host in. Returns whether its message was lost: by the connection, or
-    /// by a failure of the host's on which the CLI wouldn't stop. `unproved` says that nothing has come of
-    /// the connection.
+    /// There is time for one attempt more at a host: where a message was lost, not for another one.
+    pub(super) fn last_chance(&mut self, host: Option<&HeaderValue>) {
+        let lost = self.lost.iter_mut().find(|lost| lost.host.as_ref() == host);
+        if let Some(lost) = lost.filter(|lost| lost.messages > 0) {
+            lost.messages = lost.messages.max(LOST);
+        }
+    }
+
+    /// Takes the end of an attempt at a host in, of which something had come or not (`begun`). Returns
+    /// whether its message was lost: by the connection, or by a failure of the host's on which the CLI
+    /// wouldn't stop. `unproved` says that nothing had come of the connection before.
     pub(super) fn note(
         &mut self,
-        ended: &Ended,
+        (ended, begun): (&Ended, bool),
         unproved: bool,
         host: Option<&HeaderValue>,
     ) -> bool {
-        let lost = match ended {
-            Ended::Silent if unproved => SILENT,
-            Ended::Silent => 1,
-            Ended::Hidden(verdict, None) => u32::from(verdict.mark == Mark::Shaky),
+        let (messages, answers) = match ended {
+            Ended::Silent if begun => (0, 1),
+            Ended::Silent => (if unproved { SILENT } else { 1 }, 0),
+            Ended::Hidden(verdict, None) => (u32::from(verdict.mark == Mark::Shaky), 0),
             Ended::Hidden(_, Some((_, fault))) => {
-                u32::from(fault.is_hosts() && !fault.stops_the_cli())
+                (u32::from(fault.is_hosts() && !fault.stops_the_cli()), 0)
             },
-            _ => 0,
+            _ => (0, 0),
         };
-        if lost > 0 {
-            match self.lost.iter_mut().find(|(known, ..)| known.as_ref() == host) {
-                Some((_host, known, _since)) => *known += lost,
-                None => self.lost.push((host.cloned(), lost, Instant::now())),
-            }
+        if messages + answers > 0 {
+            self.add(Lost { host: host.cloned(), messages, answers, since: Instant::now() });
         }
-        lost > 0
+        messages > 0
     }
 
     /// Whether a frame refused an account in a way on which HTTP is asked first, with the same account.
@@ -88,16 +108,25 @@ impl Doubts {
 
     /// With what else was met before.
     pub(super) fn and(&mut self, before: Self) {
-        for (host, lost, since) in before.lost {
-            match self.lost.iter_mut().find(|(known, ..)| *known == host) {
-                Some((_host, known, first)) => {
-                    *known += lost;
-                    *first = since.min(*first);
-                },
-                None => self.lost.push((host, lost, since)),
-            }
+        for lost in before.lost {
+            self.add(lost);
         }
         self.refused.extend(before.refused);
+    }
+
+    fn at(&self, host: Option<&HeaderValue>) -> Option<&Lost> {
+        self.lost.iter().find(|lost| lost.host.as_ref() == host)
+    }
+
+    fn add(&mut self, more: Lost) {
+        match self.lost.iter_mut().find(|lost| lost.host == more.host) {
+            Some(lost) => {
+                lost.messages += more.messages;
+                lost.answers += more.answers;
+                lost.since = lost.since.min(more.since);
+            },
+            None => self.lost.push(more),
+        }
     }
 }
 
@@ -111,16 +140,33 @@ mod tests {
         let account = AccountId::from_written("a");
         for unproved in [true, false] {
             assert_eq!(doubts.of_host(Some(&eu)), None);
-            assert!(doubts.note(&Ended::Silent, unproved, Some(&eu)));
+            assert!(doubts.note((&Ended::Silent, false), unproved, Some(&eu)));
         }
         assert!(doubts.of(&account, Some(&eu)) && !doubts.of(&account, None));
-        assert!(!doubts.note(&Ended::Final(None), true, None));
+        assert!(!doubts.note((&Ended::Final(None), true), true, None));
         let mut more = Doubts::default();
-        more.note(&Ended::Silent, true, None);
+        more.note((&Ended::Silent, false), true, None);
         more.refused.push(account.clone());
         doubts.and(more);
         assert!(doubts.of_host(None).is_none() && doubts.of_account(&account));
-        assert!(doubts.note(&Ended::Silent, false, None));
+        assert!(doubts.note((&Ended::Silent, false), false, None));
         assert!(doubts.of_host(None).is_some());
+    }
+
+    /// A model that thinks for long is no host that swallows messages: the turn may go over HTTP in the end,
+    /// nobody else's does.
+    #[test]
+    fn an_answer_that_began_says_nothing_of_its_host() {
+        let (mut doubts, account) = (Doubts::default(), AccountId::from_written("a"));
+        for _ in 0..LOST {
+            assert!(!doubts.of(&account, None));
+            assert!(!doubts.note((&Ended::Silent, true), true, None));
+            doubts.last_chance(None);
+        }
+        assert!(doubts.of(&account, None) && doubts.of_host(None).is_none());
+        let mut doubts = Doubts::default();
+        doubts.note((&Ended::Silent, false), true, None);
+        doubts.last_chance(None);
+        assert!(doubts.of_host(None).is_some(), "a message was lost, and there is one chance more");
     }
 }

@@ -94,6 +94,15 @@ impl Source<'_> {
     }
 }
 
+/// What an attempt's events are told to.
+#[derive(Debug)]
+pub(super) struct Told<'a> {
+    pub(super) ride: Option<&'a mut Ride>,
+    pub(super) trace: &'a mut Trace,
+    /// The turn's frame, let go of once something was shown.
+    pub(super) frame: &'a mut Text,
+}
+
 /// How an attempt ended.
 #[derive(Debug)]
 pub(super) enum Ended {
@@ -123,6 +132,8 @@ pub(super) struct Flow<'a> {
     trace: &'a mut Trace,
     /// The thread, until it was told that this account answers it.
     ride: Option<&'a mut Ride>,
+    /// What was sent, kept to be sent again until something was shown.
+    frame: &'a mut Text,
     pub(super) heard: Heard,
     held_bytes: usize,
     shown: bool,
@@ -146,7 +157,7 @@ impl<'a> Flow<'a> {
     pub(super) fn new(
         (proxy, launch): (&'a Arc<Proxy>, &'a Launch),
         account: &'a AccountId,
-        (ride, trace): (Option<&'a mut Ride>, &'a mut Trace),
+        told: Told<'a>,
         patience: Patience,
         mut wake: Pin<&'a mut Sleep>,
     ) -> Self {
@@ -156,12 +167,14 @@ impl<'a> Flow<'a> {
         if wake.is_elapsed() || wake.deadline() > soonest {
             wake.as_mut().reset(soonest);
         }
+        let Told { ride, trace, frame } = told;
         Self {
             proxy,
             launch,
             account,
             trace,
             ride,
+            frame,
             heard: Heard { sniffer: Sniffer::new(clock::wall()), state: None, held: Vec::new() },
             held_bytes: 0,
             shown: false,
@@ -365,6 +378,8 @@ impl<'a> Flow<'a> {
     /// Lets go of what was held.
     fn show(&mut self, local: &mut Socket) {
         self.shown = true;
+        // Tens of megabytes at worst, and the answer may take minutes.
+        *self.frame = Text::default();
         self.trace.first_byte_ms = Some(millis(&self.trace.started));
         self.held_bytes = 0;
         for text in std::mem::take(&mut self.heard.held) {

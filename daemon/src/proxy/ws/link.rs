@@ -8,7 +8,7 @@ use crate::{
     clock,
     proxy::{body::UpBody, error_body},
     upstream::{Alpn, Failure, Upstream},
-    vault::Pass,
+    vault::{Pass, Way},
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
@@ -51,8 +51,8 @@ const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) account: AccountId,
-    /// The account's own host, where it has one.
-    pub(super) host: Option<HeaderValue>,
+    /// The way that the account's workspace wanted then.
+    pub(super) way: Way,
     /// Of the token that it was opened with.
     pub(super) generation: Generation,
     socket: Socket<Ahead>,
@@ -98,7 +98,7 @@ impl Link {
             tokio::time::timeout(limit, shake).await.map_err(|_elapsed| NoLink::TimedOut)??;
         Ok(Self {
             account: account.clone(),
-            host: pass.way.host.clone(),
+            way: pass.way.clone(),
             generation,
             socket: Socket::<Ahead>::upstream(upgraded, MAX_EVENT),
             since: (Instant::now(), clock::wall()),

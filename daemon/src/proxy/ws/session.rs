@@ -10,7 +10,7 @@ use super::{
 use crate::{
     app::Phase,
     clock,
-    proxy::{Proxy, course::patience, headers, keys::Launch},
+    proxy::{Proxy, course::patience, headers, keys::Launch, surface::standing},
 };
 use cma_core::{
     event::{self, Kind},
@@ -201,7 +201,10 @@ impl Session {
                 if kind == Kind::Limits {
                     let windows = event::limits(text.as_bytes(), clock::wall());
                     let account = link.account.clone();
-                    self.proxy.actor.tell(Input::QuotaSeen(account, windows));
+                    self.proxy.actor.tell(Input::QuotaSeen(account.clone(), windows));
+                    let standing = standing::of(&self.proxy, &self.launch).await;
+                    let pools = standing.in_event(&account, &text).map(Text::from);
+                    return say(local, pools.unwrap_or(text)).await;
                 }
                 say(local, text).await
             },

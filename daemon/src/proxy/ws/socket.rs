@@ -43,6 +43,12 @@ impl Text {
     }
 }
 
+impl Default for Text {
+    fn default() -> Self {
+        Self(Message::text(""))
+    }
+}
+
 impl Deref for Text {
     type Target = str;
 

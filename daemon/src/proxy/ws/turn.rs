@@ -7,7 +7,7 @@
 use super::{
     again::{Carried, Last},
     doubt::Doubts,
-    flow::{Ended, Flow, Heard, Patience, Source},
+    flow::{Ended, Flow, Heard, Patience, Source, Told},
     frame::{self, Create},
     link::Link,
     listen::{self, listening, outlasting},
@@ -25,8 +25,8 @@ use crate::{
         moved::{Ride, Said},
         relay::Answer,
         respond, shown,
-        surface::standing,
-        trace::{Trace, Traces},
+        surface::{self, standing},
+        trace::Traces,
     },
     trouble::Place,
     vault::Pass,
@@ -112,11 +112,11 @@ impl Turn {
         self.create.is_prewarm()
     }
 
-    /// What an attempt's events are told to: its thread, unless it is a prewarm, and its trace.
-    pub(super) fn told(&mut self) -> (Option<&mut Ride>, &mut Trace) {
+    /// What an attempt's events are told to; its thread isn't when it is a prewarm.
+    pub(super) fn told(&mut self) -> Told<'_> {
         let warms = self.prewarm();
-        let Self { ride, course, .. } = self;
-        (Some(ride).filter(|_ride| !warms), &mut course.trace)
+        let Self { ride, course, frame, .. } = self;
+        Told { ride: Some(ride).filter(|_ride| !warms), trace: &mut course.trace, frame }
     }
 
     /// Another attempt is on its way.
@@ -339,6 +339,8 @@ impl Session {
             link.account == account
                 && link.is_fresh()
                 && (builds || link.generation == lease.generation)
+                // Its workspace may have moved since, or it is only known now where that is.
+                && link.way == pass.way
         };
         if let Some(old) = self.link.take_if(|link| !keeps(link)) {
             old.close().await;
@@ -350,6 +352,7 @@ impl Session {
             let previous = previous.clone();
             return self.ask_for_all(turn, &previous);
         }
+        self.believe(turn, &pass);
         let original = turn.original();
         if !turn.ride.board(&self.proxy, &account, &pass, &original, &turn.course.need).await {
             turn.course.unfit(account, Bar::Unread);
@@ -359,6 +362,21 @@ impl Session {
             Way::Link(lease) => self.over_link(local, turn, lease).await,
             Way::Http(lease, pass) => Box::pin(self.over_http(local, turn, lease, &pass)).await,
             Way::Step(step) => step,
+        }
+    }
+
+    /// The last silence for which there is time is believed, as over HTTP: it waits longer, and not for a
+    /// connection that swallowed a message.
+    fn believe(&self, turn: &mut Turn, pass: &Pass) {
+        if turn.silences == 0 || turn.prewarm() {
+            return;
+        }
+        let Patience { first, hold, .. } = turn.patience(&self.proxy.config);
+        let wait = first + hold.silence.unwrap_or_default();
+        let believed = turn.course.believed(turn.silences, wait);
+        if believed > turn.silences {
+            turn.silences = believed;
+            turn.doubts.last_chance(pass.way.host.as_ref());
         }
     }
 
@@ -489,7 +507,7 @@ impl Session {
         let mut flow = Flow::new(to, &account, turn.told(), patience, self.wake.as_mut());
         flow.standing = standing;
         // A connection has proved itself once something came of it.
-        flow.unproved = link.answered.is_none().then(|| link.host.clone());
+        flow.unproved = link.answered.is_none().then(|| link.way.host.clone());
         let ended = match sent {
             Ok(Ok(())) => flow.run(local, Source::Link(link), &mut self.next).await,
             Ok(Err(_)) | Err(_) => {
@@ -499,8 +517,9 @@ impl Session {
         };
         let ended = flow.blamed_on_link(ended, link, lease.generation);
         let (heard, unproved) = (flow.heard, flow.unproved);
-        let host = link.host.clone();
-        let lost = turn.doubts.note(&ended, unproved.is_some(), host.as_ref());
+        let host = link.way.host.clone();
+        let begun = !heard.held.is_empty();
+        let lost = turn.doubts.note((&ended, begun), unproved.is_some(), host.as_ref());
         if lost && unproved.is_some() {
             proxy.sockets.breakers.lost(host.as_ref());
         }
@@ -546,6 +565,7 @@ impl Session {
                     None => {
                         self.proxy.roster.troubles().gone(Place::Backend);
                         course::served(&self.proxy, &lease.account);
+                        surface::look_around(&self.proxy, &self.launch);
                         fine(Mark::Fine, "")
                     },
                     Some(fault) => {
