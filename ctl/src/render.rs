@@ -306,8 +306,9 @@ impl Picture {
     /// Puts `above` where it stays and `frame` under it, in one write.
     pub(crate) fn draw(&mut self, above: &str, frame: &str) -> Result<(), Failure> {
         let paint = if self.colour { coloured } else { plain };
-        // Hide the cursor, don't wrap (a wrapped line would break the count), go to the old
-        // picture's first line and clear from there.
+        // Hide the cursor while drawing, don't wrap (a wrapped line would break the count), go to the
+        // old picture's first line and clear from there. Between two pictures it is there: whoever ends
+        // the program then finds the terminal as it was.
         let mut text = "\x1b[?25l\x1b[?7l".to_owned();
         if self.lines > 0 {
             put!(text, "\x1b[{}F", self.lines);
@@ -315,7 +316,7 @@ impl Picture {
         text += "\x1b[J";
         text += &paint(above);
         text += &paint(frame);
-        text += "\x1b[?7h";
+        text += "\x1b[?7h\x1b[?25h";
         self.lines = frame.lines().count();
         write_stdout(&text).map_err(Failure::Output)
     }

@@ -57,7 +57,7 @@ use std::{
 };
 use tokio::{
     net::TcpListener,
-    sync::{Notify, mpsc, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     time::Instant,
 };
 use tokio_util::task::TaskTracker;
@@ -576,19 +576,22 @@ impl Built {
         let background = Tasks::default();
         let actor = clock::Stopped(Box::pin(async move { actor.run(stop_actor.notified()).await }));
         background.spawn("actor", actor);
-        let proxy = Arc::clone(&app.proxy);
-        let accepting = connections.clone();
-        background.spawn("proxy", proxy::serve(proxy, listener, accepting, Arc::clone(&app)));
-        let settling = relay::settle(settling, app.phases.clone());
-        background.spawn("settle", clock::Stopped(Box::pin(settling)));
+        let (told, recalled) = oneshot::channel();
         let cache = cache::keep(
             app.root.clone(),
             app.actor.clone(),
             app.phases.clone(),
             Arc::clone(&app.roster),
+            told,
         );
         let caching = Tasks::default();
         caching.spawn("cache", cache);
+        let _late = tokio::time::timeout(cache::AT_START, recalled).await;
+        let proxy = Arc::clone(&app.proxy);
+        let accepting = connections.clone();
+        background.spawn("proxy", proxy::serve(proxy, listener, accepting, Arc::clone(&app)));
+        let settling = relay::settle(settling, app.phases.clone());
+        background.spawn("settle", clock::Stopped(Box::pin(settling)));
         let threads = Arc::clone(&app.proxy.traces.threads);
         caching.spawn(
             "threads",

@@ -1,9 +1,9 @@
 //! What would be nice to still know after a restart: quota windows and limits, in sled.
 //!
-//! Disposable by definition. Losing it costs a request that learns a limit anew, never a login. So it
-//! is read after the daemon serves, written some seconds after something changed and at a stop, and
-//! open only for that long: an idle daemon has no database in memory. A store that can't be opened is
-//! moved aside and made anew.
+//! Disposable by definition. Losing it costs a request that learns a limit anew, never a login. So a
+//! start waits for it for a moment only ([`AT_START`]); it is written some seconds after something changed
+//! and at a stop, never while the root is locked, and open only for that long: an idle daemon has no
+//! database in memory. A store that can't be opened is moved aside and made anew.
 
 pub(crate) mod threads;
 
@@ -31,7 +31,10 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+use tokio::sync::oneshot;
 
+/// How long a start waits for what was known: the first request would meet limits that have been met.
+pub(crate) const AT_START: Duration = Duration::from_millis(300);
 /// How long changes are gathered before they are written.
 const GATHER: Duration = Duration::from_secs(20);
 /// A few kilobytes are kept; sled's own default is a gigabyte.
@@ -72,14 +75,27 @@ struct Kept {
     seen_at: u64,
 }
 
-/// Tells the pool what was known, then keeps what it learns, until the daemon flushes.
-pub(crate) async fn keep(root: Root, actor: Handle, phases: Phases, roster: Arc<Roster>) {
-    let folder = folder(&root);
-    let from = folder.clone();
+/// Tells the pool what was known. Of accounts that it doesn't have it takes nothing in.
+pub(crate) async fn recall(root: &Root, actor: &Handle) {
+    let from = folder(root);
     match off_the_loop(move || read(&from)).await {
         Ok(entries) => entries.into_iter().flat_map(inputs).for_each(|input| actor.tell(input)),
         Err(fault) => tracing::warn!(%fault, "the cache can't be read"),
     }
+}
+
+/// Tells the pool what was known, and `told` when that is done; then keeps what it learns, until the
+/// daemon flushes.
+pub(crate) async fn keep(
+    root: Root,
+    actor: Handle,
+    phases: Phases,
+    roster: Arc<Roster>,
+    told: oneshot::Sender<()>,
+) {
+    recall(&root, &actor).await;
+    // Who waited for it may have had enough of it.
+    let _late = told.send(());
     loop {
         // A receiver that isn't read costs nothing: during the wait only its buffer turns over.
         let mut changes = actor.changes();
@@ -92,7 +108,10 @@ pub(crate) async fn keep(root: Root, actor: Handle, phases: Phases, roster: Arc<
         };
         drop(changes);
         let Some(_permit) = roster.truth().to_change().await else { return };
-        write_now(&root, &actor).await;
+        // What nobody can see now isn't gone.
+        if !roster.is_locked() {
+            write_now(&root, &actor).await;
+        }
         if stopping {
             return;
         }

@@ -31,6 +31,10 @@ use toml::{Table, Value};
 const TAKES_KEY: Version = (0, 149, 0);
 /// The first version with `--no-daemon` (0.155 doesn't know it).
 const HAS_NO_DAEMON: Version = (0, 156, 0);
+/// The first version with `openai_base_url` (0.98 doesn't know it; it reads [`BASE_URL`]).
+const TAKES_ADDRESS: Version = (0, 128, 0);
+/// Where it finds its upstream instead.
+const BASE_URL: &str = "OPENAI_BASE_URL";
 /// Where the CLI renews its own login (0.169.0).
 const REFRESH: &str = "CODEX_REFRESH_TOKEN_URL_OVERRIDE";
 /// Where it revokes it (0.169.0).
@@ -84,7 +88,10 @@ pub(crate) fn plan(
 ) -> Result<Launch, Fault> {
     let aside = |reason: &str, tell| Ok(Launch::Aside { reason: reason.to_owned(), tell });
     let version = version(&request.codex_version);
-    if let Some(why) = too_old(request, version) {
+    // One that stays on its own login needs none from the environment.
+    if !wanted.own
+        && let Some(why) = too_old(request, version)
+    {
         return aside(&why, true);
     }
     let workspaces = match wishes(request) {
@@ -170,7 +177,8 @@ fn too_old(request: &LaunchRequest, version: Option<Version>) -> Option<String> 
         Some(version) if version < TAKES_KEY => {
             let (major, minor, patch) = TAKES_KEY;
             Some(format!(
-                "codex {} can't take its login from the environment; {major}.{minor}.{patch} can",
+                "codex {} can't take its login from the environment; {major}.{minor}.{patch} can, and with \
+                 `CMA_AUTH_MODE=own` this one is served on a login of its own",
                 request.codex_version
             ))
         },
@@ -213,13 +221,17 @@ fn own(
         args.extend(["-c".to_owned(), format!("shell_environment_policy.set.{name}=\"\"")]);
     }
     args.extend(no_daemon(request));
+    let mut env = vec![
+        (REFRESH.to_owned(), format!("{renewal}/oauth/token")),
+        (REVOKE.to_owned(), format!("{renewal}/oauth/revoke")),
+        ("NO_PROXY".to_owned(), no_proxy.clone()),
+        ("no_proxy".to_owned(), no_proxy),
+    ];
+    if version(&request.codex_version).is_some_and(|version| version < TAKES_ADDRESS) {
+        env.push((BASE_URL.to_owned(), format!("{opened}/codex")));
+    }
     let plan = LaunchPlan {
-        env: vec![
-            (REFRESH.to_owned(), format!("{renewal}/oauth/token")),
-            (REVOKE.to_owned(), format!("{renewal}/oauth/revoke")),
-            ("NO_PROXY".to_owned(), no_proxy.clone()),
-            ("no_proxy".to_owned(), no_proxy),
-        ],
+        env,
         args,
         base_url: format!("{opened}/codex"),
         // The person's own bearer is the key: none is made.

@@ -34,6 +34,8 @@ const ISSUER: &str = "CODEX_AUTHAPI_BASE_URL";
 /// fall back from (0.169.0, observed).
 const ENDPOINTS: [&str; 2] =
     ["CODEX_REFRESH_TOKEN_URL_OVERRIDE", "CODEX_REVOKE_TOKEN_URL_OVERRIDE"];
+/// Where CLIs of before 0.128 find their upstream.
+const BASE_URL: &str = "OPENAI_BASE_URL";
 /// How a key of ours begins.
 const KEY_PREFIX: &[u8] = b"at-cma-";
 
@@ -48,7 +50,9 @@ pub(crate) fn prepare(
     guard: &Guard,
     lookup: Lookup<'_>,
 ) -> Result<(), Failure> {
-    forget_outer(command, lookup);
+    if !is_printed(args, lookup) {
+        forget_outer(command, lookup);
+    }
     let (flag, args) = args::account(args)?;
     let args = args.as_slice();
     let account = flag
@@ -82,7 +86,11 @@ pub(crate) fn prepare(
             None
         },
     };
-    match plan {
+    // Where the CLI reads its address from the environment, the person's own is theirs.
+    let taken = |plan: &LaunchPlan| {
+        plan.env.iter().any(|(name, _)| name == BASE_URL) && set(lookup, BASE_URL).is_some()
+    };
+    match plan.filter(|(plan, _)| !taken(plan)) {
         Some((plan, through)) => {
             command.args(merge(&plan.args, args, &through)).envs(plan.env);
         },
@@ -91,6 +99,16 @@ pub(crate) fn prepare(
         },
     }
     Ok(())
+}
+
+/// Whether the invocation is a printed plan (`cmactl launch --print`): its key in the environment, its
+/// addresses in the arguments, and no launch around it.
+fn is_printed(args: &[OsString], lookup: Lookup<'_>) -> bool {
+    let key = set(lookup, TOKEN).is_some_and(|token| is_ours(&token));
+    let outside = set(lookup, "CMA_SHIM_PID").is_none();
+    let ours =
+        |arg: &OsString| arg.as_encoded_bytes().starts_with(b"openai_base_url=\"http://127.0.0.1:");
+    key && outside && args.iter().any(ours)
 }
 
 /// Removes what an outer launch left in the environment.
@@ -150,7 +168,7 @@ fn ask(
     let root = Root::from_env()?;
     let request = request(version::of(codex, guard, lookup), through, lookup)?;
     let mut daemon = Client::connect_or_start(&root, "codex", Codec::Bincode)?;
-    let own = set(lookup, "CMA_AUTH_MODE").is_some_and(|mode| mode == "own");
+    let own = stays_own(lookup);
     let request = match account {
         Some(account) => {
             let selector = account.to_owned();
@@ -167,6 +185,20 @@ fn ask(
             "run `cmactl version` and report it",
         )),
     }
+}
+
+/// Whether the person wants the CLI on its own login.
+fn stays_own(lookup: Lookup<'_>) -> bool {
+    let mode = set(lookup, "CMA_AUTH_MODE").unwrap_or_default();
+    match mode.to_str() {
+        Some("own") => return true,
+        Some("" | "pool") => {},
+        _ => say(format_args!(
+            "`CMA_AUTH_MODE` is `{}`, neither `own` nor `pool`; taken as `pool`",
+            mode.display()
+        )),
+    }
+    false
 }
 
 fn request(

@@ -41,6 +41,27 @@ fn stand_in(world: &World, version: &str) -> PathBuf {
     bin
 }
 
+/// The printed command, as a person runs it whose PATH has the shim first.
+#[test]
+fn a_printed_command_runs_through_the_shim() {
+    let Some(world) = machine(&["a"]) else { return };
+    for plan in ["launch --print", "launch --print --own-auth"] {
+        if plan.contains("own") {
+            fs::write(world.codex_home().join("auth.json"), world.sim().auth_json("a")).unwrap();
+            world.ctl("import").ok();
+        }
+        let mut command = world.command("sh");
+        let path = command.get_envs().find(|(name, _)| *name == "PATH").unwrap().1.unwrap();
+        let path = format!("{}:{}", bin_dir().display(), path.to_string_lossy());
+        let line = format!("eval \"$(cmactl {plan}) exec --skip-git-repo-check hi\"");
+        command.args(["-c", &line]).env("PATH", path);
+        let ran = finish(&world, command, LIMIT).ok();
+        assert!(ran.stdout.contains("served by a"), "{plan}: {ran:?}");
+    }
+    assert_eq!(world.status()["proxy"]["refused"], 0);
+    world.assert_clean();
+}
+
 /// A pool with one account, and a stand-in for the CLI.
 fn staged(version: &str) -> World {
     let world = World::new(upstream(&["a"]));

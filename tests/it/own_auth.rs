@@ -68,6 +68,43 @@ fn an_expired_own_token_costs_one_renewal_by_the_daemon() {
     world.assert_clean();
 }
 
+/// CLIs that take no login from the environment need none in this mode; the oldest is told its upstream by
+/// the environment.
+#[test]
+fn older_clis_are_served_on_their_own_login() {
+    for version in ["0.128.0", "0.98.0"] {
+        let Some(world) = bare(upstream(&["a", "b"]), version) else { return };
+        let world = world.with_env("CMA_AUTH_MODE", "own");
+        let auth = world.sim().auth_json_expired("a");
+        world.import("a", &auth).ok();
+        world.import("b", &world.sim().auth_json("b")).ok();
+        fs::write(file(&world), auth).unwrap();
+        world.ctl("switch b").ok();
+        let ran = turn(&world).ok();
+        assert!(ran.stdout.contains("served by b"), "{version}: {ran:?}");
+        assert!(!ran.stderr.contains("cma: "), "{version}: {}", ran.stderr);
+        // Whoever renews, it is the daemon, once.
+        let stats = world.sim().stats().accounts["a"].clone();
+        assert!(stats.refresh_requests <= 1 && stats.reused == 0, "{version}: {stats:?}");
+        assert_eq!(at_issuer(&world, "/oauth/token") as u64, stats.refresh_requests, "{version}");
+        // An address of the person's own is theirs: where nobody listens, nobody is asked.
+        let before = posts(&world).len();
+        if version == "0.98.0" {
+            let mut command = codex(&world, TURN);
+            command.env("OPENAI_BASE_URL", "http://127.0.0.1:9/v1");
+            assert_ne!(finish(&world, command, LIMIT).code, 0);
+            assert_eq!(posts(&world).len(), before);
+        }
+        // They write their own login into a log of their own.
+        for entry in fs::read_dir(world.codex_home()).unwrap().flatten() {
+            if entry.file_name().to_string_lossy().starts_with("logs_") {
+                fs::remove_file(entry.path()).unwrap();
+            }
+        }
+        world.assert_no_secrets();
+    }
+}
+
 #[test]
 fn a_login_of_its_own_chain_keeps_its_refresh_token() {
     let Some(world) = person(|world| world.sim().auth_json("a")) else { return };

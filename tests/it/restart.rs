@@ -32,6 +32,26 @@ fn phase(world: &World) -> Value {
     world.ctl("--no-start daemon status --json").json()["phase"].clone()
 }
 
+/// The first request after a start finds what was known of limits: nobody is asked who said that it is out.
+#[test]
+fn a_limit_that_was_met_is_known_at_the_next_start() {
+    let (world, door) = world();
+    let limit = Fault::UsageLimitReached { resets_in: Duration::from_secs(3600) };
+    world.sim().fault(Some("a"), Route::Responses, limit, Some(1));
+    assert!(door.send(&door.turn()).unwrap().is_complete());
+    for again in [&["daemon stop", "daemon start"][..], &["daemon restart"]] {
+        for words in again {
+            world.ctl(words).ok();
+        }
+        assert_eq!(world.account("a")["state"], "cooling", "{again:?}");
+        assert!(door.send(&door.turn()).unwrap().is_complete());
+    }
+    let asked = world.sim().seen().into_iter().filter(|seen| seen.path.ends_with("/responses"));
+    let asked: Vec<_> = asked.filter_map(|seen| seen.account).collect();
+    assert_eq!(asked, ["a", "b", "b", "b"]);
+    world.assert_clean();
+}
+
 #[test]
 fn a_stop_lets_streams_end_and_tells_newcomers_to_wait() {
     let (world, door) = world();
@@ -57,6 +77,8 @@ fn a_stop_lets_streams_end_and_tells_newcomers_to_wait() {
         let switch = world.ctl("switch a --json");
         assert_eq!(switch.code, 11, "{}", switch.stderr);
         assert_eq!(world.status()["daemon"]["phase"], "draining");
+        world.ctl("status").ok();
+        world.ctl("list").ok();
         answer.body.extend(line.rest().unwrap());
         assert!(answer.is_complete(), "{}", answer.text());
         let stop = stop.join().unwrap().ok();

@@ -8,7 +8,7 @@ use cma_proto::{
 };
 use cma_tests::{
     http::Door,
-    sim::{AccountSpec, SimConfig},
+    sim::{AccountSpec, Fault, Route, SimConfig},
     world::{Ran, World, eventually, files},
 };
 use serde_json::Value;
@@ -322,6 +322,28 @@ fn a_sealed_root_has_no_token_in_any_byte_and_works_as_before() {
         let kept = text.contains(PASSPHRASE) || text.contains("four other words here");
         assert!(!kept, "a passphrase is in {}", file.display());
     }
+    world.assert_clean();
+}
+
+/// What isn't sealed is known again with the accounts that it is of, and a locked daemon forgets none of it.
+#[test]
+fn an_opened_root_knows_its_limits() {
+    let world = world_of(&["a", "b"]);
+    let door = Door::of(&world);
+    let limit = Fault::UsageLimitReached { resets_in: Duration::from_secs(3600) };
+    world.sim().fault(Some("a"), Route::Responses, limit, Some(1));
+    assert!(door.send(&door.turn()).unwrap().is_complete());
+    let pass = [("CMA_PASSPHRASE", PASSPHRASE)];
+    ctl(&world, &pass, "seal on").ok();
+    for _ in 0..2 {
+        world.ctl("daemon stop").ok();
+        world.ctl("daemon start").ok();
+        let status = world.status();
+        assert_eq!(status["daemon"]["phase"], "locked", "{status}");
+        assert!(!notes(&status).contains("the pool is empty"), "{status}");
+    }
+    ctl(&world, &pass, "unlock").ok();
+    assert_eq!(world.account("a")["state"], "cooling");
     world.assert_clean();
 }
 

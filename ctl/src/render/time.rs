@@ -31,10 +31,11 @@ pub(crate) fn span(seconds: u64) -> String {
     }
 }
 
-/// A moment as seen from `now`: `in 2 h 13 min`, `12 min ago`, `now`.
+/// A moment as seen from `now`: `in 2 h 13 min`, `12 min ago`, `now`. A moment is told rounded up to a
+/// second, so what is one ahead may just have been.
 pub(crate) fn relative(at: u64, now: u64) -> String {
     match (at.checked_sub(now), now.checked_sub(at)) {
-        (Some(0), _) => "now".to_owned(),
+        (Some(0 | 1), _) => "now".to_owned(),
         (Some(ahead), _) => format!("in {}", span(ahead)),
         (None, behind) => format!("{} ago", span(behind.unwrap_or_default())),
     }

@@ -134,7 +134,9 @@ async fn give(app: &Arc<App>, socket: &Path) -> io::Result<Talk> {
         still = app.roster.truth().hold_still() => still,
         _gone = talk.hear() => return Err(io::ErrorKind::UnexpectedEof.into()),
     };
-    cache::write_now(&app.root, &app.actor).await;
+    if !app.roster.is_locked() {
+        cache::write_now(&app.root, &app.actor).await;
+    }
     cache::threads::write_now(&app.root, &app.proxy.traces.threads).await;
     app.doors.hold();
     app.roster.truth().given().set(true);

@@ -33,6 +33,8 @@ pub(crate) async fn handle(
         Request::Sessions(request) => super::sessions::looks(request),
         Request::Usage(request) => super::usage::looks(request),
         Request::Handover(_) => true,
+        // `status` and `list` ask for it beside what they show.
+        Request::Owner(OwnerRequest::Flagged | OwnerRequest::MirrorStatus) => true,
         Request::Choose(request) => super::choose::looks(request),
         _ => false,
     };

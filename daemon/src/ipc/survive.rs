@@ -3,7 +3,7 @@
 use super::convert::stopping;
 use crate::{
     app::App,
-    blocking,
+    blocking, cache,
     fault::Fault,
     roster::keep::{Outcome, Unlocked},
     store::{
@@ -113,6 +113,7 @@ async fn unlock(app: &Arc<App>, passphrase: Option<Secret>) -> Result<Survived, 
     .await?;
     if unlocked == Unlocked::Accounts {
         upsert(app, &app.roster.all()).await?;
+        cache::recall(&app.root, &app.actor).await;
         if let Some((pin, _since)) = app.roster.state().pin {
             let pin = Some(AccountId::from_written(&pin));
             app.actor.command(Input::Pin(pin)).await.map_err(stopping)?;

@@ -56,6 +56,27 @@ fn a_persons_own_key_is_known() {
 }
 
 #[test]
+fn a_printed_plan_keeps_its_key() {
+    let base = |port: &str| {
+        vec![OsString::from("-c"), format!("openai_base_url=\"http://{port}/codex\"").into()]
+    };
+    let ours = [(TOKEN, "at-cma-1")];
+    assert!(with(&ours, |lookup| is_printed(&base("127.0.0.1:9"), lookup)));
+    assert!(!with(&ours, |lookup| is_printed(&base("example.com"), lookup)));
+    assert!(!with(&ours, |lookup| is_printed(&["exec".into()], lookup)));
+    assert!(!with(&[(TOKEN, "at-mine")], |lookup| is_printed(&base("127.0.0.1:9"), lookup)));
+    let inside = [ours[0], ("CMA_SHIM_PID", "1")];
+    assert!(!with(&inside, |lookup| is_printed(&base("127.0.0.1:9"), lookup)));
+}
+
+#[test]
+fn the_mode_is_the_persons_word() {
+    for (mode, own) in [("own", true), ("pool", false), ("", false), ("odd", false)] {
+        assert_eq!(with(&[("CMA_AUTH_MODE", mode)], stays_own), own, "{mode}");
+    }
+}
+
+#[test]
 fn a_request_says_what_the_person_wants() {
     let through = Through {
         interactive: true,
