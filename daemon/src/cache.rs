@@ -35,6 +35,8 @@ use tokio::sync::oneshot;
 
 /// How long a start waits for what was known: the first request would meet limits that have been met.
 pub(crate) const AT_START: Duration = Duration::from_millis(300);
+/// How long an unlock does, whose accounts serve already.
+pub(crate) const AT_UNLOCK: Duration = Duration::from_secs(2);
 /// How long changes are gathered before they are written.
 const GATHER: Duration = Duration::from_secs(20);
 /// A few kilobytes are kept; sled's own default is a gigabyte.

@@ -61,9 +61,9 @@ pub(crate) fn prepare(
     let plan = match args::read(args) {
         Invocation::Through(through) if !has_own_key(lookup) => {
             let answer = ask(codex, &through, account.as_deref(), guard, lookup);
-            let plan = match account {
+            let plan = match &account {
                 // Whoever names an account means no other, and not plain codex either.
-                Some(account) => Some(insisted(answer, &account)?),
+                Some(account) => Some(insisted(answer, account)?),
                 None => decide(answer, lookup)?,
             };
             plan.map(|plan| (plan, through))
@@ -87,9 +87,15 @@ pub(crate) fn prepare(
         },
     };
     // Where the CLI reads its address from the environment, the person's own is theirs.
-    let taken = |plan: &LaunchPlan| {
-        plan.env.iter().any(|(name, _)| name == BASE_URL) && set(lookup, BASE_URL).is_some()
-    };
+    let own = set(lookup, BASE_URL).filter(|url| !is_outer_endpoint(url, lookup));
+    let taken =
+        |plan: &LaunchPlan| plan.env.iter().any(|(name, _)| name == BASE_URL) && own.is_some();
+    if account.is_some() && plan.as_ref().is_some_and(|(plan, _)| taken(plan)) {
+        return Err(Failure::new(
+            ErrorCode::BadRequest.exit_code(),
+            "`OPENAI_BASE_URL` is set, so no account of the pool would serve; codex was not started",
+        ));
+    }
     match plan.filter(|(plan, _)| !taken(plan)) {
         Some((plan, through)) => {
             command.args(merge(&plan.args, args, &through)).envs(plan.env);
@@ -116,7 +122,7 @@ pub(crate) fn forget_outer(command: &mut Command, lookup: Lookup<'_>) {
     for name in outer(lookup) {
         command.env_remove(name);
     }
-    for name in ENDPOINTS {
+    for name in ENDPOINTS.into_iter().chain([BASE_URL]) {
         if lookup(name).is_some_and(|url| is_outer_endpoint(&url, lookup)) {
             command.env_remove(name);
         }

@@ -561,29 +561,38 @@ fn a_storm_of_failures_is_seen_by_nobody() {
     world.assert_clean();
 }
 
-/// A search's result and a message between agents may be sealed in part: the thread still moves.
+/// A tool's result may be sealed in part, which the thread can do without; a message between agents is a
+/// task, which it can't: it goes where that can be read.
 #[test]
-fn what_was_sealed_in_part_is_left_out_where_it_can_t_be_read() {
+fn what_was_sealed_in_part_is_left_out_or_taken_where_it_can_be_read() {
     let world = World::with_accounts(config(&["a", "b"]));
-    let door = Door::of_account(&world, "b");
     let sealed = serde_json::json!({
         "type": "encrypted_content", "encrypted_content": world.sim().sealed_for("a"),
     });
-    for item in [
-        serde_json::json!({ "type": "function_call_output", "call_id": "c", "output": [sealed.clone()] }),
-        serde_json::json!({ "type": "agent_message", "author": "x", "content": [sealed] }),
-    ] {
+    let with = |item: &serde_json::Value| {
         let mut body: serde_json::Value = serde_json::from_slice(&turn_body(100)).unwrap();
-        body["input"].as_array_mut().unwrap().insert(0, item);
+        body["input"].as_array_mut().unwrap().insert(0, item.clone());
+        body.to_string().into_bytes()
+    };
+    let result = serde_json::json!({ "type": "function_call_output", "call_id": "c", "output": [sealed.clone()] });
+    let door = Door::of_account(&world, "b");
+    for refused in [1, 0] {
         let before = posts(&world).len();
-        let answer = door.send(&door.turn().body(body.to_string().into_bytes())).unwrap();
-        served_by(&answer, "b");
+        served_by(&door.send(&door.turn().body(with(&result))).unwrap(), "b");
         let sent: Vec<_> = posts(&world).split_off(before);
         // It is refused once, and known from then on.
-        assert_eq!(sent.len(), if before == 0 { 2 } else { 1 });
+        assert_eq!(sent.len(), 1 + refused);
         let item = &sent.last().unwrap().body["input"][0];
-        assert!(item.to_string().contains("left out") && item["type"] != "message", "{item}");
+        assert!(item["output"].to_string().contains("left out"), "{item}");
     }
+    let task = serde_json::json!({ "type": "agent_message", "author": "x", "content": [sealed] });
+    let door = Door::of_account(&world, "b");
+    let stuck = door.send(&door.turn().body(with(&task)).with("thread-id", "child")).unwrap();
+    assert_eq!(stuck.status, 400, "{}", stuck.text());
+    assert!(stuck.text().contains("cmactl session move child"), "{}", stuck.text());
+    world.ctl("switch b").ok();
+    let door = Door::of(&world);
+    served_by(&door.send(&door.turn().body(with(&task)).with("thread-id", "other")).unwrap(), "a");
     assert_eq!(world.account("b")["state"], "ready");
     world.assert_clean();
 }

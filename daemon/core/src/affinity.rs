@@ -114,7 +114,7 @@ impl Affinity {
 
     /// A request of a thread goes to an account.
     pub fn runs(&mut self, need: &Need, account: &AccountId, now: Mono) {
-        let Some(thread) = need.thread() else { return };
+        let Some(thread) = need.thread().filter(|_thread| !need.guest) else { return };
         let turn = || need.turn.clone().map(|turn| (turn, now));
         if let Some(ran) = self.threads.get_mut(thread) {
             let same_turn = match (&ran.turn, &need.turn) {
@@ -262,6 +262,18 @@ mod tests {
         // One whose session is unknown speaks for it.
         affinity.runs(&need("t", "t-child", "3"), &id("b"), at(5));
         assert_eq!(affinity.get("t", at(6)), Some(&id("b")));
+    }
+
+    #[test]
+    fn a_guest_goes_where_the_thread_is_and_moves_nothing() {
+        let mut affinity = Affinity::default();
+        let guest = Need { turn: None, guest: true, ..need("s", "s", "") };
+        affinity.runs(&guest, &id("b"), at(1));
+        assert!(affinity.is_empty());
+        affinity.runs(&need("s", "s", "1"), &id("a"), at(2));
+        affinity.runs(&guest, &id("b"), at(3));
+        assert_eq!(affinity.home(&guest, at(4)).place(&id("a")).1, 0);
+        assert_eq!(affinity.home(&need("s", "s", "1"), at(4)).place(&id("a")), (1, 0));
     }
 
     #[test]

@@ -8,11 +8,11 @@
 //! state to the account that gave it (Codex CLI 0.169.0, observed).
 //!
 //! A tool's result and a message between agents may hold sealed parts as well, beside open ones (the CLI
-//! 0.169.0 has such parts, `function_call_output` and `agent_message`).
+//! 0.169.0 has such parts, `function_call_output` and `agent_message`); the latter's is an agent's task.
 //!
 //! An edit takes whole items out, or puts a word in a sealed part's place, and leaves every other byte as
-//! it is. Reasoning and such parts can be left out: the thread's messages and tool calls stay. A
-//! compaction stands for all that came before it, so it is
+//! it is. Reasoning and results can be left out: the thread's messages and tool calls stay. A task can't,
+//! and a compaction stands for all that came before it, so it is
 //! left out only when that is asked for by name.
 //!
 //! Pure: bytes in, bytes out; the same for a body over HTTP and for a frame of a WebSocket.
@@ -30,8 +30,10 @@ const REASONING: &[u8] = b"reasoning";
 /// What a compaction leaves; the two longer names are older.
 const COMPACTIONS: [&[u8]; 3] = [b"compaction", b"context_compaction", b"compaction_summary"];
 
-/// What may be sealed in part: a tool's result, a message.
-const IN_PARTS: [&[u8]; 2] = [b"output", b"content"];
+/// What may be sealed in part, and as what that counts: a tool's result can be done without like
+/// reasoning; a message between agents holds the whole task, and is left out like a compaction, only by
+/// name.
+const IN_PARTS: [(&[u8], Kind); 2] = [(b"output", Kind::Reasoning), (b"content", Kind::Compaction)];
 /// A sealed part's kind.
 const PART: &[u8] = b"encrypted_content";
 /// What stands in its place: the model is told that there was something.
@@ -178,17 +180,16 @@ pub fn strip(json: &[u8], without: &Without) -> Result<Stripped, Unreadable> {
     let mut dropped = Dropped::default();
     let reasoning = Left::new(without.reasoning, &kinds, Kind::Reasoning);
     let compaction = Left::new(without.compaction, &kinds, Kind::Compaction);
+    let left = [&reasoning, &compaction];
     let mut out = Vec::with_capacity(items.len());
     let mut compactions_left = 0;
     for (at, (range, item)) in items.iter().zip(&kinds).enumerate() {
         match item.kind {
-            Kind::Reasoning if reasoning.takes(at) && item.parts.is_empty() => {
-                dropped.reasoning += 1;
-            },
-            Kind::Reasoning if reasoning.takes(at) => {
+            kind if !item.parts.is_empty() && left.iter().any(|left| left.has(kind, at)) => {
                 dropped.parts += u32::try_from(item.parts.len()).unwrap_or(u32::MAX);
                 out.push(Cow::Owned(item.without_parts(json, range)));
             },
+            Kind::Reasoning if reasoning.takes(at) => dropped.reasoning += 1,
             Kind::Compaction if compaction.takes(at) => dropped.compactions += 1,
             kind => {
                 compactions_left += u32::from(kind == Kind::Compaction);
@@ -224,7 +225,7 @@ pub fn strip(json: &[u8], without: &Without) -> Result<Stripped, Unreadable> {
 /// What an item of the input is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Or another one that is sealed in parts.
+    /// Or a result that is sealed in parts.
     Reasoning,
     Compaction,
     /// Not sealed.
@@ -261,7 +262,7 @@ impl Item {
     /// An item that is sealed in parts, if it is one.
     fn in_parts(json: &[u8], members: &[Member]) -> Option<Self> {
         let (mut parts, mut last) = (Vec::new(), None);
-        for name in IN_PARTS {
+        for (name, kind) in IN_PARTS {
             let Ok(Some(list)) = one(json, members, name) else { continue };
             for part in scan::elements(json, list.value.start).unwrap_or_default() {
                 let Some(inner) = scan::members(json, part.start) else { continue };
@@ -270,12 +271,13 @@ impl Item {
                 if text(b"type") == Some(PART)
                     && let Some(sealed) = text(PART)
                 {
-                    last = Some(Mark::of(sealed));
+                    last = Some((kind, Mark::of(sealed)));
                     parts.push(part);
                 }
             }
         }
-        Some(Self { kind: Kind::Reasoning, mark: last?, parts })
+        let (kind, mark) = last?;
+        Some(Self { kind, mark, parts })
     }
 
     /// It with a word in the place of each sealed part.
@@ -312,6 +314,10 @@ impl Left {
 
     fn takes(&self, at: usize) -> bool {
         self.upto.is_some_and(|upto| at <= upto)
+    }
+
+    fn has(&self, kind: Kind, at: usize) -> bool {
+        self.kind == kind && self.takes(at)
     }
 
     fn last(&self, items: &[Item]) -> Option<Mark> {

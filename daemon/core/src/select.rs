@@ -41,6 +41,8 @@ pub struct Need {
     pub thread: Option<Arc<str>>,
     /// The turn it is part of.
     pub turn: Option<Arc<str>>,
+    /// A call beside the thread's turns: it goes where the thread is at home, and moves it nowhere.
+    pub guest: bool,
     /// Model asked for.
     pub model: Option<Arc<str>>,
     /// Accounts already tried for this request.

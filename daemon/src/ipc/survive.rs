@@ -113,7 +113,6 @@ async fn unlock(app: &Arc<App>, passphrase: Option<Secret>) -> Result<Survived, 
     .await?;
     if unlocked == Unlocked::Accounts {
         upsert(app, &app.roster.all()).await?;
-        cache::recall(&app.root, &app.actor).await;
         if let Some((pin, _since)) = app.roster.state().pin {
             let pin = Some(AccountId::from_written(&pin));
             app.actor.command(Input::Pin(pin)).await.map_err(stopping)?;
@@ -124,6 +123,9 @@ async fn unlock(app: &Arc<App>, passphrase: Option<Secret>) -> Result<Survived, 
     if opened {
         super::sessions::tell_pins(app).await?;
         super::choose::tell(app).await?;
+        // Another process may have it open; what it would tell is learned anew then.
+        let recalled = cache::recall(&app.root, &app.actor);
+        let _late = tokio::time::timeout(cache::AT_UNLOCK, recalled).await;
     }
     beside.map_err(|Fault { refusal }| {
         let message = format!("the root is open and its accounts serve, but {}", refusal.message);

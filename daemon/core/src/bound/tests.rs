@@ -81,7 +81,12 @@ fn a_word_stands_where_a_part_was_sealed() {
         odd.clone(),
     ];
     let text = json!({"model": "m", "input": items}).to_string();
-    let all = Without { reasoning: Leave::All, ..Without::default() };
+    // A message between agents is a task: left out by name alone.
+    let some = Without { reasoning: Leave::All, ..Without::default() };
+    let out = strip(text.as_bytes(), &some).unwrap();
+    assert_eq!((out.dropped.parts, out.compactions_left), (2, 1));
+    assert_eq!(read(&out.json)["input"][2], items[2]);
+    let all = Without { reasoning: Leave::All, compaction: Leave::All, ..Without::default() };
     let out = strip(text.as_bytes(), &all).unwrap();
     let word: Value = serde_json::from_slice(LEFT_OUT).unwrap();
     let mut left = odd;
@@ -95,9 +100,9 @@ fn a_word_stands_where_a_part_was_sealed() {
     ];
     assert_eq!(read(&out.json), json!({"model": "m", "input": want}));
     assert_eq!((out.dropped.to_string(), out.dropped.sealed()), ("4 sealed parts".into(), 4));
-    let upto = Without { reasoning: Leave::Upto(Mark::of(b"c")), ..Without::default() };
+    let upto = Without { reasoning: Leave::Upto(Mark::of(b"a")), ..Without::default() };
     let out = strip(text.as_bytes(), &upto).unwrap();
-    assert_eq!((out.dropped.parts, out.reasoning), (3, Some(Mark::of(b"c"))));
+    assert_eq!((out.dropped.parts, out.reasoning), (1, Some(Mark::of(b"a"))));
     assert_eq!(read(&out.json)["input"][4], items[4]);
 }
 

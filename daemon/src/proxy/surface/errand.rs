@@ -30,7 +30,6 @@ use crate::{
 };
 use bytes::Bytes;
 use cma_core::{
-    identity::AccountId,
     pool::{Refused, Release},
     select::Need,
     verdict::{self, Act, Mark, Outcome, Verdict},
@@ -85,11 +84,13 @@ pub(super) async fn serve(
     let session = named.or_else(|| errand.stays().then(own).flatten());
     let model = errand.family().map(Arc::from).or_else(|| headers::model_hint(&parts.headers));
     parts.headers = headers::upwards(parts.headers, &proxy.host);
-    let session_key = bounds.session(session.as_ref());
-    // A thread of its own within the session: who makes its pictures says nothing of who serves its turns.
-    let of_kind = |session: &Arc<str>| Some(format!("{session}/{}", errand.family()?).into());
-    let thread = session_key.as_ref().and_then(of_kind);
-    let need = Need { session: session_key, thread, model: model.clone(), ..bounds.need() };
+    let key = bounds.session(session.as_ref());
+    // What upstream keeps has a thread of its own within the session; all else goes where the session is, and
+    // who makes its pictures says nothing of who serves its turns.
+    let stays = errand.family().filter(|_family| errand.stays());
+    let thread = key.as_ref().zip(stays).map(|(key, family)| format!("{key}/{family}").into());
+    let guest = thread.is_none();
+    let need = Need { session: key, thread, guest, model: model.clone(), ..bounds.need() };
     let mut trace = proxy.traces.begin(session, model);
     if errand.spends()
         && let Some(blocked) = books::admit(&proxy, &mut trace, launch)
@@ -206,7 +207,7 @@ impl Run {
     async fn failed(&mut self, lease: Lease, outcome: &Outcome<'_>) -> Step {
         let verdict = verdict::classify(outcome, clock::wall());
         let mut verdict = Verdict { mark: self.own(verdict.mark), ..verdict };
-        if verdict.mark == Mark::Unauthorized && self.is_denied(&lease.account).await {
+        if verdict.mark == Mark::Unauthorized && self.is_denied(&lease).await {
             self.denied += 1;
             verdict = Verdict {
                 act: Act::RetryOther,
@@ -240,8 +241,11 @@ impl Run {
 
     /// Whether a refused token isn't worth a renewal: it is fresh, and this kind alone is refused to it. Whether
     /// the login is over is for a turn to tell.
-    async fn is_denied(&self, account: &AccountId) -> bool {
-        let own = self.errand.family().is_some();
+    async fn is_denied(&self, lease: &Lease) -> bool {
+        let account = &lease.account;
+        // A 401 of the token before, which was renewed meanwhile, says nothing of this one.
+        let current = self.proxy.vault.generation(account) == Some(lease.generation);
+        let own = current && self.errand.family().is_some();
         let denied =
             own && (self.course.has_renewed(account) || aux::is_fresh(&self.proxy, account).await);
         if denied {

@@ -82,8 +82,8 @@ pub(super) fn spent(shares: &[Share], limit: &str) -> bool {
     fit.peek().is_some() && fit.all(full)
 }
 
-/// The pool's window of a limit, where any account has one. `like` is the window that it stands for, else
-/// the first one there is.
+/// The pool's window of a limit, where any account has one. `like` is the window that it stands for, else one
+/// of the length that most have.
 pub(super) fn pooled(
     shares: &[Share],
     limit: &str,
@@ -92,11 +92,16 @@ pub(super) fn pooled(
 ) -> Option<Pooled> {
     let fit = shares.iter().any(|share| share.fit);
     let serving = || shares.iter().filter(|share| share.fit || !fit);
-    let window = like.or_else(|| serving().find_map(|share| share.window(limit, place)))?;
+    let windows = || serving().filter_map(|share| share.window(limit, place));
+    let of = |length: Option<u64>| windows().filter(|window| window.minutes == length).count();
+    // Of lengths that are as frequent the first.
+    let usual =
+        || windows().rev().max_by_key(|window| (window.minutes.is_some(), of(window.minutes)));
+    let minutes = like.or_else(usual)?.minutes;
     // Five hours of one plan and a week of another are no mean of anything.
     let alike = |share: &&Share| {
         let own = share.window(limit, place).and_then(|own| own.minutes);
-        own.zip(window.minutes).is_none_or(|(own, told)| own == told)
+        own.zip(minutes).is_none_or(|(own, told)| own == told)
     };
     let parts: Vec<_> =
         serving().filter(alike).filter_map(|share| share.left(limit, place)).collect();
@@ -107,8 +112,7 @@ pub(super) fn pooled(
     let left = parts.iter().map(|(left, _resets)| left).sum::<f64>() / parts.len() as f64;
     let dried = if limit == MAIN_LIMIT { dry(shares) } else { spent(shares, limit) };
     let full = if dried { 100 } else { 99 };
-    let lengths = || serving().filter_map(|share| share.window(limit, place)?.minutes);
-    let minutes = window.minutes.or_else(|| lengths().next()).unwrap_or(0);
+    let minutes = minutes.unwrap_or(0);
     Some(Pooled {
         used: if dried { 100 } else { whole(100.0 - left).min(full) },
         seconds: minutes * 60,
@@ -224,6 +228,9 @@ mod tests {
         let told = pooled(&pool, MAIN_LIMIT, Place::Primary, like).unwrap();
         assert_eq!((told.used, told.seconds), (90, 18_000));
         assert_eq!(pooled(&pool, MAIN_LIMIT, Place::Primary, None).unwrap().used, 0);
+        // Most of the pool speak for it, whoever is first.
+        let three = [weekly, share(90.0, 40.0, 70), share(10.0, 40.0, 70)];
+        assert_eq!(used(&three).0, 50);
     }
 
     #[test]

@@ -358,6 +358,8 @@ impl Session {
             turn.course.unfit(account, Bar::Unread);
             return Step::Again;
         }
+        // The same bytes as the frame, which is let go of once something was shown.
+        drop(original);
         match self.way(local, turn, lease, pass).await {
             Way::Link(lease) => self.over_link(local, turn, lease).await,
             Way::Http(lease, pass) => Box::pin(self.over_http(local, turn, lease, &pass)).await,
