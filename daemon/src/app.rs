@@ -150,7 +150,10 @@ impl Phases {
             if reached.as_mut().poll(context).is_ready() {
                 return Poll::Ready(());
             }
-            asked = Some((now, context.waker().clone()));
+            // Without a budget it wasn't looked at.
+            if tokio::task::coop::has_budget_remaining() {
+                asked = Some((now, context.waker().clone()));
+            }
             Poll::Pending
         })
         .await;

@@ -22,11 +22,12 @@ use std::{
 };
 
 /// Variables the daemon reads, apart from those that name the root. `status` shows those set.
-pub(crate) const VARIABLES: [&str; 6] = [
+pub(crate) const VARIABLES: [&str; 7] = [
     "CMA_LISTEN",
     "CMA_UPSTREAM_BACKEND",
     "CMA_UPSTREAM_ISSUER",
     "CMA_HEAD_TIMEOUT",
+    "CMA_HOST_WAIT",
     "CMA_LOG",
     "CMA_WEBSOCKET",
 ];

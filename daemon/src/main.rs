@@ -285,9 +285,14 @@ fn launch(run: &[&str]) -> Result<StartLine, Fault> {
     let mut command = Command::new(own);
     // Meant from here; the daemon works elsewhere.
     for name in network::ROOTS_VARIABLES {
-        let path = std::env::var_os(name).filter(|path| !path.is_empty());
-        if let Some(path) = path.and_then(|path| std::path::absolute(path).ok()) {
-            command.env(name, path);
+        match std::env::var_os(name) {
+            // To the system's own roots an empty one is a place with none.
+            Some(path) if path.is_empty() => drop(command.env_remove(name)),
+            path => {
+                if let Some(path) = path.and_then(|path| std::path::absolute(path).ok()) {
+                    command.env(name, path);
+                }
+            },
         }
     }
     let mut child = command

@@ -44,11 +44,20 @@ pub(crate) async fn keep(app: Arc<App>) {
     }
     let mut changes = app.actor.changes();
     let mut watch = Watch::new(notify.low);
+    // What stood when another daemon handed over, that one has told.
+    let mut known = app.before.pid().is_some();
     let mut flushing = std::pin::pin!(app.phases.reached(Phase::Flushing));
     loop {
         if !is_quiet(notify, &TimeZone::system(), clock::wall()) {
             let Some(seen) = look(&app).await else { return };
-            for notice in watch.next(&seen, clock::wall()) {
+            if app.phases.handed_over() {
+                return;
+            }
+            let mut news = watch.next(&seen, clock::wall());
+            if std::mem::take(&mut known) {
+                news.clear();
+            }
+            for notice in news {
                 if notify.on.contains(&notice.kind) {
                     tracing::info!(kind = notice.kind.word(), text = notice.text, "notice");
                     send::all(&app.config, &notice).await;

@@ -98,6 +98,8 @@ fn versions(world: &World) -> Vec<bool> {
 struct Tunnels {
     addr: SocketAddr,
     asked: Arc<Mutex<Vec<String>>>,
+    /// The client's ends of those that are open.
+    open: Arc<Mutex<Vec<TcpStream>>>,
     stopped: Arc<AtomicBool>,
 }
 
@@ -108,17 +110,27 @@ impl Tunnels {
         let addr = listener.local_addr().unwrap();
         let (asked, stopped) = (Arc::default(), Arc::new(AtomicBool::new(false)));
         let (known, over) = (Arc::clone(&asked), Arc::clone(&stopped));
+        let open = Arc::<Mutex<Vec<TcpStream>>>::default();
+        let ends = Arc::clone(&open);
         thread::spawn(move || {
             for stream in listener.incoming() {
                 if over.load(Ordering::Relaxed) {
                     return;
                 }
                 let known = Arc::clone(&known);
+                ends.lock().extend(stream.as_ref().ok().and_then(|it| it.try_clone().ok()));
                 // A client that goes away ends its tunnel.
                 thread::spawn(move || drop(tunnel(stream.unwrap(), login, &known)));
             }
         });
-        Self { addr, asked, stopped }
+        Self { addr, asked, open, stopped }
+    }
+
+    /// Ends all that are open.
+    fn cut(&self) {
+        for end in self.open.lock().drain(..) {
+            drop(end.shutdown(Shutdown::Both));
+        }
     }
 
     fn asked(&self) -> Vec<String> {
@@ -434,6 +446,38 @@ fn a_host_that_sends_us_away_or_refuses_is_obeyed_unseen() {
     assert!(door.send(&door.turn()).is_err(), "a cut stream must not look whole");
     serves(&door);
     world.assert_clean();
+}
+
+/// A VPN flips: what ran on a connection that was kept is sent once more, with the same account.
+#[test]
+fn a_connection_that_dies_under_its_requests_moves_no_thread() {
+    let proxy = Tunnels::start("bWU6c2VjcmV0LW9mLWEtcHJveHk=");
+    for protocols in [BEST, &["http/1.1"]] {
+        let world = named(trusting(protocols), "")
+            .with_env("HTTPS_PROXY", &format!("http://me:secret-of-a-proxy@{}", proxy.addr));
+        world.import_all();
+        let door = Door::of(&world);
+        serves(&door);
+        let turns = |seen: &Seen| seen.method == "POST" && seen.path.ends_with("/responses");
+        let asked = || world.sim().seen().into_iter().filter(turns).count();
+        world.sim().fault(
+            None,
+            Route::Responses,
+            Fault::SlowHead(Duration::from_secs(20)),
+            Some(1),
+        );
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| serves(&door));
+            eventually("it waits", || asked() == 2);
+            proxy.cut();
+            waiting.join().unwrap();
+        });
+        let served = world.sim().seen().into_iter().filter(turns);
+        let served: Vec<_> = served.filter_map(|seen| seen.account).collect();
+        assert_eq!(served, ["a", "a", "a"], "{protocols:?}");
+        nobody_is_to_blame(&world);
+        world.assert_clean();
+    }
 }
 
 #[test]

@@ -203,7 +203,11 @@ fn receive(stream: &UnixStream) -> io::Result<(TcpListener, OwnedFd, Held)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
+    // Apple's kernel has no such flag: there they are marked below.
+    #[cfg(not(target_vendor = "apple"))]
     let flags = RecvFlags::CMSG_CLOEXEC;
+    #[cfg(target_vendor = "apple")]
+    let flags = RecvFlags::empty();
     let read = rustix::net::recvmsg(
         stream.as_fd(),
         &mut [IoSliceMut::new(&mut byte)],
@@ -218,6 +222,10 @@ fn receive(stream: &UnixStream) -> io::Result<(TcpListener, OwnedFd, Held)> {
         if let RecvAncillaryMessage::ScmRights(received) = message {
             all.extend(received);
         }
+    }
+    #[cfg(target_vendor = "apple")]
+    for one in &all {
+        rustix::io::fcntl_setfd(one, rustix::io::FdFlags::CLOEXEC)?;
     }
     let [proxy, control, lock]: [OwnedFd; 3] =
         all.try_into().map_err(|_some| io::Error::other("it gave something else"))?;

@@ -216,7 +216,7 @@ pub(super) async fn ask(
     let exchange = async {
         // A kept connection that broke may have delivered it: only what reads is sent again.
         let reads = parts.method.is_safe();
-        let repeat = || reads.then(|| build(proxy, parts, &pass, again));
+        let repeat = |undone| (undone || reads).then(|| build(proxy, parts, &pass, again));
         let response = proxy.upstream.send(id, request, repeat).await.ok()?;
         let (head, mut incoming) = response.into_parts();
         if verdict::is_page(head.status, &head.headers) {

@@ -74,7 +74,11 @@ struct Inner {
     overflow: bool,
     failed: Option<bool>,
     done_at: Option<Instant>,
+    /// When upstream last took a piece of it, if the client hasn't kept upstream waiting since.
+    taken_at: Option<Instant>,
     attempt: u32,
+    /// When the last attempt began.
+    attempted_at: Instant,
 }
 
 /// One attempt's reading of it.
@@ -99,7 +103,9 @@ impl Source {
             overflow: false,
             failed: None,
             done_at: ended.then(clock::mono),
+            taken_at: Some(clock::mono()),
             attempt: 0,
+            attempted_at: clock::mono(),
         })))
     }
 
@@ -116,10 +122,22 @@ impl Source {
             overflow: false,
             failed: None,
             done_at: Some(clock::mono()),
+            taken_at: None,
             attempt: 0,
+            attempted_at: clock::mono(),
         };
         inner.keep(bytes);
         Self(Arc::new(Mutex::new(inner)))
+    }
+
+    /// A body of which the client has sent a part, and upstream takes no more.
+    #[cfg(test)]
+    pub(crate) fn left_unread() -> Self {
+        let source = Self::read_before(&Bytes::from_static(b"a part"));
+        let mut inner = source.0.lock();
+        (inner.ended, inner.done_at, inner.taken_at) = (false, None, Some(clock::mono()));
+        drop(inner);
+        source
     }
 
     /// A body for the next attempt; the one before gets nothing more. `None` when too much went by
@@ -130,6 +148,7 @@ impl Source {
             return None;
         }
         inner.attempt += 1;
+        inner.attempted_at = clock::mono();
         Some(Replay { source: Arc::clone(&self.0), next: 0, attempt: inner.attempt })
     }
 
@@ -178,6 +197,16 @@ impl Source {
     /// When the client's body was read to its end.
     pub(crate) fn done_at(&self) -> Option<Instant> {
         self.0.lock().done_at
+    }
+
+    /// When the last attempt began: one goes on within another where a dead connection is replaced.
+    pub(crate) fn attempted_at(&self) -> Instant {
+        self.0.lock().attempted_at
+    }
+
+    /// Since when upstream leaves unread what the client would give.
+    pub(crate) fn untouched_since(&self) -> Option<Instant> {
+        self.0.lock().taken_at
     }
 
     /// Bytes kept for another attempt.
@@ -275,6 +304,7 @@ impl Body for Replay {
         if inner.attempt != this.attempt {
             return Poll::Ready(Some(Err(BodyError::Superseded)));
         }
+        inner.taken_at = Some(clock::mono());
         if let Some(data) = inner.kept.get(this.next) {
             this.next += 1;
             return Poll::Ready(Some(Ok(Frame::data(data.clone()))));
@@ -282,6 +312,9 @@ impl Body for Replay {
         let read = inner.read(context);
         if matches!(read, Poll::Ready(Some(Ok(_)))) {
             this.next += 1;
+        }
+        if read.is_pending() {
+            inner.taken_at = None;
         }
         read.map(|read| read.map(|read| read.map(Frame::data)))
     }

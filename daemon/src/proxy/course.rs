@@ -540,7 +540,7 @@ pub(super) fn patience(limit: Duration, bytes: usize) -> Duration {
 }
 
 /// Waits for a head; the time for it runs from when the client's body has been read, so that a slow
-/// upload is not a silent host. A body that was read before goes up as fast as the line is.
+/// upload is not a silent host, or from when upstream stopped reading it. A body that was read before goes up as fast as the line is.
 pub(super) async fn head_in_time(
     source: &Source,
     limit: Duration,
@@ -557,7 +557,9 @@ pub(super) async fn head_in_time(
         match tokio::time::timeout_at(wake, &mut send).await {
             Ok(sent) => return sent.map_err(Missed::Failed),
             Err(_elapsed) => {
-                let from = source.done_at().map(|done| done.max(begun));
+                // A client that is slow is waited for; a host that stops reading is silent.
+                let from = source.done_at().or_else(|| source.untouched_since());
+                let from = from.map(|from| from.max(begun).max(source.attempted_at()));
                 let due = from.map_or_else(|| Instant::now() + limit, |from| from + limit);
                 if due <= Instant::now() {
                     return Err(Missed::TimedOut);
@@ -653,6 +655,16 @@ mod tests {
         assert_eq!(course.believed(1, short), 1, "there is time for another one");
         assert_eq!(course.believed(1, long), MAX_SILENCES);
         assert_eq!(course.believed(5, long), 5);
+    }
+
+    /// A host that takes a part of a request and then nothing is one that says nothing.
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_is_left_unread_is_a_silence() {
+        let (source, begun) = (Source::left_unread(), Instant::now());
+        let limit = Duration::from_secs(30);
+        let missed = head_in_time(&source, limit, std::future::pending()).await;
+        assert!(matches!(missed, Err(Missed::TimedOut)));
+        assert_eq!(begun.elapsed().as_secs(), 30);
     }
 
     /// A second attempt with a body of 8 MiB on a line of 2 Mbit/s isn't a host that says nothing.

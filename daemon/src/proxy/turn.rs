@@ -216,7 +216,7 @@ impl Turn {
         let mut repeats = 0;
         let outcome = {
             let (turn, source) = (&*self, &self.source);
-            let again = || {
+            let again = |_undone| {
                 turn.ride.body(source).map(|body| {
                     repeats += 1;
                     turn.request(&pass, body)

@@ -49,7 +49,10 @@ const CONNECTION_WINDOW: u32 = 64 * STREAM_WINDOW;
 const SEND_BUFFER: usize = 64 * 1024;
 /// How often a connection with open streams is asked whether it lives, and how long it may think:
 /// a stream that is silent for minutes looks like a dead one otherwise.
-const PING: Duration = Duration::from_secs(20);
+///
+/// Twice this is below the time that a head is waited for: a dead connection is found before its requests
+/// are taken for silences.
+const PING: Duration = Duration::from_secs(10);
 
 /// How an exchange failed.
 pub(super) enum Lost {
@@ -334,7 +337,7 @@ fn is_unprocessed(error: &hyper::Error) -> bool {
 }
 
 /// Whether it ended one stream only.
-fn is_reset(error: &hyper::Error) -> bool {
+pub(super) fn is_reset(error: &hyper::Error) -> bool {
     h2_cause(error).is_some_and(h2::Error::is_reset)
 }
 

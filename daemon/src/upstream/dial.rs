@@ -208,6 +208,10 @@ async fn race(addresses: &[IpAddr], port: u16) -> io::Result<TcpStream> {
     }
 }
 
+/// In milliseconds.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED: u32 = 40_000;
+
 /// The kernel looks after a silent peer from 15 s on, and gives it up after three looks more.
 #[cfg(unix)]
 fn probe(stream: &TcpStream) {
@@ -220,6 +224,9 @@ fn probe(stream: &TcpStream) {
         let _interval = sockopt::set_tcp_keepintvl(stream, Duration::from_secs(5));
         let _count = sockopt::set_tcp_keepcnt(stream, 3);
     }
+    // The same for a peer that stops acknowledging what was sent, which no probe finds.
+    #[cfg(target_os = "linux")]
+    let _unacknowledged = sockopt::set_tcp_user_timeout(stream, UNACKNOWLEDGED);
 }
 
 #[cfg(windows)]

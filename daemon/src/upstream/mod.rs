@@ -184,13 +184,13 @@ impl Upstream {
     /// Sends a request on a connection of that account and waits for the head.
     ///
     /// `again` makes the request once more, when a kept connection turns out to have been closed by
-    /// the host or when the host says that it did nothing with it; it gives `None` when the body
-    /// can't be sent twice.
+    /// the host (`false`: it may have been delivered) or when the host says that it did nothing with it
+    /// (`true`); it gives `None` when it can't be sent twice.
     pub(crate) async fn send(
         self: &Arc<Self>,
         account: &AccountId,
         request: Outbound,
-        again: impl FnOnce() -> Option<Outbound>,
+        again: impl FnOnce(bool) -> Option<Outbound>,
     ) -> Result<Response<Driven>, Failure> {
         let other = self.named(request.headers().get(header::HOST));
         other.as_ref().unwrap_or(self).send_here(account, request, again).await
@@ -200,7 +200,7 @@ impl Upstream {
         self: &Arc<Self>,
         account: &AccountId,
         request: Outbound,
-        again: impl FnOnce() -> Option<Outbound>,
+        again: impl FnOnce(bool) -> Option<Outbound>,
     ) -> Result<Response<Driven>, Failure> {
         let (mut request, mut again) = (request, Some(again));
         let (mut kept_ones, mut unsent) = (true, 0);
@@ -231,18 +231,19 @@ impl Upstream {
                     return Err(Failure::Connect("the host closes connections at once".to_owned()));
                 },
                 Err(Lost::Refused) => {
-                    let repeated = again.take().and_then(|again| again());
+                    let repeated = again.take().and_then(|again| again(true));
                     request = repeated.ok_or_else(|| {
                         Failure::Connect("the host refused the request's stream".to_owned())
                     })?;
                 },
                 Err(Lost::Failed(error)) => {
                     let failure = failure(&error);
-                    let own = kept && !connection.is_shared();
-                    if !own || !matches!(failure, Failure::Cut) {
+                    // A shared one that died took all its requests along; a reset is of the request alone.
+                    let died = kept && !(connection.is_shared() && connection::is_reset(&error));
+                    if !died || !matches!(failure, Failure::Cut) {
                         return Err(failure);
                     }
-                    let Some(repeated) = again.take().and_then(|again| again()) else {
+                    let Some(repeated) = again.take().and_then(|again| again(false)) else {
                         return Err(failure);
                     };
                     request = repeated;

@@ -35,7 +35,7 @@ struct Became {
 /// Reads a request's next answer as a turn does.
 async fn became(upstream: &Arc<Upstream>, account: &AccountId) -> Became {
     let request = Request::builder().uri("/x").body(UpBody::Whole(Bytes::new())).unwrap();
-    let answer = upstream.send(account, Box::new(request), || None).await.unwrap();
+    let answer = upstream.send(account, Box::new(request), |_undone| None).await.unwrap();
     let mut ready = Ready::new(answer);
     assert!(ready.can_be_held());
     // By a clock that stands: what is learned carries its time.

@@ -157,9 +157,9 @@ impl Run {
         let once = self.errand.safety() == Safety::Once;
         let sent = {
             let run = &*self;
-            let again = || {
+            let again = |undone: bool| {
                 // A kept connection that broke may have delivered it.
-                let body = run.source.attempt().filter(|_body| !once)?;
+                let body = run.source.attempt().filter(|_body| undone || !once)?;
                 Some(run.request(&pass, UpBody::Replay(body)))
             };
             let send = run.proxy.upstream.send(&account, request, again);

@@ -61,7 +61,7 @@ impl Session {
         let limit = first_word(self.proxy.config.head_timeout, turn.silences);
         let upstream = Arc::clone(&self.proxy.upstream);
         let mut repeats = 0;
-        let again = || {
+        let again = |_undone| {
             repeats += 1;
             Some(request())
         };
