@@ -54,6 +54,7 @@ type Look = Box<dyn FnOnce(&Pool, Now) + Send>;
 /// What somebody who asks gets, and how long the choice took.
 type Granted = (Grant, Duration);
 
+#[expect(clippy::large_enum_variant, reason = "nearly all are inputs, which would be boxed each")]
 enum Control {
     Input(Input, oneshot::Sender<u64>),
     Look(Look),
