@@ -110,10 +110,7 @@ pub(crate) async fn keep(
         };
         drop(changes);
         let Some(_permit) = roster.truth().to_change().await else { return };
-        // What nobody can see now isn't gone.
-        if !roster.is_locked() {
-            write_now(&root, &actor).await;
-        }
+        write_now(&root, &actor, &roster).await;
         if stopping {
             return;
         }
@@ -123,8 +120,12 @@ pub(crate) async fn keep(
     }
 }
 
-/// Writes what is known. The caller may write.
-pub(crate) async fn write_now(root: &Root, actor: &Handle) {
+/// Writes what is known. The caller may write. Nothing is written of a locked pool: what nobody can see
+/// now isn't gone.
+pub(crate) async fn write_now(root: &Root, actor: &Handle, roster: &Roster) {
+    if roster.is_locked() {
+        return;
+    }
     let Ok(entries) = snapshot(actor).await else { return };
     let to = folder(root);
     if let Err(fault) = off_the_loop(move || write(&to, &entries)).await {

@@ -285,14 +285,12 @@ fn launch(run: &[&str]) -> Result<StartLine, Fault> {
     let mut command = Command::new(own);
     // Meant from here; the daemon works elsewhere.
     for name in network::ROOTS_VARIABLES {
-        match std::env::var_os(name) {
+        let Some(path) = std::env::var_os(name) else { continue };
+        if path.is_empty() {
             // To the system's own roots an empty one is a place with none.
-            Some(path) if path.is_empty() => drop(command.env_remove(name)),
-            path => {
-                if let Some(path) = path.and_then(|path| std::path::absolute(path).ok()) {
-                    command.env(name, path);
-                }
-            },
+            command.env_remove(name);
+        } else if let Ok(path) = std::path::absolute(path) {
+            command.env(name, path);
         }
     }
     let mut child = command

@@ -1,9 +1,9 @@
 //! Asks upstream how far accounts are used, when somebody wants to know.
 //!
 //! Only the usage endpoint is asked, which spends nothing, unless the asker names a model; and only
-//! for accounts whose knowledge is older than the asker wants. One run at a time, one account after another with a pause of chance
-//! between, so that twenty accounts are no storm. What a probe learns is merged like what any answer
-//! tells; one that fails says why and changes nothing of what is known.
+//! for accounts whose knowledge is older than the asker wants. One run at a time, one account after
+//! another with a pause of chance between, so that twenty accounts are no storm. What a probe learns is
+//! merged like what any answer tells; one that fails says why and changes nothing of what is known.
 
 use crate::{
     app::{Phase, Phases, Tasks},

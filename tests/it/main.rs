@@ -34,6 +34,8 @@ mod demo;
 #[cfg(test)]
 mod eight;
 #[cfg(test)]
+mod errands;
+#[cfg(test)]
 mod flagged;
 #[cfg(test)]
 mod fuzz_corpus;

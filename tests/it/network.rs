@@ -181,14 +181,22 @@ fn pipe(client: TcpStream, mut host: TcpStream) -> io::Result<()> {
     Ok(())
 }
 
+/// `me:secret-of-a-proxy`
+const LOGIN: &str = "bWU6c2VjcmV0LW9mLWEtcHJveHk=";
+
+/// A world behind a proxy that wants [`LOGIN`].
+fn behind(proxy: &Tunnels, protocols: &[&str]) -> World {
+    let world = named(trusting(protocols), "")
+        .with_env("HTTPS_PROXY", &format!("http://me:secret-of-a-proxy@{}", proxy.addr));
+    world.import_all();
+    world
+}
+
 #[test]
 fn a_proxy_with_a_login_carries_turns_and_renewals() {
-    // me:secret-of-a-proxy
-    let proxy = Tunnels::start("bWU6c2VjcmV0LW9mLWEtcHJveHk=");
+    let proxy = Tunnels::start(LOGIN);
     for protocols in [BEST, &["http/1.1"]] {
-        let world = named(trusting(protocols), "")
-            .with_env("HTTPS_PROXY", &format!("http://me:secret-of-a-proxy@{}", proxy.addr));
-        world.import_all();
+        let world = behind(&proxy, protocols);
         let door = Door::of_account(&world, "a");
         serves(&door);
         world.sim().expire_access("a");
@@ -451,11 +459,9 @@ fn a_host_that_sends_us_away_or_refuses_is_obeyed_unseen() {
 /// A VPN flips: what ran on a connection that was kept is sent once more, with the same account.
 #[test]
 fn a_connection_that_dies_under_its_requests_moves_no_thread() {
-    let proxy = Tunnels::start("bWU6c2VjcmV0LW9mLWEtcHJveHk=");
+    let proxy = Tunnels::start(LOGIN);
     for protocols in [BEST, &["http/1.1"]] {
-        let world = named(trusting(protocols), "")
-            .with_env("HTTPS_PROXY", &format!("http://me:secret-of-a-proxy@{}", proxy.addr));
-        world.import_all();
+        let world = behind(&proxy, protocols);
         let door = Door::of(&world);
         serves(&door);
         let turns = |seen: &Seen| seen.method == "POST" && seen.path.ends_with("/responses");

@@ -34,8 +34,8 @@ const COMPACTIONS: [&[u8]; 3] = [b"compaction", b"context_compaction", b"compact
 /// reasoning; a message between agents holds the whole task, and is left out like a compaction, only by
 /// name.
 const IN_PARTS: [(&[u8], Kind); 2] = [(b"output", Kind::Reasoning), (b"content", Kind::Compaction)];
-/// A sealed part's kind.
-const PART: &[u8] = b"encrypted_content";
+/// Where a sealed item has what is sealed; a sealed part's kind as well.
+const SEALED: &[u8] = b"encrypted_content";
 /// What stands in its place: the model is told that there was something.
 const LEFT_OUT: &[u8] =
     br#"{"type":"input_text","text":"(left out: it was sealed for another account)"}"#;
@@ -245,8 +245,7 @@ impl Item {
         let open = Self { kind: Kind::Open, mark: Mark(0), parts: Vec::new() };
         // An input may hold plain strings.
         let Some(members) = scan::members(json, range.start) else { return Ok(open) };
-        let sealed =
-            one(json, &members, b"encrypted_content")?.and_then(|m| quoted(json, &m.value));
+        let sealed = one(json, &members, SEALED)?.and_then(|m| quoted(json, &m.value));
         let kind = one(json, &members, b"type")?.and_then(|member| quoted(json, &member.value));
         let (Some(sealed), Some(kind)) = (sealed, kind) else {
             return Ok(Self::in_parts(json, &members).unwrap_or(open));
@@ -268,8 +267,8 @@ impl Item {
                 let Some(inner) = scan::members(json, part.start) else { continue };
                 let text =
                     |name| one(json, &inner, name).ok()?.and_then(|one| quoted(json, &one.value));
-                if text(b"type") == Some(PART)
-                    && let Some(sealed) = text(PART)
+                if text(b"type") == Some(SEALED)
+                    && let Some(sealed) = text(SEALED)
                 {
                     last = Some((kind, Mark::of(sealed)));
                     parts.push(part);

@@ -134,9 +134,7 @@ async fn give(app: &Arc<App>, socket: &Path) -> io::Result<Talk> {
         still = app.roster.truth().hold_still() => still,
         _gone = talk.hear() => return Err(io::ErrorKind::UnexpectedEof.into()),
     };
-    if !app.roster.is_locked() {
-        cache::write_now(&app.root, &app.actor).await;
-    }
+    cache::write_now(&app.root, &app.actor, &app.roster).await;
     cache::threads::write_now(&app.root, &app.proxy.traces.threads).await;
     app.doors.hold();
     app.roster.truth().given().set(true);

@@ -105,9 +105,8 @@ pub(crate) async fn status(app: &App) -> Result<Status, Fault> {
     first.extend(super::choose::notes(app).await);
     notes.splice(0..0, first);
     let all = app.roster.all().len();
-    if all == 0 && app.roster.is_locked() {
-        // That is said already, and nothing is known of what is in there.
-    } else if all == 0 {
+    // Of a locked pool that is said already, and nothing is known of what is in there.
+    if all == 0 && !app.roster.is_locked() {
         notes.push(
             "the pool is empty: `cmactl login` signs in, `cmactl import` takes over an `auth.json`"
                 .to_owned(),

@@ -88,7 +88,7 @@ pub(crate) fn accounts_check(proxy: &Proxy, launch: &Launch) -> Answer {
 /// already isn't blamed for being refused here: the CLI alone goes on without what these calls bring
 /// (0.169.0, observed), and whether the login is over is for a turn to tell.
 pub(super) async fn renew(proxy: &Proxy, need: &Need, id: &AccountId, refused: Option<Generation>) {
-    if refused.is_some() && is_fresh(proxy, id).await {
+    if refused.is_some() && was_just_renewed(proxy, id).await {
         return;
     }
     let need = Need { only: Some(id.clone()), ..need.clone() };
@@ -101,18 +101,18 @@ pub(super) async fn renew(proxy: &Proxy, need: &Need, id: &AccountId, refused: O
 }
 
 /// Whether an account's token was just renewed because it was refused.
-pub(super) async fn is_fresh(proxy: &Proxy, id: &AccountId) -> bool {
+pub(super) async fn was_just_renewed(proxy: &Proxy, id: &AccountId) -> bool {
     let of = id.clone();
-    let fresh = proxy.actor.look(move |pool, _now| {
+    let renewed = proxy.actor.look(move |pool, _now| {
         pool.accounts().iter().any(|account| account.id == of && account.refused_fresh)
     });
-    fresh.await == Ok(true)
+    renewed.await == Ok(true)
 }
 
 /// Waits for the renewal of a token that was just refused, of an account that may rest: it isn't
 /// wanted for a turn. A fresh one isn't blamed, as by [`renew`].
 pub(super) async fn renew_resting(proxy: &Proxy, id: &AccountId) {
-    if is_fresh(proxy, id).await {
+    if was_just_renewed(proxy, id).await {
         return;
     }
     let refused = proxy.vault.generation(id);
@@ -126,7 +126,7 @@ pub(super) async fn renew_resting(proxy: &Proxy, id: &AccountId) {
 }
 
 /// Renews a token that is known to be over; what was asked for would only be refused.
-pub(super) async fn fresh(proxy: &Proxy, need: &Need, id: &AccountId) {
+pub(super) async fn renew_expired(proxy: &Proxy, need: &Need, id: &AccountId) {
     let of = id.clone();
     let over = proxy.actor.look(move |pool, now| {
         let account = pool.accounts().iter().find(|account| account.id == of);
@@ -143,7 +143,7 @@ pub(crate) async fn pass(proxy: Arc<Proxy>, launch: &Launch, request: Request<In
         return respond::not_here();
     };
     let id = id_of(&face);
-    fresh(&proxy, &launch.bounds.need(), &id).await;
+    renew_expired(&proxy, &launch.bounds.need(), &id).await;
     pass_on(&proxy, &id, request).await
 }
 

@@ -74,11 +74,9 @@ struct Inner {
     overflow: bool,
     failed: Option<bool>,
     done_at: Option<Instant>,
-    /// When upstream last took a piece of it, if the client hasn't kept upstream waiting since.
+    /// When upstream last took a piece of it, or could first, if the client hasn't kept it waiting since.
     taken_at: Option<Instant>,
     attempt: u32,
-    /// When the last attempt began.
-    attempted_at: Instant,
 }
 
 /// One attempt's reading of it.
@@ -105,7 +103,6 @@ impl Source {
             done_at: ended.then(clock::mono),
             taken_at: Some(clock::mono()),
             attempt: 0,
-            attempted_at: clock::mono(),
         })))
     }
 
@@ -124,7 +121,6 @@ impl Source {
             done_at: Some(clock::mono()),
             taken_at: None,
             attempt: 0,
-            attempted_at: clock::mono(),
         };
         inner.keep(bytes);
         Self(Arc::new(Mutex::new(inner)))
@@ -148,7 +144,7 @@ impl Source {
             return None;
         }
         inner.attempt += 1;
-        inner.attempted_at = clock::mono();
+        inner.taken_at = Some(clock::mono());
         Some(Replay { source: Arc::clone(&self.0), next: 0, attempt: inner.attempt })
     }
 
@@ -199,14 +195,11 @@ impl Source {
         self.0.lock().done_at
     }
 
-    /// When the last attempt began: one goes on within another where a dead connection is replaced.
-    pub(crate) fn attempted_at(&self) -> Instant {
-        self.0.lock().attempted_at
-    }
-
-    /// Since when upstream leaves unread what the client would give.
-    pub(crate) fn untouched_since(&self) -> Option<Instant> {
-        self.0.lock().taken_at
+    /// Since when nothing is to be waited for but upstream, of the last attempt: it has the whole body, or
+    /// leaves unread what the client would give. `None` while the client is waited for.
+    pub(crate) fn upstreams_since(&self) -> Option<Instant> {
+        let inner = self.0.lock();
+        inner.taken_at.max(inner.done_at)
     }
 
     /// Bytes kept for another attempt.

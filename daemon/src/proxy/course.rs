@@ -540,7 +540,8 @@ pub(super) fn patience(limit: Duration, bytes: usize) -> Duration {
 }
 
 /// Waits for a head; the time for it runs from when the client's body has been read, so that a slow
-/// upload is not a silent host, or from when upstream stopped reading it. A body that was read before goes up as fast as the line is.
+/// upload is not a silent host, or from when upstream stopped reading it. A body that was read before
+/// goes up as fast as the line is.
 pub(super) async fn head_in_time(
     source: &Source,
     limit: Duration,
@@ -558,8 +559,7 @@ pub(super) async fn head_in_time(
             Ok(sent) => return sent.map_err(Missed::Failed),
             Err(_elapsed) => {
                 // A client that is slow is waited for; a host that stops reading is silent.
-                let from = source.done_at().or_else(|| source.untouched_since());
-                let from = from.map(|from| from.max(begun).max(source.attempted_at()));
+                let from = source.upstreams_since().map(|from| from.max(begun));
                 let due = from.map_or_else(|| Instant::now() + limit, |from| from + limit);
                 if due <= Instant::now() {
                     return Err(Missed::TimedOut);

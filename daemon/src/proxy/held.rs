@@ -11,7 +11,9 @@
 
 use super::{
     error_body::{ERROR_TIMEOUT, MAX_ERROR},
+    headers,
     moved::Said,
+    surface::standing::Instead,
 };
 use crate::{clock, config::streams::Streams, upstream::Driven};
 use bytes::Bytes;
@@ -33,8 +35,8 @@ use tokio::time::{Instant, Sleep};
 
 /// A compaction is held this many times as long: it says nothing while it works.
 const COMPACTION: u32 = 3;
-/// Silences of one request that are given up, before a head or behind it. A model that thinks for that long thinks
-/// elsewhere as well, and each attempt costs quota.
+/// Silences of one request that are given up, before a head or behind it. A model that thinks for that
+/// long thinks elsewhere as well, and each attempt costs quota.
 pub(super) const MAX_SILENCES: u32 = 2;
 
 /// How much longer the head of an answer is waited for after that: with the silences before, it stays
@@ -59,6 +61,8 @@ pub(crate) struct Ready {
     pub(crate) broken: Option<hyper::Error>,
     /// For a stream of events.
     pub(crate) sniffer: Option<Sniffer>,
+    /// What its head is to say of windows.
+    pub(crate) instead: Instead,
 }
 
 /// Whether an answer is JSON that can be read.
@@ -125,12 +129,15 @@ pub(super) fn first_word(limit: Duration, silences: u32) -> Duration {
 }
 
 impl Ready {
-    /// An answer of which nothing was read yet.
+    /// An answer of which nothing was read yet. Its head is made ready for the client while nothing has
+    /// come that is waited for.
     pub(crate) fn new(response: Response<Driven>) -> Self {
-        let (parts, body) = response.into_parts();
+        let (mut parts, body) = response.into_parts();
+        headers::downwards(&mut parts.headers);
         let plain = !parts.headers.contains_key(header::CONTENT_ENCODING);
         let sniffer = (plain && is_stream(&parts.headers)).then(|| Sniffer::new(clock::wall()));
-        Self { parts, body, held: Vec::with_capacity(PIECES), broken: None, sniffer }
+        let held = Vec::with_capacity(PIECES);
+        Self { parts, body, held, broken: None, sniffer, instead: Instead::default() }
     }
 
     /// Whether it is a stream that can be read along.

@@ -267,12 +267,6 @@ async fn dispatch(
         Route::Responses => {
             let mut answer = turn::serve(Arc::clone(proxy), launch, request).await;
             surface::after_turn(proxy, launch, answer.headers_mut());
-            if let Some(account) =
-                answer.body().served_by().filter(|_| answer.status().is_success())
-            {
-                let account = account.clone();
-                surface::standing::tell(proxy, launch, &account, answer.headers_mut()).await;
-            }
             answer
         },
         Route::Upgrade => ws::serve(proxy, launch, request),

@@ -17,7 +17,6 @@ use crate::{
 };
 use bytes::Bytes;
 use cma_core::{
-    identity::AccountId,
     pool::Release,
     sniff::{self, End, Sniffer},
     verdict::Mark,
@@ -49,16 +48,6 @@ pub(crate) enum Out {
     Whole(Bytes),
     /// Passed on.
     Relay(Box<Relay>),
-}
-
-impl Out {
-    /// Whose answer is passed on.
-    pub(crate) fn served_by(&self) -> Option<&AccountId> {
-        match self {
-            Self::Relay(relay) => relay.ending.as_ref().map(|end| &end.accounts.lease.account),
-            Self::Whole(_) => None,
-        }
-    }
 }
 
 /// See the module's documentation.

@@ -19,6 +19,7 @@ use super::{
     moved::{Foreign, Ride, Said},
     relay::{Accounts, Answer, Ending, Out, Relay},
     respond, shown,
+    surface::standing,
     trace::millis,
 };
 use crate::{
@@ -32,13 +33,13 @@ use bytes::Bytes;
 use cma_core::{
     bound,
     pool::{Refused, Release},
-    quota,
+    quota::{self, Window},
     select::{Bar, Need},
     time::Span,
     verdict::{self, Act, Mark, Outcome, Verdict},
 };
 use cma_proto::error::ErrorCode;
-use http::{Request, Response, StatusCode, header, request, response};
+use http::{HeaderMap, Request, Response, StatusCode, header, request, response};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use serde_json::Value;
@@ -54,8 +55,9 @@ const COMPACTION: Duration = Duration::from_secs(300);
 const SAME_TIME: Span = Span::from_secs(60);
 
 /// A turn in progress. Boxed from the start: moved into its future, it would be in it twice.
-struct Turn {
+struct Turn<'l> {
     proxy: Arc<Proxy>,
+    launch: &'l Launch,
     parts: request::Parts,
     source: Source,
     course: Course,
@@ -94,7 +96,7 @@ pub(crate) fn serve(
     proxy: Arc<Proxy>,
     launch: &Launch,
     request: Request<Incoming>,
-) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
+) -> Pin<Box<dyn Future<Output = Answer> + Send + '_>> {
     let (mut parts, incoming) = request.into_parts();
     if incoming.size_hint().lower() > BODY_LIMIT {
         return Box::pin(std::future::ready(respond::too_large()));
@@ -120,6 +122,7 @@ pub(crate) fn serve(
     let host_wait = proxy.config.host_wait;
     let turn = Box::new(Turn {
         proxy,
+        launch,
         parts,
         source,
         course: Course::new(need, trace, host_wait),
@@ -133,7 +136,7 @@ pub(crate) fn serve(
     Box::pin(turn.run())
 }
 
-impl Turn {
+impl Turn<'_> {
     async fn run(mut self: Box<Self>) -> Answer {
         loop {
             if self.course.is_spent() {
@@ -235,8 +238,13 @@ impl Turn {
                 if response.status().is_success()
                     && !verdict::is_page(response.status(), response.headers()) =>
             {
-                quota_seen(&lease, &response);
-                self.begun(lease, Box::new(Ready::new(response))).await
+                let mut ready = Box::new(Ready::new(response));
+                let windows = windows(&ready.parts.headers);
+                // Both before anything is waited for, and read once.
+                let (proxy, launch) = (&self.proxy, self.launch);
+                ready.instead = standing::instead(proxy, launch, &account, &windows).await;
+                lease.quota_seen(windows);
+                self.begun(lease, ready).await
             },
             Ok(response) => {
                 let own = pass.way.host.is_some();
@@ -266,7 +274,7 @@ impl Turn {
             return self.apply(lease, verdict, false).await;
         }
         self.proxy.roster.troubles().gone(Place::Backend);
-        quota_seen(&lease, &response);
+        lease.quota_seen(windows(response.headers()));
         // What is delivered whatever it says is not read first.
         let blind = verdict::classify(
             &Outcome::Head { status, headers: response.headers(), body: None },
@@ -324,12 +332,12 @@ impl Turn {
     fn deliver(mut self: Box<Self>, lease: Lease, ready: Ready, reason: &str) -> Answer {
         self.ride.delivered(&self.proxy, &ready.parts, &mut self.course.trace);
         let Self { proxy, course: Course { mut trace, .. }, overhead, .. } = *self;
-        let Ready { mut parts, body, held, broken, sniffer } = ready;
-        headers::downwards(&mut parts.headers);
+        let Ready { mut parts, body, held, broken, sniffer, instead } = ready;
         overhead.tell(&mut parts.headers, &trace, &lease.account);
         if parts.status.is_success() {
             proxy.roster.troubles().gone(Place::Backend);
             course::served(&proxy, &lease.account);
+            instead.put(&mut parts.headers);
         }
         trace.account = Some(lease.account.clone());
         trace.status = parts.status.as_u16();
@@ -429,6 +437,6 @@ async fn while_there<T>(source: &Source, wait: impl Future<Output = T>) -> Optio
     }
 }
 
-fn quota_seen(lease: &Lease, response: &Response<Driven>) {
-    lease.quota_seen(quota::from_headers(response.headers(), clock::wall()));
+fn windows(headers: &HeaderMap) -> Vec<Window> {
+    quota::from_headers(headers, clock::wall())
 }

@@ -2,7 +2,8 @@
 //!
 //! Plans that are not managed have none. For the others the CLI doesn't begin without (0.169.0: five tries,
 //! then it ends), so a token that is refused here is renewed once, and a bundle that was had within a day
-//! stands in for one that can't be had now (no answer, a 5xx, a login that is over). Never an empty one: that would lift the policies.
+//! stands in for one that can't be had now (no answer, a 5xx, a login that is over). Never an empty one:
+//! that would lift the policies.
 
 use super::super::{
     Proxy, aux,
@@ -57,7 +58,7 @@ pub(super) async fn serve(
     }
     let (id, need) = (aux::id_of(&face), launch.bounds.need());
     let (parts, _none) = request.into_parts();
-    aux::fresh(proxy, &need, &id).await;
+    aux::renew_expired(proxy, &need, &id).await;
     let refused = proxy.vault.generation(&id);
     let mut answer = aux::ask(proxy, &id, &parts, Bytes::new()).await;
     if is(answer.as_ref(), StatusCode::UNAUTHORIZED) {

@@ -246,8 +246,9 @@ impl Run {
         // A 401 of the token before, which was renewed meanwhile, says nothing of this one.
         let current = self.proxy.vault.generation(account) == Some(lease.generation);
         let own = current && self.errand.family().is_some();
-        let denied =
-            own && (self.course.has_renewed(account) || aux::is_fresh(&self.proxy, account).await);
+        let denied = own
+            && (self.course.has_renewed(account)
+                || aux::was_just_renewed(&self.proxy, account).await);
         if denied {
             self.proxy.health.settled(account);
         }

@@ -2,8 +2,9 @@
 //!
 //! `table` says which calls there are; `members` who may serve them; `desk` asks upstream beside
 //! them. Then one module for each kind: what an account is chosen for (`errand`), the model list
-//! (`models`), the policies of workspaces (`bundle`), what is left (`usage`, `standing`, `pooled`), reset credits (`credits`), where workspaces live
-//! (`checks`); what is passed for the account that speaks for the pool is `aux`'s.
+//! (`models`), the policies of workspaces (`bundle`), what is left (`usage`, `standing`, `pooled`),
+//! reset credits (`credits`), where workspaces live (`checks`); what is passed for the account that
+//! speaks for the pool is `aux`'s.
 //!
 //! None of it may hurt: no 401 of upstream's reaches the CLI, nothing here keeps a turn waiting, and
 //! what stands in no table goes nowhere.

@@ -3,8 +3,8 @@
 //! Every account is one equal share. What is left of a window is the mean of what is left of the
 //! accounts' windows, where an account that is out of a longer window has nothing left in the shorter
 //! one either. Accounts that can't serve for another reason than quota add nothing while others can, and
-//! windows of another length are other windows. Plans differ in size by factors that upstream doesn't tell, so no better weight is
-//! known; each account's own windows stand beside the pool's.
+//! windows of another length are other windows. Plans differ in size by factors that upstream doesn't
+//! tell, so no better weight is known; each account's own windows stand beside the pool's.
 //!
 //! A percentage is a whole number, rounded up: the CLI (0.169.0) reads no other, and a spent percent
 //! is spent. 100 is said only when nobody can serve.

@@ -67,16 +67,33 @@ pub(crate) async fn of(proxy: &Proxy, launch: &Launch) -> Standing {
     standing
 }
 
-/// Puts the pool's windows in the place of an account's, in the head of a turn's answer.
-pub(crate) async fn tell(
+/// The headers that say the pool's windows in the place of an account's, which it told in the head of
+/// a turn's answer.
+pub(crate) async fn instead(
     proxy: &Proxy,
     launch: &Launch,
     account: &AccountId,
-    headers: &mut HeaderMap,
-) {
-    let windows = quota::from_headers(headers, clock::wall());
-    if !windows.is_empty() {
-        of(proxy, launch).await.in_headers(account, &windows, headers);
+    told: &[Window],
+) -> Instead {
+    if told.is_empty() {
+        Instead::default()
+    } else {
+        of(proxy, launch).await.instead(account, told)
+    }
+}
+
+/// What headers of an answer say in the place of what upstream put there.
+#[derive(Debug, Default)]
+pub(crate) struct Instead(Vec<(HeaderName, HeaderValue)>);
+
+impl Instead {
+    /// Replaces what is there; nothing is added.
+    pub(crate) fn put(self, headers: &mut HeaderMap) {
+        for (name, value) in self.0 {
+            if let Some(told) = headers.get_mut(&name) {
+                *told = value;
+            }
+        }
     }
 }
 
@@ -102,27 +119,26 @@ impl Standing {
         told.iter().map(more).collect()
     }
 
-    fn in_headers(&self, account: &AccountId, told: &[Window], headers: &mut HeaderMap) {
+    fn instead(&self, account: &AccountId, told: &[Window]) -> Instead {
+        let mut instead = Instead::default();
         if self.0.is_empty() {
-            return;
+            return instead;
         }
         for (window, pooled) in told.iter().zip(self.pooled(account, told)) {
             let Some(pooled) = pooled else { continue };
             let limit = window.limit.replace('_', "-");
-            let mut put = |what: &str, number: u64| {
+            let mut say = |what: &str, number: u64| {
                 let name = format!("x-{limit}-{}-{what}", window.place.name());
-                if let Ok(name) = HeaderName::try_from(name)
-                    && headers.contains_key(&name)
-                {
-                    headers.insert(name, HeaderValue::from(number));
-                }
+                let name = HeaderName::try_from(name).ok();
+                instead.0.extend(name.map(|name| (name, HeaderValue::from(number))));
             };
-            put("used-percent", pooled.used);
+            say("used-percent", pooled.used);
             if let Some(resets) = pooled.resets {
-                put("reset-at", resets.secs());
-                put("reset-after-seconds", resets.since(clock::wall()).millis() / 1000);
+                say("reset-at", resets.secs());
+                say("reset-after-seconds", resets.since(clock::wall()).millis() / 1000);
             }
         }
+        instead
     }
 
     /// The same in the event that tells of them over a WebSocket; `None` where it stays as it is.
@@ -198,7 +214,7 @@ mod tests {
             headers.insert(name, HeaderValue::from_static(value));
         }
         let windows = quota::from_headers(&headers, Wall::from_secs(2));
-        pool.in_headers(&AccountId::from_written("a"), &windows, &mut headers);
+        pool.instead(&AccountId::from_written("a"), &windows).put(&mut headers);
         let says = |what: &str| headers[format!("x-codex-primary-{what}")].to_str().unwrap();
         // What this very answer said of its account counts: the mean of 9.5 and 80 is left.
         assert_eq!((says("used-percent"), says("reset-at")), ("56", "8000000000"));
@@ -229,12 +245,12 @@ mod tests {
             let name = HeaderName::from_static("x-codex-other-primary-used-percent");
             headers.insert(name.clone(), HeaderValue::from_static(told));
             let windows = quota::from_headers(&headers, Wall::from_secs(2));
-            pool.in_headers(&AccountId::from_written("a"), &windows, &mut headers);
+            pool.instead(&AccountId::from_written("a"), &windows).put(&mut headers);
             assert_eq!(headers[&name], shown);
             // The other one gains by what this one has left.
             headers.insert(name.clone(), HeaderValue::from_static("100"));
             let windows = quota::from_headers(&headers, Wall::from_secs(2));
-            pool.in_headers(&AccountId::from_written("b"), &windows, &mut headers);
+            pool.instead(&AccountId::from_written("b"), &windows).put(&mut headers);
             assert_eq!(headers[&name], "55");
         }
     }

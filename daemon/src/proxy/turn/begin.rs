@@ -21,7 +21,7 @@ use cma_core::{
 };
 use http::{HeaderValue, header::ACCEPT};
 
-impl Turn {
+impl Turn<'_> {
     /// Holds a good answer's beginning back until it shows something, and judges it when it fails
     /// before.
     pub(super) async fn begun(&mut self, lease: Lease, mut ready: Box<Ready>) -> Step {

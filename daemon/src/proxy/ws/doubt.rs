@@ -66,8 +66,7 @@ impl Doubts {
 
     /// There is time for one attempt more at a host: where a message was lost, not for another one.
     pub(super) fn last_chance(&mut self, host: Option<&HeaderValue>) {
-        let lost = self.lost.iter_mut().find(|lost| lost.host.as_ref() == host);
-        if let Some(lost) = lost.filter(|lost| lost.messages > 0) {
+        if let Some(lost) = self.at_mut(host).filter(|lost| lost.messages > 0) {
             lost.messages = lost.messages.max(LOST);
         }
     }
@@ -118,8 +117,12 @@ impl Doubts {
         self.lost.iter().find(|lost| lost.host.as_ref() == host)
     }
 
+    fn at_mut(&mut self, host: Option<&HeaderValue>) -> Option<&mut Lost> {
+        self.lost.iter_mut().find(|lost| lost.host.as_ref() == host)
+    }
+
     fn add(&mut self, more: Lost) {
-        match self.lost.iter_mut().find(|lost| lost.host == more.host) {
+        match self.at_mut(more.host.as_ref()) {
             Some(lost) => {
                 lost.messages += more.messages;
                 lost.answers += more.answers;

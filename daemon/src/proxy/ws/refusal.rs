@@ -1,10 +1,10 @@
 //! What upstream refuses otherwise than by an error of the turn: handshakes, what is sealed, and what a
 //! turn goes on from.
 //!
-//! Of a failed handshake, what is the host's goes over HTTP behind the client's socket. So does what upstream says of an
-//! account at a handshake, with the same account: the CLI alone does that as well (0.169.0, observed),
-//! and only what a turn is answered says for certain that the account can't serve. What it stops on
-//! (a used up limit, a 400) is believed at once.
+//! Of a failed handshake, what is the host's goes over HTTP behind the client's socket. So does what
+//! upstream says of an account at a handshake, with the same account: the CLI alone does that as well
+//! (0.169.0, observed), and only what a turn is answered says for certain that the account can't serve.
+//! What it stops on (a used up limit, a 400) is believed at once.
 
 use super::{
     again::Carried,
