@@ -239,10 +239,12 @@ impl Turn<'_> {
                     && !verdict::is_page(response.status(), response.headers()) =>
             {
                 let mut ready = Box::new(Ready::new(response));
-                let windows = windows(&ready.parts.headers);
-                // Both before anything is waited for, and read once.
+                let headers = &ready.parts.headers;
+                let windows = windows(headers);
+                // Before anything is waited for.
                 let (proxy, launch) = (&self.proxy, self.launch);
-                ready.instead = standing::instead(proxy, launch, &account, &windows).await;
+                let instead = standing::instead(proxy, launch, &account, &windows, headers);
+                ready.instead = instead.await;
                 lease.quota_seen(windows);
                 self.begun(lease, ready).await
             },

@@ -14,6 +14,7 @@ use cma_core::{
     time::Wall,
 };
 use serde_json::{Value, json};
+use std::borrow::Borrow;
 
 /// One account's part.
 #[derive(Debug, Clone, Default)]
@@ -35,6 +36,15 @@ pub(super) struct Pooled {
 }
 
 impl Share {
+    /// With what its account just told.
+    pub(super) fn with(&self, told: &[Window]) -> Self {
+        let same = |known: &&Window| {
+            told.iter().any(|new| new.limit == known.limit && new.place == known.place)
+        };
+        let known = self.windows.iter().filter(|known| !same(known));
+        Self { windows: known.chain(told).cloned().collect(), ..*self }
+    }
+
     fn window(&self, limit: &str, place: Place) -> Option<&Window> {
         self.windows.iter().find(|window| *window.limit == *limit && window.place == place)
     }
@@ -63,35 +73,39 @@ impl Share {
     }
 }
 
+fn each(shares: &[impl Borrow<Share>]) -> impl DoubleEndedIterator<Item = &Share> {
+    shares.iter().map(Borrow::borrow)
+}
+
 /// Whether any account can serve now.
-pub(super) fn allowed(shares: &[Share]) -> bool {
-    shares.iter().any(|share| share.fit && share.has_quota())
+pub(super) fn allowed(shares: &[impl Borrow<Share>]) -> bool {
+    each(shares).any(|share| share.fit && share.has_quota())
 }
 
 /// Whether quota is what keeps the pool from serving.
-pub(super) fn dry(shares: &[Share]) -> bool {
-    !allowed(shares) && shares.iter().any(|share| share.fit && !share.has_quota())
+pub(super) fn dry(shares: &[impl Borrow<Share>]) -> bool {
+    !allowed(shares) && each(shares).any(|share| share.fit && !share.has_quota())
 }
 
 /// Whether a limit beside the main one is used up wherever an account could serve.
-pub(super) fn spent(shares: &[Share], limit: &str) -> bool {
+pub(super) fn spent(shares: &[impl Borrow<Share>], limit: &str) -> bool {
     let full = |share: &Share| {
         share.windows.iter().any(|window| *window.limit == *limit && window.used_percent >= 100.0)
     };
-    let mut fit = shares.iter().filter(|share| share.fit).peekable();
+    let mut fit = each(shares).filter(|share| share.fit).peekable();
     fit.peek().is_some() && fit.all(full)
 }
 
 /// The pool's window of a limit, where any account has one. `like` is the window that it stands for, else one
 /// of the length that most have.
 pub(super) fn pooled(
-    shares: &[Share],
+    shares: &[impl Borrow<Share>],
     limit: &str,
     place: Place,
     like: Option<&Window>,
 ) -> Option<Pooled> {
-    let fit = shares.iter().any(|share| share.fit);
-    let serving = || shares.iter().filter(|share| share.fit || !fit);
+    let fit = each(shares).any(|share| share.fit);
+    let serving = || each(shares).filter(|share| share.fit || !fit);
     let windows = || serving().filter_map(|share| share.window(limit, place));
     let of = |length: Option<u64>| windows().filter(|window| window.minutes == length).count();
     // Of lengths that are as frequent the first.
@@ -185,7 +199,8 @@ mod tests {
     fn one_account_is_shown_as_it_is() {
         assert_eq!(used(&[share(12.0, 34.0, 50)]), (12, 34, 50));
         assert_eq!(used(&[share(12.2, 34.0, 50)]).0, 13);
-        assert_eq!(pooled(&[], MAIN_LIMIT, Place::Primary, None), None);
+        let none: [Share; 0] = [];
+        assert_eq!(pooled(&none, MAIN_LIMIT, Place::Primary, None), None);
     }
 
     #[test]

@@ -67,19 +67,19 @@ pub(crate) async fn of(proxy: &Proxy, launch: &Launch) -> Standing {
     standing
 }
 
-/// The headers that say the pool's windows in the place of an account's, which it told in the head of
-/// a turn's answer.
+/// What the head of a turn's answer is to say in the place of the windows that it told of its account:
+/// the pool's.
 pub(crate) async fn instead(
     proxy: &Proxy,
     launch: &Launch,
     account: &AccountId,
     told: &[Window],
+    headers: &HeaderMap,
 ) -> Instead {
     if told.is_empty() {
-        Instead::default()
-    } else {
-        of(proxy, launch).await.instead(account, told)
+        return Instead::default();
     }
+    of(proxy, launch).await.instead(account, told, headers)
 }
 
 /// What headers of an answer say in the place of what upstream put there.
@@ -100,45 +100,43 @@ impl Instead {
 impl Standing {
     /// For each window that an account just told the pool's, where that has more left.
     fn pooled(&self, account: &AccountId, told: &[Window]) -> Vec<Option<Pooled>> {
-        let mut shares: Vec<Share> = Vec::with_capacity(self.0.len());
-        for (id, share) in self.0.iter() {
-            let mut share = share.clone();
-            if id == account {
-                let same = |known: &Window| {
-                    told.iter().any(|new| new.limit == known.limit && new.place == known.place)
-                };
-                share.windows.retain(|known| !same(known));
-                share.windows.extend(told.iter().cloned());
-            }
-            shares.push(share);
-        }
+        let own = self.0.iter().find(|(id, _share)| id == account);
+        let own = own.map(|(_id, share)| share.with(told));
+        let shares: Vec<&Share> = self
+            .0
+            .iter()
+            .map(|(id, share)| own.as_ref().filter(|_own| id == account).unwrap_or(share))
+            .collect();
         let more = |told: &Window| {
-            let pooled = pooled::pooled(&shares, &told.limit, told.place, Some(told))?;
-            (pooled.used < pooled::whole(told.used_percent)).then_some(pooled)
+            let used = pooled::whole(told.used_percent);
+            let less = |pooled: &Pooled| pooled.used < used;
+            let pooled = || pooled::pooled(&shares, &told.limit, told.place, Some(told));
+            if used == 0 { None } else { pooled().filter(less) }
         };
         told.iter().map(more).collect()
     }
 
-    fn instead(&self, account: &AccountId, told: &[Window]) -> Instead {
-        let mut instead = Instead::default();
+    fn instead(&self, account: &AccountId, told: &[Window], headers: &HeaderMap) -> Instead {
         if self.0.is_empty() {
-            return instead;
+            return Instead::default();
         }
+        let mut instead = Vec::new();
         for (window, pooled) in told.iter().zip(self.pooled(account, told)) {
-            let Some(pooled) = pooled else { continue };
-            let limit = window.limit.replace('_', "-");
-            let mut say = |what: &str, number: u64| {
-                let name = format!("x-{limit}-{}-{what}", window.place.name());
-                let name = HeaderName::try_from(name).ok();
-                instead.0.extend(name.map(|name| (name, HeaderValue::from(number))));
+            let Some(Pooled { used, resets, .. }) = pooled else { continue };
+            let prefix = format!("x-{}-{}-", window.limit.replace('_', "-"), window.place.name());
+            let number = |what| match what {
+                "used-percent" => Some(used),
+                "reset-at" => resets.map(Wall::secs),
+                "reset-after-seconds" => resets.map(|at| at.since(clock::wall()).millis() / 1000),
+                _ => None,
             };
-            say("used-percent", pooled.used);
-            if let Some(resets) = pooled.resets {
-                say("reset-at", resets.secs());
-                say("reset-after-seconds", resets.since(clock::wall()).millis() / 1000);
-            }
+            // A look along the names is cheaper than names that are made.
+            instead.extend(headers.keys().filter_map(|name| {
+                let number = number(name.as_str().strip_prefix(&*prefix)?)?;
+                Some((name.clone(), HeaderValue::from(number)))
+            }));
         }
-        instead
+        Instead(instead)
     }
 
     /// The same in the event that tells of them over a WebSocket; `None` where it stays as it is.
@@ -214,7 +212,7 @@ mod tests {
             headers.insert(name, HeaderValue::from_static(value));
         }
         let windows = quota::from_headers(&headers, Wall::from_secs(2));
-        pool.instead(&AccountId::from_written("a"), &windows).put(&mut headers);
+        pool.instead(&AccountId::from_written("a"), &windows, &headers).put(&mut headers);
         let says = |what: &str| headers[format!("x-codex-primary-{what}")].to_str().unwrap();
         // What this very answer said of its account counts: the mean of 9.5 and 80 is left.
         assert_eq!((says("used-percent"), says("reset-at")), ("56", "8000000000"));
@@ -245,12 +243,12 @@ mod tests {
             let name = HeaderName::from_static("x-codex-other-primary-used-percent");
             headers.insert(name.clone(), HeaderValue::from_static(told));
             let windows = quota::from_headers(&headers, Wall::from_secs(2));
-            pool.instead(&AccountId::from_written("a"), &windows).put(&mut headers);
+            pool.instead(&AccountId::from_written("a"), &windows, &headers).put(&mut headers);
             assert_eq!(headers[&name], shown);
             // The other one gains by what this one has left.
             headers.insert(name.clone(), HeaderValue::from_static("100"));
             let windows = quota::from_headers(&headers, Wall::from_secs(2));
-            pool.instead(&AccountId::from_written("b"), &windows).put(&mut headers);
+            pool.instead(&AccountId::from_written("b"), &windows, &headers).put(&mut headers);
             assert_eq!(headers[&name], "55");
         }
     }
