@@ -126,12 +126,12 @@ impl Source {
         Self(Arc::new(Mutex::new(inner)))
     }
 
-    /// A body of which the client has sent a part, and upstream takes no more.
+    /// A body of which the client has sent a part and keeps upstream waiting for the rest.
     #[cfg(test)]
-    pub(crate) fn left_unread() -> Self {
+    pub(crate) fn half_sent() -> Self {
         let source = Self::read_before(&Bytes::from_static(b"a part"));
         let mut inner = source.0.lock();
-        (inner.ended, inner.done_at, inner.taken_at) = (false, None, Some(clock::mono()));
+        (inner.ended, inner.done_at) = (false, None);
         drop(inner);
         source
     }
@@ -195,8 +195,8 @@ impl Source {
         self.0.lock().done_at
     }
 
-    /// Since when nothing is to be waited for but upstream, of the last attempt: it has the whole body, or
-    /// leaves unread what the client would give. `None` while the client is waited for.
+    /// Since when nothing is to be waited for but upstream, of the last attempt: the whole body is here, or
+    /// what the client would give is left unread. `None` while the client is waited for.
     pub(crate) fn upstreams_since(&self) -> Option<Instant> {
         let inner = self.0.lock();
         inner.taken_at.max(inner.done_at)
@@ -297,7 +297,10 @@ impl Body for Replay {
         if inner.attempt != this.attempt {
             return Poll::Ready(Some(Err(BodyError::Superseded)));
         }
-        inner.taken_at = Some(clock::mono());
+        // A body that is here whole has its time from the attempt's beginning on, however it is taken.
+        if inner.done_at.is_none() {
+            inner.taken_at = Some(clock::mono());
+        }
         if let Some(data) = inner.kept.get(this.next) {
             this.next += 1;
             return Poll::Ready(Some(Ok(Frame::data(data.clone()))));

@@ -578,6 +578,7 @@ mod tests {
     };
     use bytes::Bytes;
     use cma_proto::endpoint::Root;
+    use http_body_util::BodyExt as _;
     use std::{path::Path, sync::Arc};
 
     fn course(dir: &Path, patience: Duration) -> Course {
@@ -660,7 +661,8 @@ mod tests {
     /// A host that takes a part of a request and then nothing is one that says nothing.
     #[tokio::test(start_paused = true)]
     async fn a_body_that_is_left_unread_is_a_silence() {
-        let (source, begun) = (Source::left_unread(), Instant::now());
+        let (source, begun) = (Source::half_sent(), Instant::now());
+        let _unread = source.attempt().unwrap();
         let limit = Duration::from_secs(30);
         let missed = head_in_time(&source, limit, std::future::pending()).await;
         assert!(matches!(missed, Err(Missed::TimedOut)));
@@ -674,7 +676,13 @@ mod tests {
         for (bytes, at_most) in [(0, 30), (100, 30), (8 * 1024 * 1024, 30 + 256)] {
             let source = Source::read_before(&Bytes::from(vec![0; bytes]));
             let begun = Instant::now();
-            let missed = head_in_time(&source, limit, std::future::pending()).await;
+            let mut attempt = source.attempt().unwrap();
+            let slowly = async {
+                tokio::time::sleep(limit / 2).await;
+                assert!(attempt.frame().await.is_some() || bytes == 0);
+                std::future::pending().await
+            };
+            let missed = head_in_time(&source, limit, slowly).await;
             assert!(matches!(missed, Err(Missed::TimedOut)));
             let waited = begun.elapsed().as_secs();
             assert_eq!(waited, at_most, "{bytes} bytes");

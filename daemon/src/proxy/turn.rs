@@ -241,11 +241,11 @@ impl Turn<'_> {
                 let mut ready = Box::new(Ready::new(response));
                 let headers = &ready.parts.headers;
                 let windows = windows(headers);
-                // Before anything is waited for.
+                lease.quota_seen(windows.clone());
+                // Before the answer is waited for.
                 let (proxy, launch) = (&self.proxy, self.launch);
                 let instead = standing::instead(proxy, launch, &account, &windows, headers);
                 ready.instead = instead.await;
-                lease.quota_seen(windows);
                 self.begun(lease, ready).await
             },
             Ok(response) => {

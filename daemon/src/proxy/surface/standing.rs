@@ -20,7 +20,7 @@ use cma_core::{
     quota::{self, Window},
     time::Wall,
 };
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, header::Entry};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::{collections::VecDeque, sync::Arc, time::Duration};
@@ -90,8 +90,8 @@ impl Instead {
     /// Replaces what is there; nothing is added.
     pub(crate) fn put(self, headers: &mut HeaderMap) {
         for (name, value) in self.0 {
-            if let Some(told) = headers.get_mut(&name) {
-                *told = value;
+            if let Entry::Occupied(mut told) = headers.entry(name) {
+                told.insert(value);
             }
         }
     }
