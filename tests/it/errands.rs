@@ -1,6 +1,6 @@
 //! Errands from the wire: pictures, searches and what else upstream does beside turns.
 
-use crate::surface::{accounts, post, posting, seen, served, specs, turn, world, world_with};
+use crate::surface_kit::{accounts, post, posting, seen, served, specs, turn, world, world_with};
 use cma_tests::{
     http::Answer,
     sim::{Fault, Route},

@@ -86,6 +86,8 @@ mod soak;
 #[cfg(test)]
 mod surface;
 #[cfg(test)]
+mod surface_kit;
+#[cfg(test)]
 mod survive;
 #[cfg(test)]
 mod takeover;

@@ -45,7 +45,8 @@ use std::{
 
 /// How long a head may take: a picture is made whole before its head is sent.
 const HEAD: Duration = Duration::from_secs(300);
-/// Accounts whose fresh tokens one errand lets be refused: more say nothing more, and cost a renewal each.
+/// Accounts whose fresh tokens one errand lets be refused: more say nothing more, and cost a renewal
+/// each.
 const MAX_DENIED: usize = 2;
 
 struct Run {
@@ -85,8 +86,8 @@ pub(super) async fn serve(
     let model = errand.family().map(Arc::from).or_else(|| headers::model_hint(&parts.headers));
     parts.headers = headers::upwards(parts.headers, &proxy.host);
     let key = bounds.session(session.as_ref());
-    // What upstream keeps has a thread of its own within the session; all else goes where the session is, and
-    // who makes its pictures says nothing of who serves its turns.
+    // What upstream keeps has a thread of its own within the session; all else goes where the session is,
+    // and who makes its pictures says nothing of who serves its turns.
     let stays = errand.family().filter(|_family| errand.stays());
     let thread = key.as_ref().zip(stays).map(|(key, family)| format!("{key}/{family}").into());
     let guest = thread.is_none();
@@ -239,8 +240,8 @@ impl Run {
         Step::Again
     }
 
-    /// Whether a refused token isn't worth a renewal: it is fresh, and this kind alone is refused to it. Whether
-    /// the login is over is for a turn to tell.
+    /// Whether a refused token isn't worth a renewal: it is fresh, and this kind alone is refused to it.
+    /// Whether the login is over is for a turn to tell.
     async fn is_denied(&self, lease: &Lease) -> bool {
         let account = &lease.account;
         // A 401 of the token before, which was renewed meanwhile, says nothing of this one.

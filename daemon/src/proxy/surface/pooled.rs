@@ -96,8 +96,8 @@ pub(super) fn spent(shares: &[impl Borrow<Share>], limit: &str) -> bool {
     fit.peek().is_some() && fit.all(full)
 }
 
-/// The pool's window of a limit, where any account has one. `like` is the window that it stands for, else one
-/// of the length that most have.
+/// The pool's window of a limit, where any account has one. `like` is the window that it stands for,
+/// else one of the length that most have.
 pub(super) fn pooled(
     shares: &[impl Borrow<Share>],
     limit: &str,

@@ -3,6 +3,7 @@
 //! The rules are those of a turn over HTTP ([`crate::proxy::turn`]), with one difference: a frame that
 //! builds on an earlier response can only be sent where that response is known. When it can't be, the
 //! client is told so and sends everything again; the account is chosen anew then, with what was learned.
+//! What follows of an attempt's end, and the turn's last word, are `settle`'s.
 
 mod settle;
 

@@ -1,5 +1,8 @@
-//! How an attempt of a turn over a WebSocket ends, and how the turn does: what was learned is told, and
-//! the client's last word said.
+//! The end of a turn over a WebSocket, and of each of its attempts: what was learned is told to the pool,
+//! the lease given back, the trace kept, and the client's last word said.
+//!
+//! Each way out of a turn gives its lease back once and ends its trace once. Whether there is another
+//! attempt is said here ([`Step`]); which account makes it never is.
 
 use super::{
     super::{
