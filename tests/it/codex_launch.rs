@@ -6,15 +6,12 @@
 use crate::codex_kit::{
     TURN, VERSION, bare, codex, finish, machine, official, posts, turn, upstream,
 };
-use cma_tests::world::{Ran, World, bin_dir, copy_program};
+use cma_tests::world::{Ran, World, bin_dir, copy_program, write_script};
 use serde_json::Value;
 use std::{
     ffi::OsStr,
     fs,
-    os::unix::{
-        ffi::OsStrExt as _,
-        fs::{PermissionsExt as _, symlink},
-    },
+    os::unix::{ffi::OsStrExt as _, fs::symlink},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -33,8 +30,7 @@ fn stand_in(world: &World, version: &str) -> PathBuf {
         "#!/bin/sh\ncase \"$1\" in --version) echo codex-cli {version}; exit;; esac\n\
          for arg; do echo \"arg $arg\"; done\nenv | sed 's/^/env /'\nexit 7\n"
     );
-    fs::write(&script, text).unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    write_script(&script, &text);
     let bin = world.path(&format!("npm-{version}/bin"));
     fs::create_dir_all(&bin).unwrap();
     symlink(&script, bin.join("codex")).unwrap();
@@ -301,8 +297,7 @@ fn a_launcher_that_calls_codex_by_name_leads_to_the_next_one() {
     let real = world.path(&format!("npm-{VERSION}/bin"));
     for (name, call) in [("execs", "exec codex \"$@\""), ("spawns", "codex \"$@\"\nexit $?")] {
         let launcher = folder(&world, name, |codex| {
-            fs::write(codex, format!("#!/bin/sh\n{call}\n")).unwrap();
-            fs::set_permissions(codex, fs::Permissions::from_mode(0o755)).unwrap();
+            write_script(codex, &format!("#!/bin/sh\n{call}\n"));
         });
         let path = path(&[&bin_dir(), &launcher, &real]);
         let command = shim_with(&world, &bin_dir().join("codex"), &path, &["exec", "hi"]);

@@ -61,26 +61,26 @@ fn at_a_desk_a_real_browser_signs_in_by_itself() {
     let _ports = kit::ports();
     let world = world(&["a", "b"]);
     world.sim().consent(Consent::Agree("b".to_owned()));
-    let (dom, picture) = (world.path("tmp/page.html"), world.path("tmp/page.png"));
-    let world = kit::at_a_desk(world, &chromium, &dom, &picture);
+    let desk = kit::Desk::new(world, &chromium);
+    let kit::Desk { world, dom, picture, .. } = &desk;
     let ran = world.ctl("login").ok();
     assert!(ran.stdout.starts_with("Added b@example.test"), "{}", ran.stdout);
     assert!(ran.stderr.contains("shown once") && ran.stderr.contains("OpenAI"), "{}", ran.stderr);
-    assert_eq!(names(&world), ["b@example.test"]);
+    assert_eq!(names(world), ["b@example.test"]);
     eventually("the browser has ended", || dom.exists());
-    let page = std::fs::read_to_string(&dom).unwrap();
+    let page = std::fs::read_to_string(dom).unwrap();
     assert!(page.contains("</html>"), "{page}");
     assert!(page.contains("b@example.test") && page.contains("close this tab"), "{page}");
     eventually("the browser has taken its picture", || {
-        std::fs::read(&picture)
+        std::fs::read(picture)
             .is_ok_and(|bytes| bytes.starts_with(b"\x89PNG") && bytes.len() > 4000)
     });
     if let Some(keep) = std::env::var_os("CMA_TEST_KEEP_PICTURE") {
-        std::fs::copy(&picture, keep).unwrap();
+        std::fs::copy(picture, keep).unwrap();
     }
     // The notice is for a root's first sign-in.
     world.sim().consent(Consent::Agree("a".to_owned()));
-    std::fs::remove_file(&dom).unwrap();
+    std::fs::remove_file(dom).unwrap();
     let ran = world.ctl("login").ok();
     assert!(ran.stdout.contains("The pool has 2 accounts"), "{}", ran.stdout);
     assert!(!ran.stderr.contains("shown once"), "{}", ran.stderr);

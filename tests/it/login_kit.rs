@@ -2,14 +2,14 @@
 
 use cma_tests::{
     http::{Answer, Ask, Line},
-    world::{Ran, World, signal},
+    world::{Ran, World, signal, write_script},
 };
 use serde_json::Value;
 use std::{
     fs::{self, File},
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpListener,
-    os::unix::{fs::PermissionsExt as _, process::ExitStatusExt as _},
+    os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Output, Stdio},
     thread::JoinHandle,
@@ -220,24 +220,52 @@ pub(crate) fn chromium() -> Option<PathBuf> {
     found
 }
 
-/// A machine with a display and a program that opens the browser: it leaves a picture of the last page
-/// it came to and, once it has ended and writes nothing any more, that page as text.
-pub(crate) fn at_a_desk(world: World, chromium: &Path, dom: &Path, picture: &Path) -> World {
-    let folder = world.path("desk");
-    fs::create_dir_all(&folder).unwrap();
-    let opener = folder.join("xdg-open");
-    let profile = world.path("tmp/profile");
-    let script = format!(
-        "#!/bin/sh\n'{}' --headless --no-sandbox --disable-gpu --disable-dev-shm-usage \
-         --no-first-run --disable-background-networking --no-proxy-server \
-         --user-data-dir='{}' --window-size=900,700 --screenshot='{}' --dump-dom \"$1\" \
-         > '{dom}.part'\nmv '{dom}.part' '{dom}'\n",
-        chromium.display(),
-        profile.display(),
-        picture.display(),
-        dom = dom.display(),
-    );
-    fs::write(&opener, script).unwrap();
-    fs::set_permissions(&opener, fs::Permissions::from_mode(0o755)).unwrap();
-    world.with_path(&[&folder]).with_env("DISPLAY", ":99")
+/// A machine with a display and a program that opens the browser. Says what happened at it when its
+/// scenario fails.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    pub(crate) world: World,
+    /// The page that the browser came to, once it has ended and writes nothing any more.
+    pub(crate) dom: PathBuf,
+    /// What that page looks like.
+    pub(crate) picture: PathBuf,
+    log: PathBuf,
+}
+
+impl Desk {
+    /// A browser that doesn't end is ended and started again: what hangs in it is none of ours.
+    pub(crate) fn new(world: World, chromium: &Path) -> Self {
+        let folder = world.path("desk");
+        fs::create_dir_all(&folder).unwrap();
+        let [dom, picture, log] = ["page.html", "page.png", "log"].map(|name| folder.join(name));
+        let script = format!(
+            "#!/bin/sh\nfor n in 1 2 3; do\n\
+             echo \"browser $n\" >> '{log}'\n\
+             timeout -k 5 30 '{chromium}' --headless --no-sandbox --disable-gpu --disable-dev-shm-usage \
+             --no-first-run --disable-background-networking --no-proxy-server \
+             --user-data-dir='{profile}'.$n --window-size=900,700 --screenshot='{picture}' \
+             --dump-dom \"$1\" > '{dom}.part' 2>> '{log}' && exec mv '{dom}.part' '{dom}'\n\
+             echo \"it ended with $?\" >> '{log}'\ndone\n",
+            chromium = chromium.display(),
+            profile = folder.join("profile").display(),
+            picture = picture.display(),
+            log = log.display(),
+            dom = dom.display(),
+        );
+        write_script(&folder.join("xdg-open"), &script);
+        let world = world.with_path(&[&folder]).with_env("DISPLAY", ":99");
+        Self { world, dom, picture, log }
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let said = fs::read_to_string(&self.log).unwrap_or_default();
+            let seen = self.world.sim().seen();
+            let asked = seen.iter().map(|it| format!("{} {} {:?}", it.method, it.path, it.status));
+            let asked: Vec<_> = asked.collect();
+            eprintln!("the browser said: {said}\nthe issuer was asked: {asked:?}");
+        }
+    }
 }

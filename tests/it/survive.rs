@@ -9,7 +9,7 @@ use cma_proto::{
 use cma_tests::{
     http::Door,
     sim::{AccountSpec, Fault, Route, SimConfig},
-    world::{Ran, World, eventually, files},
+    world::{Ran, World, eventually, files, write_script},
 };
 use serde_json::Value;
 use std::{
@@ -361,12 +361,10 @@ esac
 
 #[test]
 fn a_keyring_opens_the_root_by_itself_and_a_forgotten_one_asks_for_the_recovery_code() {
-    use std::os::unix::fs::PermissionsExt as _;
     let accounts = vec![AccountSpec::new("a"), AccountSpec::new("b")];
     let world = World::new(SimConfig { accounts, ..SimConfig::default() });
     let tool = world.path("tmp/secret-tool");
-    fs::write(&tool, TOOL).unwrap();
-    fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
+    write_script(&tool, TOOL);
     let world = world.with_env("CMA_TEST_SECRET_TOOL", &tool.display().to_string());
     world.import_all();
     let ring = world.path("tmp/keyring");

@@ -11,13 +11,11 @@ use crate::{
 };
 use cma_tests::{
     sim::{Inside, Route, SimConfig, What, Window},
-    world::{World, eventually},
+    world::{World, eventually, write_script},
 };
 use std::{
     collections::BTreeMap,
-    fs,
-    os::unix::fs::PermissionsExt as _,
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
@@ -69,8 +67,7 @@ fn alone(world: &World) -> String {
         official(VERSION).display(),
     );
     let file = world.path("tmp/alone.sh");
-    fs::write(&file, script).unwrap();
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    write_script(&file, &script);
     file.display().to_string()
 }
 

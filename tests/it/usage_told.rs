@@ -3,7 +3,7 @@
 use cma_tests::{
     http::Door,
     sim::{AccountSpec, Fault, Route, SimConfig},
-    world::{World, eventually},
+    world::{World, eventually, write_script},
 };
 use std::{
     fs,
@@ -32,8 +32,7 @@ fn hook(world: &World) -> (PathBuf, PathBuf) {
         "#!/bin/sh\necho \"$CMA_NOTICE|$CMA_NOTICE_TITLE|$1|$CMA_PASSPHRASE\" >> '{}'\n",
         told.display()
     );
-    fs::write(&script, text).unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    write_script(&script, &text);
     (script, told)
 }
 

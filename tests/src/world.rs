@@ -11,7 +11,8 @@ use parking_lot::Mutex;
 use std::{
     collections::BTreeSet,
     ffi::OsStr,
-    fs, io,
+    fs,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
@@ -85,6 +86,24 @@ pub fn bin_dir() -> PathBuf {
 pub fn copy_program(from: &Path, to: &Path) {
     let copied = Command::new("cp").args([from, to]).status().expect("`cp` runs");
     assert!(copied.success(), "{} to {}", from.display(), to.display());
+}
+
+/// Writes a script that is then run, by another process for the same reason.
+///
+/// # Panics
+/// When it can't be written.
+#[track_caller]
+pub fn write_script(to: &Path, text: &str) {
+    let mut shell = Command::new("sh")
+        .args(["-c", "cat > \"$1\" && chmod 755 \"$1\"", "sh"])
+        .arg(to)
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("`sh` runs");
+    let mut stdin = shell.stdin.take().expect("its stdin");
+    stdin.write_all(text.as_bytes()).expect("it reads");
+    drop(stdin);
+    assert!(shell.wait().is_ok_and(|ended| ended.success()), "{}", to.display());
 }
 
 /// The official CLI of a version, where the test set-up has installed it (`CMA_TEST_CODEX_DIR`, one
