@@ -6,9 +6,9 @@
 //! by one-shot channels, renewals as tracked tasks, changes to whoever listens.
 //!
 //! A task empties the inboxes whenever something comes in, and waits for the one timer. Whoever asks
-//! for an account empties them at once, if nobody is at it, and is answered where it stands: a request
-//! would otherwise be put aside and taken up again twice, for nothing. Only one that has to wait goes by
-//! a channel.
+//! for an account, or tells something of one, empties them at once, if nobody is at it, and is answered
+//! where it stands: a request would otherwise be put aside and taken up again twice, for nothing. Only one
+//! that has to wait goes by a channel.
 //!
 //! The work inbox is unbounded on purpose: it holds at most one select and one release for each
 //! client connection, and those are bounded at the gate. That makes a release infallible and
@@ -64,7 +64,7 @@ enum Control {
 
 enum Work {
     Select(Need, oneshot::Sender<Granted>),
-    /// Somebody who asked at the desk waits from now on: the timer may be due earlier.
+    /// Something was asked or told at the desk: the timer is due earlier.
     Waits,
     /// Somebody who asked went away.
     Gone,
@@ -108,6 +108,7 @@ pub(crate) struct Lease {
     /// What it was chosen by, and what that took; for whoever traces it.
     pub(crate) choice: Option<Box<Made>>,
     id: Option<LeaseId>,
+    desk: SharedDesk,
     work: mpsc::UnboundedSender<Work>,
 }
 
@@ -115,32 +116,39 @@ impl Lease {
     /// Gives the account back with what was learned, in one message: it cools before anybody else
     /// can choose it.
     pub(crate) fn finish(mut self, release: Release) {
-        self.give_back(release);
+        if let Some(id) = self.id.take() {
+            tell(&self.desk, &self.work, Input::Release(id, release));
+        }
     }
 
     /// Tells how much of a thread its account has cached from here on.
     pub(crate) fn warm(&self, thread: Arc<str>, tokens: u32) {
-        let _stopping = self.work.send(Work::Input(Input::Warm(thread, tokens)));
+        tell(&self.desk, &self.work, Input::Warm(thread, tokens));
     }
 
     /// Tells the quota an answer carried.
     pub(crate) fn quota_seen(&self, windows: Vec<Window>) {
         if !windows.is_empty() {
             let input = Input::QuotaSeen(self.account.clone(), windows);
-            let _stopping = self.work.send(Work::Input(input));
+            tell(&self.desk, &self.work, input);
         }
     }
+}
 
-    fn give_back(&mut self, release: Release) {
-        if let Some(id) = self.id.take() {
-            let _stopping = self.work.send(Work::Input(Input::Release(id, release)));
-        }
+/// Tells at the desk, or by the inbox when somebody is at it.
+fn tell(desk: &SharedDesk, work: &mpsc::UnboundedSender<Work>, input: Input) {
+    if let Some(input) = desk.take_in(input) {
+        let _stopping = work.send(Work::Input(input));
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.give_back(Release { mark: Mark::Fine, served: false, model: None });
+        if let Some(id) = self.id.take() {
+            let release = Release { mark: Mark::Fine, served: false, model: None };
+            // By the inbox: wherever it is dropped, nothing is done there.
+            let _stopping = self.work.send(Work::Input(Input::Release(id, release)));
+        }
     }
 }
 
@@ -161,8 +169,8 @@ impl Handle {
         match granted {
             (Grant::Lease { lease, account, generation, choice }, took) => {
                 let choice = Some(Box::new(Made { choice: *choice, took }));
-                let (id, work) = (Some(lease), self.work.clone());
-                Ok(Ok(Lease { account, generation, choice, id, work }))
+                let (id, desk, work) = (Some(lease), self.desk.clone(), self.work.clone());
+                Ok(Ok(Lease { account, generation, choice, id, desk, work }))
             },
             (Grant::Refused(refused), _took) => Ok(Err(refused)),
         }
@@ -268,6 +276,18 @@ impl SharedDesk {
             Some(None) | None => Asked::NotNow(need),
         }
     }
+
+    /// Takes an input in, after all that waits in the inboxes; gives it back when somebody is at the desk,
+    /// or nobody there.
+    fn take_in(&self, input: Input) -> Option<Input> {
+        match self.0.try_lock().as_deref_mut() {
+            Some(Some(desk)) => {
+                desk.take_in(input);
+                None
+            },
+            Some(None) | None => Some(input),
+        }
+    }
 }
 
 /// Takes the pool away when the actor ends, however it does: nobody is answered from then on.
@@ -296,6 +316,8 @@ struct Desk {
     answer: Option<Grant>,
     /// When the choice began that is being made.
     begun: Instant,
+    /// When the task's timer fires.
+    due: Instant,
     next_ticket: u64,
     renewing: bool,
 }
@@ -319,6 +341,7 @@ impl Actor {
             asking: None,
             answer: None,
             begun: Instant::now(),
+            due: Instant::now(),
             next_ticket: 1,
             renewing: true,
         };
@@ -381,6 +404,7 @@ impl Desk {
                 }
             }
             if timer.as_mut().poll(context).is_pending() {
+                self.due = timer.deadline();
                 return;
             }
             timer.as_mut().reset(clock::mono() + LONGEST_SLEEP);
@@ -419,6 +443,20 @@ impl Desk {
         self.waiting.insert(ticket, reply);
         let _stopping = self.work_in.send(Work::Waits);
         Asked::Waits(grant)
+    }
+
+    /// Takes in what waits, and then an input. The task is woken only where it has to look earlier than it
+    /// would.
+    fn take_in(&mut self, input: Input) {
+        self.catch_up();
+        let now = self.clock.now();
+        self.pool.handle(now, input);
+        self.apply(now);
+        let wake = self.pool.next_wake(now);
+        if wake.is_some_and(|wake| clock::mono() + Duration::from_millis(wake.millis()) < self.due)
+        {
+            let _stopping = self.work_in.send(Work::Waits);
+        }
     }
 
     /// For a choice that begins now.

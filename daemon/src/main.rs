@@ -17,6 +17,7 @@ mod disk;
 mod fault;
 mod gather;
 mod handover;
+mod head_timer;
 mod ipc;
 mod launch;
 mod ledger;

@@ -17,6 +17,8 @@ use std::{
 const MAX_LINE: usize = 4 * 1024 * 1024;
 /// What an event's line begins with.
 const DATA: &[u8] = b"data:";
+/// What upstream's begin with, so that nothing has to be searched for.
+const FIRST: &[u8] = b"data: {\"type\"";
 /// By this many bytes an event has told its type: upstream writes it first.
 const TELLS_BY: usize = 96;
 
@@ -269,8 +271,12 @@ fn tells(line: &[u8]) -> Tells {
     if !head.starts_with(DATA) {
         return Tells::Little;
     }
-    let Some(at) = TYPE.find(head) else { return Tells::Nothing };
-    let value = head.get(at + 6..).unwrap_or_default();
+    let value = if let Some(value) = head.strip_prefix(FIRST) {
+        value
+    } else {
+        let Some(at) = TYPE.find(head) else { return Tells::Nothing };
+        head.get(at + 6..).unwrap_or_default()
+    };
     let value = value.trim_ascii_start().strip_prefix(b":").unwrap_or_default().trim_ascii_start();
     let ends: [&[u8]; 4] = [
         b"\"response.completed\"",

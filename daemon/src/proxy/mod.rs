@@ -4,6 +4,7 @@
 //! a database; everything that wants to be remembered is told after the first byte has left.
 
 pub(crate) mod ask_model;
+mod asked;
 pub(crate) mod aux;
 pub(crate) mod body;
 pub(crate) mod books;
@@ -38,6 +39,7 @@ use crate::{
     clock,
     config::Config,
     gather::Gather,
+    head_timer::HeadTimer,
     roster::Roster,
     upstream::{Outbound, Upstream},
     vault::Vault,
@@ -48,7 +50,7 @@ use cma_proto::error::ErrorCode;
 use gate::Route;
 use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, header, request};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use keys::{Keys, Shown};
 use relay::Answer;
 use std::{
@@ -180,7 +182,7 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream) {
     });
     let mut connection = clock::Stopped(std::pin::pin!(
         http1::Builder::new()
-            .timer(TokioTimer::new())
+            .timer(HeadTimer::default())
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(MAX_HEAD)
             .writev(false)

@@ -10,6 +10,7 @@ mod begin;
 
 use super::{
     Proxy,
+    asked::Asked,
     body::{BODY_LIMIT, Source, UpBody},
     books,
     course::{self, Course, Missed, Word, head_in_time},
@@ -39,7 +40,7 @@ use cma_core::{
     verdict::{self, Act, Mark, Outcome, Verdict},
 };
 use cma_proto::error::ErrorCode;
-use http::{HeaderMap, Request, Response, StatusCode, header, request, response};
+use http::{HeaderMap, Request, Response, StatusCode, header, response};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use serde_json::Value;
@@ -58,7 +59,7 @@ const SAME_TIME: Span = Span::from_secs(60);
 struct Turn<'l> {
     proxy: Arc<Proxy>,
     launch: &'l Launch,
-    parts: request::Parts,
+    asked: Asked,
     source: Source,
     course: Course,
     ride: Ride,
@@ -66,6 +67,8 @@ struct Turn<'l> {
     compacts: bool,
     /// Whether it is an older CLI's own call for that, whose answer is JSON and made whole before its head.
     unary: bool,
+    /// Whether the client asked for a stream, as the CLI always does (0.98.0 to 0.169.0, observed).
+    wants_stream: bool,
     /// How often an attempt was silent.
     silences: u32,
     /// Boxed: most turns have none, and all are moved.
@@ -117,18 +120,20 @@ pub(crate) fn serve(
     let compacts = unary || begin::is_compaction(&said);
     let mut ride = Ride::read(known, bounds, said, &mut need, &mut trace);
     ride.count(&need, &mut trace);
+    let wants_stream = begin::wants_stream(&parts.headers);
     parts.headers = headers::upwards(parts.headers, &proxy.host);
     let source = Source::new(incoming);
     let host_wait = proxy.config.host_wait;
     let turn = Box::new(Turn {
         proxy,
         launch,
-        parts,
+        asked: Asked::new(parts),
         source,
         course: Course::new(need, trace, host_wait),
         ride,
         compacts,
         unary,
+        wants_stream,
         silences: 0,
         last: None,
         overhead,
@@ -215,14 +220,15 @@ impl Turn<'_> {
         let limit = if self.unary { COMPACTION } else { self.proxy.config.head_timeout };
         let hold = self.bounds().silence.unwrap_or_default();
         self.silences = self.course.believed(self.silences, limit + hold);
-        let request = self.request(&pass, body);
+        let headers = self.asked.headers();
+        let request = self.request(headers, &pass, body);
         let mut repeats = 0;
         let outcome = {
             let (turn, source) = (&*self, &self.source);
             let again = |_undone| {
                 turn.ride.body(source).map(|body| {
                     repeats += 1;
-                    turn.request(&pass, body)
+                    turn.request(turn.asked.once_more(), &pass, body)
                 })
             };
             // Pinned here: each future around it would be as large again.
@@ -355,8 +361,8 @@ impl Turn<'_> {
         )
     }
 
-    fn request(&self, pass: &Pass, body: UpBody) -> Outbound {
-        let mut request = self.proxy.outbound(&self.parts, self.parts.headers.clone(), body);
+    fn request(&self, headers: HeaderMap, pass: &Pass, body: UpBody) -> Outbound {
+        let mut request = self.proxy.outbound(self.asked.parts(), headers, body);
         headers::sign(request.headers_mut(), pass);
         self.ride.dress(request.headers_mut());
         request

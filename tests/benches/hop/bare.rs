@@ -1,5 +1,8 @@
 //! A hop of tokio and hyper alone: one thread, `Authorization` replaced, connections upstream kept. No
 //! routing, no state: what a daemon on these libraries starts from.
+//!
+//! It uses them as the daemon does: a connection upstream is driven by the task that uses it, so that an
+//! answer that comes in one read leaves in one write, and small pieces are written in one.
 
 use http::{HeaderValue, header};
 use http_body::{Body, Frame, SizeHint};
@@ -16,14 +19,27 @@ use std::{
     io::Write as _,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 use tokio::{
     net::{TcpListener, TcpStream},
     task::{LocalSet, spawn_local},
 };
 
-type Idle = Rc<RefCell<Vec<SendRequest<Incoming>>>>;
+type Idle = Rc<RefCell<Vec<Kept>>>;
+
+/// A connection upstream, driven by whoever has it.
+struct Kept {
+    sender: SendRequest<Incoming>,
+    driver: Pin<Box<dyn Future<Output = hyper::Result<()>>>>,
+    ended: bool,
+}
+
+impl Kept {
+    fn drive(&mut self, context: &mut Context<'_>) {
+        self.ended = self.ended || self.driver.as_mut().poll(context).is_ready();
+    }
+}
 
 /// Serves until it is killed; its port is its first line. `token` is how long the token is that it writes:
 /// one itself would be seen in the arguments of its process.
@@ -48,7 +64,8 @@ pub(crate) fn serve(upstream: u16, token: usize) {
             });
             drop(spawn_local(async move {
                 let stream = TokioIo::new(stream);
-                let _client_gone = server::Builder::new().serve_connection(stream, service).await;
+                let served = server::Builder::new().writev(false).serve_connection(stream, service);
+                let _client_gone = served.await;
             }));
         }
     });
@@ -59,30 +76,37 @@ async fn forward(
     idle: Idle,
     upstream: u16,
 ) -> hyper::Result<Response<Back>> {
-    let kept = idle.borrow_mut().pop().filter(|sender| !sender.is_closed());
-    let mut sender = match kept {
-        Some(sender) => sender,
+    let kept = idle.borrow_mut().pop();
+    let mut kept = match kept {
+        Some(kept) => kept,
         None => connect(upstream).await?,
     };
-    sender.ready().await?;
-    let (head, body) = sender.send_request(request).await?.into_parts();
-    Ok(Response::from_parts(head, Back { body, kept: Some((sender, idle)) }))
+    // It reads that the answer before has ended.
+    kept.drive(&mut Context::from_waker(Waker::noop()));
+    let mut answer = std::pin::pin!(kept.sender.send_request(request));
+    let (driver, ended) = (&mut kept.driver, &mut kept.ended);
+    let answered = std::future::poll_fn(|context| {
+        if let Poll::Ready(answered) = answer.as_mut().poll(context) {
+            return Poll::Ready(answered);
+        }
+        *ended = *ended || driver.as_mut().poll(context).is_ready();
+        answer.as_mut().poll(context)
+    });
+    let (head, body) = answered.await?.into_parts();
+    Ok(Response::from_parts(head, Back { body, kept: Some((kept, idle)) }))
 }
 
-async fn connect(upstream: u16) -> hyper::Result<SendRequest<Incoming>> {
+async fn connect(upstream: u16) -> hyper::Result<Kept> {
     let stream = TcpStream::connect(("127.0.0.1", upstream)).await.expect("the upstream");
     stream.set_nodelay(true).expect("a socket");
     let (sender, connection) = client::handshake(TokioIo::new(stream)).await?;
-    drop(spawn_local(async move {
-        let _upstream_gone = connection.await;
-    }));
-    Ok(sender)
+    Ok(Kept { sender, driver: Box::pin(connection), ended: false })
 }
 
 /// An answer's body; at its end the connection is there for the next request.
 struct Back {
     body: Incoming,
-    kept: Option<(SendRequest<Incoming>, Idle)>,
+    kept: Option<(Kept, Idle)>,
 }
 
 impl Body for Back {
@@ -93,11 +117,19 @@ impl Body for Back {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if frame.is_none()
-            && let Some((sender, idle)) = self.kept.take()
+        let Self { body, kept } = &mut *self;
+        let mut frame = Pin::new(&mut *body).poll_frame(cx);
+        if frame.is_pending()
+            && let Some((kept, _)) = kept
         {
-            idle.borrow_mut().push(sender);
+            kept.drive(cx);
+            frame = Pin::new(&mut *body).poll_frame(cx);
+        }
+        let frame = ready!(frame);
+        if (frame.is_none() || body.is_end_stream())
+            && let Some((kept, idle)) = kept.take()
+        {
+            idle.borrow_mut().push(kept);
         }
         Poll::Ready(frame)
     }

@@ -19,13 +19,18 @@ use cma_core::{
     sniff::Sniffer,
     verdict::{self, Act, Mark, Outcome, Verdict},
 };
-use http::{HeaderValue, header::ACCEPT};
+use http::{HeaderMap, HeaderValue, header::ACCEPT};
+
+/// Whether a client asks for a stream.
+pub(super) fn wants_stream(headers: &HeaderMap) -> bool {
+    headers.get(ACCEPT).map(HeaderValue::as_bytes) == Some(b"text/event-stream")
+}
 
 impl Turn<'_> {
     /// Holds a good answer's beginning back until it shows something, and judges it when it fails
     /// before.
     pub(super) async fn begun(&mut self, lease: Lease, mut ready: Box<Ready>) -> Step {
-        let json = self.wants_stream() && ready.is_json();
+        let json = self.wants_stream && ready.is_json();
         if !(ready.can_be_held() || json) || !self.source.repeatable() {
             return Step::Deliver(lease, ready, String::new());
         }
@@ -40,12 +45,6 @@ impl Turn<'_> {
     /// Those of holding an answer's beginning back.
     pub(super) fn bounds(&self) -> Bounds {
         Bounds::of(&self.proxy.config.streams, self.compacts, self.silences)
-    }
-
-    /// Whether the client asked for a stream, as the CLI always does (0.98.0 to 0.169.0, observed).
-    fn wants_stream(&self) -> bool {
-        let accept = self.parts.headers.get(ACCEPT).map(HeaderValue::as_bytes);
-        accept == Some(b"text/event-stream")
     }
 
     /// Judges a stream that failed before anything of it was shown.
