@@ -100,7 +100,11 @@ impl Sniffer {
     }
 
     fn take(&mut self, mut bytes: &[u8]) {
-        while let Some(end) = memchr::memchr(b'\n', bytes) {
+        loop {
+            if self.line.is_empty() && !self.skipping {
+                bytes = from_event(bytes);
+            }
+            let Some(end) = memchr::memchr(b'\n', bytes) else { break };
             let (line, rest) = bytes.split_at(end);
             bytes = rest.get(1..).unwrap_or_default();
             if self.skipping {
@@ -248,6 +252,17 @@ fn tokens(skim: &mut Skim<'_>) -> Option<Option<Usage>> {
     let [input, cached, output, reasoning] =
         [input, cached, output, reasoning].map(Option::unwrap_or_default);
     Some(Some(Usage { input, cached, output, reasoning }))
+}
+
+/// From the beginning of a line on: what is left from the first event on, or from the last line's beginning
+/// where there is none. Most lines are no event, and say nothing.
+fn from_event(bytes: &[u8]) -> &[u8] {
+    static NEXT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\ndata:"));
+    if bytes.starts_with(DATA) {
+        return bytes;
+    }
+    let next = NEXT.find(bytes).or_else(|| memchr::memrchr(b'\n', bytes));
+    next.and_then(|at| bytes.get(at + 1..)).unwrap_or(bytes)
 }
 
 /// What a line, or the beginning of one, tells.
