@@ -5,7 +5,7 @@ use crate::login_kit::{self as kit, Login, visit, visit_all};
 use cma_tests::{
     http::Door,
     sim::{AccountSpec, Consent, Sim, SimConfig},
-    world::{World, eventually},
+    world::{World, eventually, within},
 };
 use rustix::process::Signal;
 use std::{net::TcpListener, os::unix::fs::PermissionsExt as _};
@@ -67,7 +67,7 @@ fn at_a_desk_a_real_browser_signs_in_by_itself() {
     assert!(ran.stdout.starts_with("Added b@example.test"), "{}", ran.stdout);
     assert!(ran.stderr.contains("shown once") && ran.stderr.contains("OpenAI"), "{}", ran.stderr);
     assert_eq!(names(world), ["b@example.test"]);
-    eventually("the browser has ended", || dom.exists());
+    within(kit::BROWSER, "the browser has ended", || dom.exists());
     let page = std::fs::read_to_string(dom).unwrap();
     assert!(page.contains("</html>"), "{page}");
     assert!(page.contains("b@example.test") && page.contains("close this tab"), "{page}");
@@ -85,7 +85,7 @@ fn at_a_desk_a_real_browser_signs_in_by_itself() {
     assert!(ran.stdout.contains("The pool has 2 accounts"), "{}", ran.stdout);
     assert!(!ran.stderr.contains("shown once"), "{}", ran.stderr);
     // It writes in its folder until it ends, and the folder goes with this test.
-    eventually("the second browser has ended", || dom.exists());
+    within(kit::BROWSER, "the second browser has ended", || dom.exists());
     world.assert_clean();
 }
 

@@ -220,6 +220,9 @@ pub(crate) fn chromium() -> Option<PathBuf> {
     found
 }
 
+/// How long a browser is waited for: it is started three times at most.
+pub(crate) const BROWSER: Duration = Duration::from_secs(110);
+
 /// A machine with a display and a program that opens the browser. Says what happened at it when its
 /// scenario fails.
 #[derive(Debug)]

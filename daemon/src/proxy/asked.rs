@@ -13,6 +13,7 @@ pub(super) struct Asked {
     parts: request::Parts,
     /// For each header: how long its name and its value are, the name, the value.
     kept: Vec<u8>,
+    count: usize,
 }
 
 impl Asked {
@@ -29,7 +30,8 @@ impl Asked {
             kept.extend_from_slice(name);
             kept.extend_from_slice(value.as_bytes());
         }
-        Self { parts, kept }
+        let count = all.len();
+        Self { parts, kept, count }
     }
 
     /// Method and path; its headers are elsewhere.
@@ -45,7 +47,7 @@ impl Asked {
 
     /// The headers for another attempt.
     pub(super) fn once_more(&self) -> HeaderMap {
-        let mut headers = HeaderMap::with_capacity(self.kept.len() / 32);
+        let mut headers = HeaderMap::with_capacity(self.count);
         let mut rest = self.kept.as_slice();
         while let Some((name, value)) = next(&mut rest) {
             headers.append(name, value);

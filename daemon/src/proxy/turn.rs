@@ -120,8 +120,8 @@ pub(crate) fn serve(
     let compacts = unary || begin::is_compaction(&said);
     let mut ride = Ride::read(known, bounds, said, &mut need, &mut trace);
     ride.count(&need, &mut trace);
-    let wants_stream = begin::wants_stream(&parts.headers);
     parts.headers = headers::upwards(parts.headers, &proxy.host);
+    let wants_stream = begin::wants_stream(&parts.headers);
     let source = Source::new(incoming);
     let host_wait = proxy.config.host_wait;
     let turn = Box::new(Turn {

@@ -76,13 +76,15 @@ async fn forward(
     idle: Idle,
     upstream: u16,
 ) -> hyper::Result<Response<Back>> {
-    let kept = idle.borrow_mut().pop();
+    let kept = idle.borrow_mut().pop().and_then(|mut kept| {
+        // It reads that the answer before has ended, or that the upstream has closed.
+        kept.drive(&mut Context::from_waker(Waker::noop()));
+        (!kept.ended).then_some(kept)
+    });
     let mut kept = match kept {
         Some(kept) => kept,
         None => connect(upstream).await?,
     };
-    // It reads that the answer before has ended.
-    kept.drive(&mut Context::from_waker(Waker::noop()));
     let mut answer = std::pin::pin!(kept.sender.send_request(request));
     let (driver, ended) = (&mut kept.driver, &mut kept.ended);
     let answered = std::future::poll_fn(|context| {
