@@ -75,9 +75,8 @@ enum Work {
 /// Talks to the actor. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Handle {
-    desk: SharedDesk,
     control: mpsc::Sender<Control>,
-    work: mpsc::UnboundedSender<Work>,
+    inbox: Inbox,
     changes: broadcast::Sender<Change>,
 }
 
@@ -108,8 +107,7 @@ pub(crate) struct Lease {
     /// What it was chosen by, and what that took; for whoever traces it.
     pub(crate) choice: Option<Box<Made>>,
     id: Option<LeaseId>,
-    desk: SharedDesk,
-    work: mpsc::UnboundedSender<Work>,
+    inbox: Inbox,
 }
 
 impl Lease {
@@ -117,28 +115,36 @@ impl Lease {
     /// can choose it.
     pub(crate) fn finish(mut self, release: Release) {
         if let Some(id) = self.id.take() {
-            tell(&self.desk, &self.work, Input::Release(id, release));
+            self.inbox.tell(Input::Release(id, release));
         }
     }
 
     /// Tells how much of a thread its account has cached from here on.
     pub(crate) fn warm(&self, thread: Arc<str>, tokens: u32) {
-        tell(&self.desk, &self.work, Input::Warm(thread, tokens));
+        self.inbox.tell(Input::Warm(thread, tokens));
     }
 
     /// Tells the quota an answer carried.
     pub(crate) fn quota_seen(&self, windows: Vec<Window>) {
         if !windows.is_empty() {
-            let input = Input::QuotaSeen(self.account.clone(), windows);
-            tell(&self.desk, &self.work, input);
+            self.inbox.tell(Input::QuotaSeen(self.account.clone(), windows));
         }
     }
 }
 
-/// Tells at the desk, or by the inbox when somebody is at it.
-fn tell(desk: &SharedDesk, work: &mpsc::UnboundedSender<Work>, input: Input) {
-    if let Some(input) = desk.take_in(input) {
-        let _stopping = work.send(Work::Input(input));
+/// The work inbox, and the desk where it needn't be used.
+#[derive(Debug, Clone)]
+struct Inbox {
+    desk: SharedDesk,
+    work: mpsc::UnboundedSender<Work>,
+}
+
+impl Inbox {
+    /// Tells at the desk, or by the inbox when somebody is at it.
+    fn tell(&self, input: Input) {
+        if let Some(input) = self.desk.take_in(input) {
+            let _stopping = self.work.send(Work::Input(input));
+        }
     }
 }
 
@@ -147,7 +153,7 @@ impl Drop for Lease {
         if let Some(id) = self.id.take() {
             let release = Release { mark: Mark::Fine, served: false, model: None };
             // By the inbox: wherever it is dropped, nothing is done there.
-            let _stopping = self.work.send(Work::Input(Input::Release(id, release)));
+            let _stopping = self.inbox.work.send(Work::Input(Input::Release(id, release)));
         }
     }
 }
@@ -157,20 +163,20 @@ impl Handle {
     ///
     /// Cancellation-safe: a grant that nobody takes is released, whether it was on its way or not.
     pub(crate) async fn select(&self, need: Need) -> Result<Result<Lease, Refused>, Gone> {
-        let granted = match self.desk.ask(need) {
+        let granted = match self.inbox.desk.ask(need) {
             Asked::Answered(granted) => granted,
             Asked::Waits(grant) => self.granted(grant).await?,
             Asked::NotNow(need) => {
                 let (reply, grant) = oneshot::channel();
-                self.work.send(Work::Select(need, reply)).map_err(|_closed| Gone)?;
+                self.inbox.work.send(Work::Select(need, reply)).map_err(|_closed| Gone)?;
                 self.granted(grant).await?
             },
         };
         match granted {
             (Grant::Lease { lease, account, generation, choice }, took) => {
                 let choice = Some(Box::new(Made { choice: *choice, took }));
-                let (id, desk, work) = (Some(lease), self.desk.clone(), self.work.clone());
-                Ok(Ok(Lease { account, generation, choice, id, desk, work }))
+                let (id, inbox) = (Some(lease), self.inbox.clone());
+                Ok(Ok(Lease { account, generation, choice, id, inbox }))
             },
             (Grant::Refused(refused), _took) => Ok(Err(refused)),
         }
@@ -178,7 +184,7 @@ impl Handle {
 
     /// Waits for an answer. Going away meanwhile tells the actor.
     async fn granted(&self, grant: oneshot::Receiver<Granted>) -> Result<Granted, Gone> {
-        let mut asking = Asking { grant, work: Some(&self.work) };
+        let mut asking = Asking { grant, work: Some(&self.inbox.work) };
         let granted = (&mut asking.grant).await;
         asking.work = None;
         granted.map_err(|_closed| Gone)
@@ -186,7 +192,7 @@ impl Handle {
 
     /// Tells something about an account outside a lease.
     pub(crate) fn tell(&self, input: Input) {
-        let _stopping = self.work.send(Work::Input(input));
+        self.inbox.tell(input);
     }
 
     /// Gives an input ahead of all requests; returns the epoch after it.
@@ -346,7 +352,8 @@ impl Actor {
             renewing: true,
         };
         let shared = SharedDesk::default();
-        let handle = Handle { desk: shared.clone(), control: control_in, work: work_in, changes };
+        let inbox = Inbox { desk: shared.clone(), work: work_in };
+        let handle = Handle { control: control_in, inbox, changes };
         (Self { desk, shared }, handle)
     }
 

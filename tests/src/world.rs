@@ -88,7 +88,7 @@ pub fn copy_program(from: &Path, to: &Path) {
     assert!(copied.success(), "{} to {}", from.display(), to.display());
 }
 
-/// Writes a script that is then run, by another process for the same reason.
+/// Writes a script that is then run; by another process, for [`copy_program`]'s reason.
 ///
 /// # Panics
 /// When it can't be written.

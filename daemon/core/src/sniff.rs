@@ -17,7 +17,7 @@ use std::{
 const MAX_LINE: usize = 4 * 1024 * 1024;
 /// What an event's line begins with.
 const DATA: &[u8] = b"data:";
-/// What upstream's begin with, so that nothing has to be searched for.
+/// How upstream begins one: what it is stands there, and needn't be searched for.
 const FIRST: &[u8] = b"data: {\"type\"";
 /// By this many bytes an event has told its type: upstream writes it first.
 const TELLS_BY: usize = 96;

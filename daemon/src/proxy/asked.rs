@@ -11,27 +11,22 @@ use http::{HeaderMap, HeaderName, HeaderValue, request};
 pub(super) struct Asked {
     /// Without its headers once they have gone up.
     parts: request::Parts,
-    /// For each header: how long its name and its value are, the name, the value.
+    /// For each header a line: its name, a colon, its value. Neither can hold a line's end, no name a colon.
     kept: Vec<u8>,
-    count: usize,
 }
 
 impl Asked {
     pub(super) fn new(parts: request::Parts) -> Self {
         let all = &parts.headers;
-        let bytes = all.iter().map(|(name, value)| 6 + name.as_str().len() + value.len());
+        let bytes = all.iter().map(|(name, value)| name.as_str().len() + value.len() + 2);
         let mut kept = Vec::with_capacity(bytes.sum());
         for (name, value) in all {
-            let name = name.as_str().as_bytes();
-            // hyper's bounds of a head are far below either.
-            let [name_len, value_len] = [name.len(), value.len()];
-            kept.extend_from_slice(&u16::try_from(name_len).unwrap_or(u16::MAX).to_le_bytes());
-            kept.extend_from_slice(&u32::try_from(value_len).unwrap_or(u32::MAX).to_le_bytes());
-            kept.extend_from_slice(name);
+            kept.extend_from_slice(name.as_str().as_bytes());
+            kept.push(b':');
             kept.extend_from_slice(value.as_bytes());
+            kept.push(b'\n');
         }
-        let count = all.len();
-        Self { parts, kept, count }
+        Self { parts, kept }
     }
 
     /// Method and path; its headers are elsewhere.
@@ -47,24 +42,19 @@ impl Asked {
 
     /// The headers for another attempt.
     pub(super) fn once_more(&self) -> HeaderMap {
-        let mut headers = HeaderMap::with_capacity(self.count);
-        let mut rest = self.kept.as_slice();
-        while let Some((name, value)) = next(&mut rest) {
-            headers.append(name, value);
-        }
-        headers
+        self.kept.split(|byte| *byte == b'\n').filter_map(header).fold(
+            HeaderMap::new(),
+            |mut headers, (name, value)| {
+                headers.append(name, value);
+                headers
+            },
+        )
     }
 }
 
-/// Reads one header; none at the end.
-fn next(rest: &mut &[u8]) -> Option<(HeaderName, HeaderValue)> {
-    let (name_len, behind) = rest.split_first_chunk()?;
-    let (value_len, behind) = behind.split_first_chunk()?;
-    let (name, behind) = behind.split_at_checked(u16::from_le_bytes(*name_len).into())?;
-    let value_len = usize::try_from(u32::from_le_bytes(*value_len)).ok()?;
-    let (value, behind) = behind.split_at_checked(value_len)?;
-    *rest = behind;
-    HeaderName::from_bytes(name).ok().zip(HeaderValue::from_bytes(value).ok())
+fn header(line: &[u8]) -> Option<(HeaderName, HeaderValue)> {
+    let (name, value) = line.split_at_checked(memchr::memchr(b':', line)?)?;
+    HeaderName::from_bytes(name).ok().zip(HeaderValue::from_bytes(value.get(1..)?).ok())
 }
 
 #[cfg(test)]
@@ -80,6 +70,7 @@ mod tests {
             .header("x-codex-own", "1")
             .header("x-codex-own", "2")
             .header("x-empty", "")
+            .header("x-colons", "a: b:c:")
             .header("x-long", &long)
             .header("x-bytes", HeaderValue::from_bytes(b"caf\xc3\xa9 \xff").unwrap())
             .body(())

@@ -82,7 +82,7 @@ pub(crate) fn model_hint(headers: &HeaderMap) -> Option<Arc<str>> {
 }
 
 /// A client's headers made ready to be sent; [`sign`] or [`identify`] adds whose they are, into places
-/// that are kept for it here: a map that is cloned for each attempt has room for nothing more.
+/// that are kept for it here: a map that is copied for an attempt has room for nothing more.
 pub(crate) fn upwards(mut headers: HeaderMap, host: &HeaderValue) -> HeaderMap {
     strip_named_hops(&mut headers);
     strip(&mut headers, |name| hop_by_hop(name) || stays_here(name));

@@ -86,12 +86,11 @@ async fn forward(
         None => connect(upstream).await?,
     };
     let mut answer = std::pin::pin!(kept.sender.send_request(request));
-    let (driver, ended) = (&mut kept.driver, &mut kept.ended);
     let answered = std::future::poll_fn(|context| {
         if let Poll::Ready(answered) = answer.as_mut().poll(context) {
             return Poll::Ready(answered);
         }
-        *ended = *ended || driver.as_mut().poll(context).is_ready();
+        kept.drive(context);
         answer.as_mut().poll(context)
     });
     let (head, body) = answered.await?.into_parts();
