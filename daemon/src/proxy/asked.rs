@@ -42,13 +42,7 @@ impl Asked {
 
     /// The headers for another attempt.
     pub(super) fn once_more(&self) -> HeaderMap {
-        self.kept.split(|byte| *byte == b'\n').filter_map(header).fold(
-            HeaderMap::new(),
-            |mut headers, (name, value)| {
-                headers.append(name, value);
-                headers
-            },
-        )
+        self.kept.split(|byte| *byte == b'\n').filter_map(header).collect()
     }
 }
 
