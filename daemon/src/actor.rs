@@ -107,6 +107,8 @@ pub(crate) struct Lease {
     /// What it was chosen by, and what that took; for whoever traces it.
     pub(crate) choice: Option<Box<Made>>,
     id: Option<LeaseId>,
+    /// Told with its end: a thread, and how many tokens of it are cached.
+    warm: Option<(Arc<str>, u32)>,
     inbox: Inbox,
 }
 
@@ -115,19 +117,20 @@ impl Lease {
     /// can choose it.
     pub(crate) fn finish(mut self, release: Release) {
         if let Some(id) = self.id.take() {
-            self.inbox.tell(Input::Release(id, release));
+            let warm = self.warm.take().map(|(thread, tokens)| Input::Warm(thread, tokens));
+            self.inbox.tell(warm.into_iter().chain([Input::Release(id, release)]));
         }
     }
 
-    /// Tells how much of a thread its account has cached from here on.
-    pub(crate) fn warm(&self, thread: Arc<str>, tokens: u32) {
-        self.inbox.tell(Input::Warm(thread, tokens));
+    /// Tells, with its end, how much of a thread its account has cached from here on.
+    pub(crate) fn warm(&mut self, thread: Arc<str>, tokens: u32) {
+        self.warm = Some((thread, tokens));
     }
 
     /// Tells the quota an answer carried.
     pub(crate) fn quota_seen(&self, windows: Vec<Window>) {
         if !windows.is_empty() {
-            self.inbox.tell(Input::QuotaSeen(self.account.clone(), windows));
+            self.inbox.tell([Input::QuotaSeen(self.account.clone(), windows)]);
         }
     }
 }
@@ -140,10 +143,15 @@ struct Inbox {
 }
 
 impl Inbox {
-    /// Tells at the desk, or by the inbox when somebody is at it.
-    fn tell(&self, input: Input) {
-        if let Some(input) = self.desk.take_in(input) {
-            let _stopping = self.work.send(Work::Input(input));
+    /// Tells at the desk, or by the inbox when somebody is at it, or nobody there.
+    fn tell(&self, inputs: impl IntoIterator<Item = Input>) {
+        match self.desk.0.try_lock().as_deref_mut() {
+            Some(Some(desk)) => desk.take_in(inputs),
+            Some(None) | None => {
+                for input in inputs {
+                    let _stopping = self.work.send(Work::Input(input));
+                }
+            },
         }
     }
 }
@@ -153,7 +161,10 @@ impl Drop for Lease {
         if let Some(id) = self.id.take() {
             let release = Release { mark: Mark::Fine, served: false, model: None };
             // By the inbox: wherever it is dropped, nothing is done there.
-            let _stopping = self.inbox.work.send(Work::Input(Input::Release(id, release)));
+            let warm = self.warm.take().map(|(thread, tokens)| Input::Warm(thread, tokens));
+            for input in warm.into_iter().chain([Input::Release(id, release)]) {
+                let _stopping = self.inbox.work.send(Work::Input(input));
+            }
         }
     }
 }
@@ -176,7 +187,7 @@ impl Handle {
             (Grant::Lease { lease, account, generation, choice }, took) => {
                 let choice = Some(Box::new(Made { choice: *choice, took }));
                 let (id, inbox) = (Some(lease), self.inbox.clone());
-                Ok(Ok(Lease { account, generation, choice, id, inbox }))
+                Ok(Ok(Lease { account, generation, choice, id, warm: None, inbox }))
             },
             (Grant::Refused(refused), _took) => Ok(Err(refused)),
         }
@@ -192,7 +203,7 @@ impl Handle {
 
     /// Tells something about an account outside a lease.
     pub(crate) fn tell(&self, input: Input) {
-        self.inbox.tell(input);
+        self.inbox.tell([input]);
     }
 
     /// Gives an input ahead of all requests; returns the epoch after it.
@@ -280,18 +291,6 @@ impl SharedDesk {
         match self.0.try_lock().as_deref_mut() {
             Some(Some(desk)) => desk.ask(need),
             Some(None) | None => Asked::NotNow(need),
-        }
-    }
-
-    /// Takes an input in, after all that waits in the inboxes; gives it back when somebody is at the desk,
-    /// or nobody there.
-    fn take_in(&self, input: Input) -> Option<Input> {
-        match self.0.try_lock().as_deref_mut() {
-            Some(Some(desk)) => {
-                desk.take_in(input);
-                None
-            },
-            Some(None) | None => Some(input),
         }
     }
 }
@@ -423,7 +422,8 @@ impl Desk {
 
     /// Takes in what waits.
     fn catch_up(&mut self) {
-        loop {
+        // Mostly nothing does.
+        while !(self.control.is_empty() && self.work.is_empty()) {
             if let Ok(control) = self.control.try_recv() {
                 self.control(control);
             } else if let Ok(work) = self.work.try_recv() {
@@ -452,12 +452,14 @@ impl Desk {
         Asked::Waits(grant)
     }
 
-    /// Takes in what waits, and then an input. The task is woken only where it has to look earlier than it
+    /// Takes in what waits, and then inputs. The task is woken only where it has to look earlier than it
     /// would.
-    fn take_in(&mut self, input: Input) {
+    fn take_in(&mut self, inputs: impl IntoIterator<Item = Input>) {
         self.catch_up();
         let now = self.clock.now();
-        self.pool.handle(now, input);
+        for input in inputs {
+            self.pool.handle(now, input);
+        }
         self.apply(now);
         let wake = self.pool.next_wake(now);
         if wake.is_some_and(|wake| clock::mono() + Duration::from_millis(wake.millis()) < self.due)

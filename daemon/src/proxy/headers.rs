@@ -12,16 +12,11 @@ use std::sync::Arc;
 const ACCOUNT: HeaderName = HeaderName::from_static("chatgpt-account-id");
 const FEDRAMP: HeaderName = HeaderName::from_static("x-openai-fedramp");
 const ROUTING: HeaderName = HeaderName::from_static("x-openai-account-routing-override");
-/// A session of the CLI (0.169.0, observed, as are the next three). Made once: a name that is looked
-/// up as text is parsed each time.
-pub(crate) const SESSION: HeaderName = HeaderName::from_static("session-id");
-/// What older CLIs call it (0.98.0 and 0.128.0, observed).
-const OLD_SESSION: HeaderName = HeaderName::from_static("session_id");
-/// A thread within it.
+/// A thread within a session (0.169.0, observed). Made once: a name that is looked up as text is parsed each
+/// time.
 pub(crate) const THREAD: HeaderName = HeaderName::from_static("thread-id");
-/// What a turn says of itself, as JSON.
+/// What a turn says of itself, as JSON (0.169.0, observed).
 pub(crate) const METADATA: HeaderName = HeaderName::from_static("x-codex-turn-metadata");
-const HINT: HeaderName = HeaderName::from_static("x-codex-routing-hint");
 
 /// Header values taken as names are bounded.
 pub(crate) const MAX_NAME: usize = 256;
@@ -58,7 +53,11 @@ fn stays_here(name: &str) -> bool {
 
 /// A header's value as a name; none when it is empty or too long for one.
 pub(crate) fn name(headers: &HeaderMap, header: &HeaderName) -> Option<Arc<str>> {
-    let said = headers.get(header)?.to_str().ok()?;
+    headers.get(header).and_then(as_name)
+}
+
+fn as_name(value: &HeaderValue) -> Option<Arc<str>> {
+    let said = value.to_str().ok()?;
     is_name(said).then(|| said.into())
 }
 
@@ -69,16 +68,71 @@ pub(crate) fn is_name(said: &str) -> bool {
         && said.bytes().all(|byte| matches!(byte, b' '..=b'~' | b'\t'))
 }
 
-/// A request's session, by whichever name its client has for it.
-pub(crate) fn session(headers: &HeaderMap) -> Option<Arc<str>> {
-    name(headers, &SESSION).or_else(|| name(headers, &OLD_SESSION))
+/// What the head of a turn says of it, as far as it is read. Found in one look along its names: looking one
+/// up costs as much as passing six.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Told<'a> {
+    /// Its session (0.169.0, observed).
+    session: Option<&'a HeaderValue>,
+    /// What older CLIs call it (0.98.0 and 0.128.0, observed).
+    old_session: Option<&'a HeaderValue>,
+    thread: Option<&'a HeaderValue>,
+    hint: Option<&'a HeaderValue>,
+    pub(crate) metadata: Option<&'a HeaderValue>,
+    pub(crate) state: Option<&'a HeaderValue>,
+    pub(crate) encoding: Option<&'a HeaderValue>,
+    pub(crate) accept: Option<&'a HeaderValue>,
+    pub(crate) explain: Option<&'a HeaderValue>,
 }
 
-/// The model that a request's routing hint names, so that its body needn't be read.
-pub(crate) fn model_hint(headers: &HeaderMap) -> Option<Arc<str>> {
-    let hint = headers.get(&HINT)?.to_str().ok()?;
-    let model = hint.split(';').find_map(|part| part.trim_ascii().strip_prefix("model="))?;
-    (model.len() <= models::MAX_NAME).then(|| model.into())
+impl<'a> Told<'a> {
+    /// By these headers; of one that is there twice the first counts.
+    pub(crate) fn by(headers: &'a HeaderMap) -> Self {
+        let mut told = Self::default();
+        for (name, value) in headers {
+            let place = match name.as_str() {
+                "session-id" => &mut told.session,
+                "session_id" => &mut told.old_session,
+                "thread-id" => &mut told.thread,
+                "x-codex-routing-hint" => &mut told.hint,
+                "x-codex-turn-metadata" => &mut told.metadata,
+                "x-codex-turn-state" => &mut told.state,
+                "content-encoding" => &mut told.encoding,
+                "accept" => &mut told.accept,
+                "x-cma-explain" => &mut told.explain,
+                _ => continue,
+            };
+            place.get_or_insert(value);
+        }
+        told
+    }
+
+    /// Its session, by whichever name its client has for it.
+    pub(crate) fn session(&self) -> Option<Arc<str>> {
+        self.session.and_then(as_name).or_else(|| self.old_session.and_then(as_name))
+    }
+
+    /// Its thread.
+    pub(crate) fn thread(&self) -> Option<Arc<str>> {
+        self.thread.and_then(as_name)
+    }
+
+    /// The model that its routing hint names, so that its body needn't be read.
+    pub(crate) fn model(&self) -> Option<Arc<str>> {
+        let hint = self.hint?.to_str().ok()?;
+        let model = hint.split(';').find_map(|part| part.trim_ascii().strip_prefix("model="))?;
+        (model.len() <= models::MAX_NAME).then(|| model.into())
+    }
+
+    /// Whether its client asks for a stream.
+    pub(crate) fn wants_stream(&self) -> bool {
+        self.accept.is_some_and(|kind| kind == "text/event-stream")
+    }
+}
+
+/// A request's session, by whichever name its client has for it.
+pub(crate) fn session(headers: &HeaderMap) -> Option<Arc<str>> {
+    Told::by(headers).session()
 }
 
 /// A client's headers made ready to be sent; [`sign`] or [`identify`] adds whose they are, into places

@@ -150,15 +150,14 @@ pub(super) struct Said<'a> {
 
 impl<'a> Said<'a> {
     /// Of a request over HTTP.
-    pub(super) fn of(headers: &'a HeaderMap) -> Self {
-        let packing = match headers.get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes) {
+    pub(super) fn of(told: &headers::Told<'a>) -> Self {
+        let packing = match told.encoding.map(HeaderValue::as_bytes) {
             None | Some(b"identity") => Packing::Plain,
             Some(b"zstd") => Packing::Zstd,
             Some(_) => Packing::Other,
         };
-        let thread = headers::name(headers, &headers::THREAD);
-        let state = headers.get(TURN_STATE).cloned();
-        Self { thread, metadata: metadata(headers), state, packing }
+        let metadata = told.metadata.map(HeaderValue::as_bytes).unwrap_or_default();
+        Self { thread: told.thread(), metadata, state: told.state.cloned(), packing }
     }
 
     /// Of a frame: the handshake's, and what the frame itself says since then.

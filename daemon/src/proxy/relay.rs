@@ -234,7 +234,7 @@ impl Ending {
 
 impl Accounts {
     fn settle(self, ended: bool, stream: bool, said: sniff::Said) {
-        let Self { proxy, lease, mut trace } = self;
+        let Self { proxy, mut lease, mut trace } = self;
         let good = (200..300).contains(&trace.status);
         // An end as HTTP wants it is not the stream's own: without a final event it was cut.
         let whole = ended && !(stream && good && said.end.is_none() && !said.unclear);
@@ -249,7 +249,7 @@ impl Accounts {
             (true, true) => "failed",
             (false, _) => "cut",
         };
-        super::shown::warmed(&lease, &trace);
+        super::shown::warmed(&mut lease, &trace);
         lease.quota_seen(said.windows);
         let mark = match &fault {
             Some(fault) => {

@@ -1,15 +1,13 @@
 //! What a client may see of a choice (`x-cma-…` headers, where it asks or its person wants them), and
 //! what the pool learns of a thread's cache when an answer ends.
 
-use super::{Proxy, trace::Trace};
+use super::{Proxy, headers::Told, trace::Trace};
 use crate::actor::Lease;
 use cma_core::identity::AccountId;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::time::Instant;
 
-/// Asks for the others, with any value but `0`.
-const EXPLAIN: HeaderName = HeaderName::from_static("x-cma-explain");
 const ACCOUNT: HeaderName = HeaderName::from_static("x-cma-account");
 const OVERHEAD: HeaderName = HeaderName::from_static("x-cma-overhead-us");
 const TRACE: HeaderName = HeaderName::from_static("x-cma-trace");
@@ -23,9 +21,9 @@ pub(super) struct Overhead {
 }
 
 impl Overhead {
-    /// Whether a request is to be told, from its own headers.
-    pub(super) fn asked(proxy: &Proxy, headers: &HeaderMap) -> Self {
-        let asked = headers.get(EXPLAIN).is_some_and(|value| value != "0");
+    /// Whether a request is to be told: any value but `0` asks for it.
+    pub(super) fn asked(proxy: &Proxy, told: &Told<'_>) -> Self {
+        let asked = told.explain.is_some_and(|value| value != "0");
         Self { wanted: asked || proxy.choosing.headers(), upstream: AtomicU64::new(0) }
     }
 
@@ -65,7 +63,7 @@ fn micros(since: Instant) -> u64 {
 }
 
 /// Tells the pool how much of a thread is cached where its answer came from.
-pub(super) fn warmed(lease: &Lease, trace: &Trace) {
+pub(super) fn warmed(lease: &mut Lease, trace: &Trace) {
     if let (Some(thread), Some(usage)) = (&trace.thread, trace.usage) {
         let tokens = usage.input.saturating_add(usage.output);
         lease.warm(thread.clone(), u32::try_from(tokens).unwrap_or(u32::MAX));

@@ -104,9 +104,10 @@ pub(crate) fn serve(
     if incoming.size_hint().lower() > BODY_LIMIT {
         return Box::pin(std::future::ready(respond::too_large()));
     }
-    let session = headers::session(&parts.headers);
-    let model = headers::model_hint(&parts.headers);
-    let overhead = shown::Overhead::asked(&proxy, &parts.headers);
+    let told = headers::Told::by(&parts.headers);
+    let (session, model) = (told.session(), told.model());
+    let overhead = shown::Overhead::asked(&proxy, &told);
+    let wants_stream = told.wants_stream();
     let bounds = &launch.bounds;
     let mut need =
         Need { session: bounds.session(session.as_ref()), model: model.clone(), ..bounds.need() };
@@ -115,13 +116,12 @@ pub(crate) fn serve(
         return Box::pin(std::future::ready(blocked));
     }
     let known = &proxy.traces.threads;
-    let said = Said::of(&parts.headers);
+    let said = Said::of(&told);
     let unary = parts.uri.path().ends_with("/compact");
     let compacts = unary || begin::is_compaction(&said);
     let mut ride = Ride::read(known, bounds, said, &mut need, &mut trace);
     ride.count(&need, &mut trace);
     parts.headers = headers::upwards(parts.headers, &proxy.host);
-    let wants_stream = begin::wants_stream(&parts.headers);
     let source = Source::new(incoming);
     let host_wait = proxy.config.host_wait;
     let turn = Box::new(Turn {
@@ -247,11 +247,20 @@ impl Turn<'_> {
                 let mut ready = Box::new(Ready::new(response));
                 let headers = &ready.parts.headers;
                 let windows = windows(headers);
-                lease.quota_seen(windows.clone());
-                // Before the answer is waited for.
                 let (proxy, launch) = (&self.proxy, self.launch);
-                let instead = standing::instead(proxy, launch, &account, &windows, headers);
-                ready.instead = instead.await;
+                // Told before anything is waited for.
+                ready.instead = match standing::known(proxy, launch) {
+                    Some(standing) => {
+                        let instead = standing.instead(&account, &windows, headers);
+                        lease.quota_seen(windows);
+                        instead
+                    },
+                    None => {
+                        lease.quota_seen(windows.clone());
+                        let told = (&*windows, headers);
+                        Box::pin(standing::instead(proxy, launch, &account, told)).await
+                    },
+                };
                 self.begun(lease, ready).await
             },
             Ok(response) => {

@@ -9,6 +9,7 @@ use super::Outbound;
 use crate::{app::Tasks, clock, config::Endpoint, proxy::body::UpBody};
 use bytes::Bytes;
 use cma_core::identity::AccountId;
+use futures_util::task::AtomicWaker;
 use http::{HeaderValue, Uri, header, uri};
 use http_body::{Body, Frame, SizeHint};
 use hyper::{
@@ -26,9 +27,9 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering},
     },
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
 use tokio::{
@@ -75,11 +76,41 @@ pub(crate) struct Connection {
 }
 
 enum Link {
-    Own { sender: SendRequest<UpBody>, driver: Driver, ended: bool },
+    Own { sender: SendRequest<UpBody>, wheel: Wheel },
     Seat(Seat),
 }
 
+/// What drives a connection of its own, for whoever uses that at the time.
+struct Wheel {
+    driver: Driver,
+    ended: bool,
+    bell: Arc<Bell>,
+    /// That of the bell.
+    waker: Waker,
+}
+
 type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
+
+/// Wakes the task that drives a connection, but for what happens while it does. The connection and whoever
+/// reads from it wake each other all the time and are looked at in turn anyway: for every request its task
+/// was run once more, for nothing.
+#[derive(Debug, Default)]
+struct Bell {
+    /// One of the three below.
+    state: AtomicU8,
+    task: AtomicWaker,
+}
+
+/// Nobody drives it now: the task is woken.
+const AWAY: u8 = 0;
+/// It is being driven.
+const AT_IT: u8 = 1;
+/// And was rung meanwhile.
+const RUNG: u8 = 2;
+
+/// Turns of a wheel within one poll, before others have theirs: a connection that is kept from going on
+/// for its fairness rings as well.
+const TURNS: u32 = 4;
 
 /// A place on a shared connection.
 pub(super) struct Seat(Arc<Shared>);
@@ -194,6 +225,63 @@ impl Drop for Seat {
     }
 }
 
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        let rung = self.state.compare_exchange(AT_IT, RUNG, Ordering::AcqRel, Ordering::Acquire);
+        if rung == Err(AWAY) {
+            self.task.wake();
+        }
+    }
+}
+
+impl Wheel {
+    fn new(driver: impl Future<Output = hyper::Result<()>> + Send + 'static) -> Self {
+        let bell = Arc::new(Bell::default());
+        let waker = Waker::from(Arc::clone(&bell));
+        Self { driver: Box::pin(driver), ended: false, bell, waker }
+    }
+
+    /// Looks for what the connection brings, and drives it as long as that can help. Who looks is woken by
+    /// nothing but the connection: a bell that was rung before the last look is not heard.
+    fn bring<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        mut look: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        let Self { driver, ended, bell, waker } = self;
+        let mut own = Context::from_waker(waker);
+        bell.task.register(context.waker());
+        bell.state.store(AT_IT, Ordering::Release);
+        let mut turns = 0;
+        let found = loop {
+            let found = look(&mut own);
+            let rung = || bell.state.load(Ordering::Acquire) == RUNG;
+            if found.is_ready() || turns == TURNS || (turns > 0 && !rung()) {
+                break found;
+            }
+            bell.state.store(AT_IT, Ordering::Release);
+            turn(driver, ended, &mut own);
+            turns += 1;
+        };
+        let rung = bell.state.swap(AWAY, Ordering::AcqRel) == RUNG;
+        if rung && found.is_pending() {
+            context.waker().wake_by_ref();
+        }
+        found
+    }
+}
+
+fn turn(driver: &mut Driver, ended: &mut bool, context: &mut Context<'_>) {
+    if !*ended && driver.as_mut().poll(context).is_ready() {
+        // Why it ended reaches whoever waits on the sender or the body.
+        *ended = true;
+    }
+}
+
 impl Connection {
     /// Greets over a stream for HTTP/1.1.
     pub(super) async fn greet(
@@ -202,7 +290,7 @@ impl Connection {
     ) -> hyper::Result<Self> {
         let (sender, driver) =
             http1::Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(stream)).await?;
-        let link = Link::Own { sender, driver: Box::pin(driver), ended: false };
+        let link = Link::Own { sender, wheel: Wheel::new(driver) };
         Ok(Self { account, born: Instant::now(), other: false, link })
     }
 
@@ -216,7 +304,7 @@ impl Connection {
 
     /// Whether it is worth keeping for the next request.
     pub(super) const fn is_open(&self) -> bool {
-        matches!(self.link, Link::Own { ended: false, .. })
+        matches!(&self.link, Link::Own { wheel, .. } if !wheel.ended)
     }
 
     /// The connection that this is a seat on.
@@ -227,25 +315,15 @@ impl Connection {
         }
     }
 
-    fn drive(&mut self, context: &mut Context<'_>) {
-        if let Link::Own { driver, ended, .. } = &mut self.link
-            && !*ended
-            && driver.as_mut().poll(context).is_ready()
-        {
-            // Why it ended reaches whoever waits on the sender or the body.
-            *ended = true;
-        }
-    }
-
     /// Whether it can take a request right now. A kept one: it was read to its end, its own request
     /// was sent whole, and the host has not closed it.
     pub(super) fn is_ready(&mut self) -> bool {
         // Nobody is to be woken: the request that is sent next would wake its own task, for nothing.
         let mut context = Context::from_waker(Waker::noop());
-        self.drive(&mut context);
         match &mut self.link {
-            Link::Own { sender, ended, .. } => {
-                !*ended && matches!(sender.poll_ready(&mut context), Poll::Ready(Ok(())))
+            Link::Own { sender, wheel } => {
+                turn(&mut wheel.driver, &mut wheel.ended, &mut context);
+                !wheel.ended && matches!(sender.poll_ready(&mut context), Poll::Ready(Ok(())))
             },
             Link::Seat(seat) => !seat.0.sender.is_closed(),
         }
@@ -258,20 +336,13 @@ impl Connection {
         endpoint: &Endpoint,
     ) -> Result<Response<Incoming>, Lost> {
         match &mut self.link {
-            Link::Own { sender, driver, ended } => {
+            Link::Own { sender, wheel } => {
                 own_form(&mut request, endpoint);
                 let mut answer = std::pin::pin!(sender.try_send_request(*request));
-                std::future::poll_fn(|context| {
-                    if let Poll::Ready(sent) = answer.as_mut().poll(context) {
-                        return Poll::Ready(sent);
-                    }
-                    if !*ended && driver.as_mut().poll(context).is_ready() {
-                        *ended = true;
-                    }
-                    answer.as_mut().poll(context)
-                })
-                .await
-                .map_err(lost)
+                let answered = std::future::poll_fn(|context| {
+                    wheel.bring(context, |context| answer.as_mut().poll(context))
+                });
+                answered.await.map_err(lost)
             },
             // Boxed: what is not used costs every other request nothing.
             Link::Seat(seat) => Box::pin(seat.0.exchange(request, endpoint)).await,
@@ -387,11 +458,11 @@ impl Body for Driven {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let Self { incoming, connection } = self.get_mut();
-        if let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(context) {
-            return Poll::Ready(frame);
+        let mut look = |context: &mut Context<'_>| Pin::new(&mut *incoming).poll_frame(context);
+        match &mut connection.link {
+            Link::Own { wheel, .. } => wheel.bring(context, look),
+            Link::Seat(_) => look(context),
         }
-        connection.drive(context);
-        Pin::new(incoming).poll_frame(context)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -1,9 +1,16 @@
 use super::*;
 use bytes::Bytes;
+use http_body::Body as _;
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use std::convert::Infallible;
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::atomic::AtomicUsize,
+    task::{Context, Poll, Wake, Waker},
+};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 fn upstream() -> Arc<Upstream> {
     let endpoint = Endpoint {
@@ -86,4 +93,57 @@ async fn what_was_open_before_a_sleep_takes_no_request_after_it() {
     // And a way that is gone ends them as well.
     upstream.close_idle();
     assert!(upstream.kept(&account).is_none());
+}
+
+/// Counts how often its task would be run.
+#[derive(Default)]
+struct Runs(AtomicUsize);
+
+impl Wake for Runs {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test]
+async fn who_drives_a_connection_is_woken_by_its_host_alone() {
+    let (ours, mut theirs) = tokio::io::duplex(64 * 1024);
+    let mut connection = Connection::greet(ours, AccountId::of("u", "w")).await.unwrap();
+    let runs = Arc::new(Runs::default());
+    let waker = Waker::from(Arc::clone(&runs));
+    let mut context = Context::from_waker(&waker);
+    let endpoint = upstream().endpoint.clone();
+    let request = Request::post("/x").header("host", "backend.test");
+    let request = request.body(UpBody::Whole(Bytes::from_static(b"asked"))).unwrap();
+    let answer = {
+        let mut exchange = Box::pin(connection.exchange(Box::new(request), &endpoint));
+        assert!(exchange.as_mut().poll(&mut context).is_pending());
+        assert_eq!(runs.0.load(Ordering::SeqCst), 0, "sending woke its own task");
+        let mut asked = vec![0; 1024];
+        let n = theirs.read(&mut asked).await.unwrap();
+        assert!(asked[..n].ends_with(b"\r\n\r\nasked"), "{:?}", asked[..n].escape_ascii());
+        let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n";
+        theirs.write_all(head).await.unwrap();
+        assert_eq!(runs.0.load(Ordering::SeqCst), 1);
+        match exchange.as_mut().poll(&mut context) {
+            Poll::Ready(Ok(answer)) => answer,
+            _ => panic!("no answer"),
+        }
+    };
+    let mut body = connection.answered(answer).into_body();
+    let mut next = |context: &mut Context<'_>| {
+        let next = Pin::new(&mut body).poll_frame(context);
+        next.map(|frame| frame.map(|frame| frame.unwrap().into_data().unwrap()))
+    };
+    assert_eq!(next(&mut context), Poll::Ready(Some(Bytes::from_static(b"hello"))));
+    assert_eq!(next(&mut context), Poll::Pending);
+    assert_eq!(runs.0.load(Ordering::SeqCst), 1, "reading woke its own task");
+    theirs.write_all(b"3\r\nall\r\n3\r\nof \r\n2\r\nit\r\n0\r\n\r\n").await.unwrap();
+    assert_eq!(runs.0.load(Ordering::SeqCst), 2);
+    for piece in ["all", "of ", "it"] {
+        assert_eq!(next(&mut context), Poll::Ready(Some(Bytes::from_static(piece.as_bytes()))));
+    }
+    assert_eq!(next(&mut context), Poll::Ready(None));
+    assert_eq!(runs.0.load(Ordering::SeqCst), 2);
+    assert!(body.into_connection().is_ready(), "it takes the next request");
 }

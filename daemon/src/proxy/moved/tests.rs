@@ -1,6 +1,7 @@
 //! Bodies as they are packed, and what headers say.
 
 use super::*;
+use crate::proxy::headers::Told;
 use serde_json::json;
 
 const REASONING: Without = Without {
@@ -45,7 +46,7 @@ fn the_turn_is_read_from_its_metadata() {
     let of = |text: &str| {
         let mut headers = HeaderMap::new();
         headers.insert(headers::METADATA, text.parse().unwrap());
-        name(Metadata::of(Said::of(&headers).metadata).turn_id.as_deref())
+        name(Metadata::of(Said::of(&Told::by(&headers)).metadata).turn_id.as_deref())
     };
     let text = r#"{"root_turn_id":"r","turn_id":"t-1","thread_id":"x","n":{"turn_id":"no"}}"#;
     assert_eq!(of(text).as_deref(), Some("t-1"));
@@ -53,7 +54,7 @@ fn the_turn_is_read_from_its_metadata() {
         assert_eq!(of(none), None, "{none}");
     }
     assert_eq!(of(""), None);
-    assert_eq!(Metadata::of(Said::of(&HeaderMap::new()).metadata).turn_id, None);
+    assert_eq!(Metadata::of(Said::of(&Told::default()).metadata).turn_id, None);
 }
 
 #[test]

@@ -19,12 +19,6 @@ use cma_core::{
     sniff::Sniffer,
     verdict::{self, Act, Mark, Outcome, Verdict},
 };
-use http::{HeaderMap, HeaderValue, header::ACCEPT};
-
-/// Whether a client asks for a stream.
-pub(super) fn wants_stream(headers: &HeaderMap) -> bool {
-    headers.get(ACCEPT).map(HeaderValue::as_bytes) == Some(b"text/event-stream")
-}
 
 impl Turn<'_> {
     /// Holds a good answer's beginning back until it shows something, and judges it when it fails

@@ -127,7 +127,7 @@ impl Session {
     pub(in crate::proxy::ws) fn ended(
         &self,
         turn: &mut Turn,
-        lease: Lease,
+        mut lease: Lease,
         status: u16,
         verdict: &Verdict,
         sniffer: Sniffer,
@@ -143,7 +143,7 @@ impl Session {
         turn.course.trace.usage = said.usage;
         turn.course.trace.model = turn.course.trace.model.take().or(said.model);
         if !turn.prewarm() {
-            shown::warmed(&lease, &turn.course.trace);
+            shown::warmed(&mut lease, &turn.course.trace);
         }
         if !verdict.reason.is_empty() && outcome != "cut" {
             turn.course.trace.attempts.push(format!("{}: {}", lease.account, verdict.reason));
