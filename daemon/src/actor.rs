@@ -116,10 +116,14 @@ impl Lease {
     /// Gives the account back with what was learned, in one message: it cools before anybody else
     /// can choose it.
     pub(crate) fn finish(mut self, release: Release) {
-        if let Some(id) = self.id.take() {
-            let warm = self.warm.take().map(|(thread, tokens)| Input::Warm(thread, tokens));
-            self.inbox.tell(warm.into_iter().chain([Input::Release(id, release)]));
-        }
+        let last = self.last(release);
+        self.inbox.tell(last);
+    }
+
+    /// What is told at its end; nothing once it has ended.
+    fn last(&mut self, release: Release) -> impl Iterator<Item = Input> + use<> {
+        let warm = self.warm.take().map(|(thread, tokens)| Input::Warm(thread, tokens));
+        warm.into_iter().chain(self.id.take().map(|id| Input::Release(id, release)))
     }
 
     /// Tells, with its end, how much of a thread its account has cached from here on.
@@ -158,13 +162,9 @@ impl Inbox {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some(id) = self.id.take() {
-            let release = Release { mark: Mark::Fine, served: false, model: None };
-            // By the inbox: wherever it is dropped, nothing is done there.
-            let warm = self.warm.take().map(|(thread, tokens)| Input::Warm(thread, tokens));
-            for input in warm.into_iter().chain([Input::Release(id, release)]) {
-                let _stopping = self.inbox.work.send(Work::Input(input));
-            }
+        // By the inbox: wherever it is dropped, nothing is done there.
+        for input in self.last(Release { mark: Mark::Fine, served: false, model: None }) {
+            let _stopping = self.inbox.work.send(Work::Input(input));
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The few things only the system can do. The one file with `unsafe`, and why each is sound.
+//! The few things only the system can do, and where memory comes from. The one file with `unsafe`, and why each
+//! is sound.
 
 /// jemalloc keeps pieces of up to 32 KiB at hand for each thread, where glibc's cache ends at a kilobyte and
 /// at seven of a kind: with 64 requests under way most of a request's memory came from its shared lists

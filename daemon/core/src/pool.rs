@@ -322,7 +322,7 @@ impl Pool {
     pub fn next_wake(&self, now: Now) -> Option<Span> {
         let parked = self.parked.iter().filter_map(|parked| parked.wake(now));
         let forced = self.forced.iter().map(|forced| forced.due.left(now));
-        let turn = self.pacer.wait(now.mono);
+        let pace = self.pacer.wait(now.mono);
         let accounts = self.accounts.iter().flat_map(|account| {
             let rest = account.rest(now).map(|rest| rest.due.left(now));
             let renewal = (account.enabled && account.at_home && account.login == Login::Good)
@@ -330,7 +330,7 @@ impl Pool {
                     let due = account.token.renew_at().map(|at| at.since(now.wall))?;
                     let hold = account.renewal.1.map_or(Span::ZERO, |hold| hold.left(now));
                     // One that is due waits for its turn as well.
-                    Some(due.max(hold).max(turn))
+                    Some(due.max(hold).max(pace))
                 })
                 .flatten();
             [rest, renewal].into_iter().flatten()

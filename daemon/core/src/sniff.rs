@@ -293,16 +293,23 @@ fn tells(line: &[u8]) -> Tells {
         head.get(at + 6..).unwrap_or_default()
     };
     let value = value.trim_ascii_start().strip_prefix(b":").unwrap_or_default().trim_ascii_start();
-    let ends: &[&[u8]] = match value.get(..11) {
-        // Nearly all are of these, and of them nearly all are deltas.
-        Some(b"\"response.o") => &[],
-        Some(b"\"response.c") => &[b"\"response.completed\""],
-        Some(b"\"response.i") => &[b"\"response.incomplete\""],
-        Some(b"\"response.f") => &[b"\"response.failed\""],
-        _ if value.starts_with(b"\"codex.rate_limits\"") => return Tells::Limits,
-        _ => &[b"\"error\""],
-    };
-    if ends.iter().any(|kind| value.starts_with(kind)) { Tells::End } else { Tells::Little }
+    // A part of the answer, as nearly all are.
+    if value.starts_with(b"\"response.o") {
+        return Tells::Little;
+    }
+    let ends: [&[u8]; 4] = [
+        b"\"response.completed\"",
+        b"\"response.incomplete\"",
+        b"\"response.failed\"",
+        b"\"error\"",
+    ];
+    if ends.iter().any(|kind| value.starts_with(kind)) {
+        Tells::End
+    } else if value.starts_with(b"\"codex.rate_limits\"") {
+        Tells::Limits
+    } else {
+        Tells::Little
+    }
 }
 
 /// Whether the last line of these bytes is plainly the event that ends a response; what it says is

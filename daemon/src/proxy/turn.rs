@@ -248,19 +248,10 @@ impl Turn<'_> {
                 let headers = &ready.parts.headers;
                 let windows = windows(headers);
                 let (proxy, launch) = (&self.proxy, self.launch);
-                // Told before anything is waited for.
-                ready.instead = match standing::known(proxy, launch) {
-                    Some(standing) => {
-                        let instead = standing.instead(&account, &windows, headers);
-                        lease.quota_seen(windows);
-                        instead
-                    },
-                    None => {
-                        lease.quota_seen(windows.clone());
-                        let told = (&*windows, headers);
-                        Box::pin(standing::instead(proxy, launch, &account, told)).await
-                    },
-                };
+                let instead = standing::instead(proxy, launch, &account, &windows, headers);
+                ready.instead = instead.await;
+                // Before the answer is waited for.
+                lease.quota_seen(windows);
                 self.begun(lease, ready).await
             },
             Ok(response) => {

@@ -1,7 +1,7 @@
 //! A connection upstream: one of HTTP/1.1 that a request has for itself, or a seat on one of HTTP/2.
 //!
 //! The first is driven by the task that uses it: an answer that arrives in one read leaves in one
-//! write. The second is shared by many requests of one account and has a task of its own.
+//! write, and what its two halves have to tell each other wakes nobody. The second is shared by many requests of one account and has a task of its own.
 //! What became of an attempt is told as far as the protocol tells it: a stream that the host refused,
 //! or that a GOAWAY left out, was never processed (RFC 9113, sections 6.8 and 8.7).
 
@@ -76,20 +76,23 @@ pub(crate) struct Connection {
 }
 
 enum Link {
-    Own { sender: SendRequest<UpBody>, wheel: Wheel },
+    Own { sender: SendRequest<UpBody>, driver: Driver },
     Seat(Seat),
 }
 
-/// What drives a connection of its own, for whoever uses that at the time.
-struct Wheel {
-    driver: Driver,
-    ended: bool,
+/// Drives a connection of its own, for whoever uses that at the time.
+struct Driver {
+    protocol: Protocol,
     bell: Arc<Bell>,
     /// That of the bell.
     waker: Waker,
 }
 
-type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
+/// The protocol's side of a connection: it reads and writes when it is driven.
+struct Protocol {
+    future: Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>,
+    ended: bool,
+}
 
 /// Wakes the task that drives a connection, but for what happens while it does. The connection and whoever
 /// reads from it wake each other all the time and are looked at in turn anyway: for every request its task
@@ -108,9 +111,9 @@ const AT_IT: u8 = 1;
 /// And was rung meanwhile.
 const RUNG: u8 = 2;
 
-/// Turns of a wheel within one poll, before others have theirs: a connection that is kept from going on
-/// for its fairness rings as well.
-const TURNS: u32 = 4;
+/// How often it is driven within one poll before other tasks have theirs: a connection that leaves off to let
+/// others go first rings as well.
+const ROUNDS: u32 = 4;
 
 /// A place on a shared connection.
 pub(super) struct Seat(Arc<Shared>);
@@ -238,11 +241,21 @@ impl Wake for Bell {
     }
 }
 
-impl Wheel {
-    fn new(driver: impl Future<Output = hyper::Result<()>> + Send + 'static) -> Self {
+impl Protocol {
+    fn drive(&mut self, context: &mut Context<'_>) {
+        if !self.ended && self.future.as_mut().poll(context).is_ready() {
+            // Why it ended reaches whoever waits on the sender or the body.
+            self.ended = true;
+        }
+    }
+}
+
+impl Driver {
+    fn new(future: impl Future<Output = hyper::Result<()>> + Send + 'static) -> Self {
         let bell = Arc::new(Bell::default());
         let waker = Waker::from(Arc::clone(&bell));
-        Self { driver: Box::pin(driver), ended: false, bell, waker }
+        let protocol = Protocol { future: Box::pin(future), ended: false };
+        Self { protocol, bell, waker }
     }
 
     /// Looks for what the connection brings, and drives it as long as that can help. Who looks is woken by
@@ -252,33 +265,26 @@ impl Wheel {
         context: &mut Context<'_>,
         mut look: impl FnMut(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
-        let Self { driver, ended, bell, waker } = self;
+        let Self { protocol, bell, waker } = self;
         let mut own = Context::from_waker(waker);
         bell.task.register(context.waker());
         bell.state.store(AT_IT, Ordering::Release);
-        let mut turns = 0;
+        let mut rounds = 0;
         let found = loop {
             let found = look(&mut own);
             let rung = || bell.state.load(Ordering::Acquire) == RUNG;
-            if found.is_ready() || turns == TURNS || (turns > 0 && !rung()) {
+            if found.is_ready() || rounds == ROUNDS || (rounds > 0 && !rung()) {
                 break found;
             }
             bell.state.store(AT_IT, Ordering::Release);
-            turn(driver, ended, &mut own);
-            turns += 1;
+            protocol.drive(&mut own);
+            rounds += 1;
         };
         let rung = bell.state.swap(AWAY, Ordering::AcqRel) == RUNG;
         if rung && found.is_pending() {
             context.waker().wake_by_ref();
         }
         found
-    }
-}
-
-fn turn(driver: &mut Driver, ended: &mut bool, context: &mut Context<'_>) {
-    if !*ended && driver.as_mut().poll(context).is_ready() {
-        // Why it ended reaches whoever waits on the sender or the body.
-        *ended = true;
     }
 }
 
@@ -290,7 +296,7 @@ impl Connection {
     ) -> hyper::Result<Self> {
         let (sender, driver) =
             http1::Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(stream)).await?;
-        let link = Link::Own { sender, wheel: Wheel::new(driver) };
+        let link = Link::Own { sender, driver: Driver::new(driver) };
         Ok(Self { account, born: Instant::now(), other: false, link })
     }
 
@@ -304,7 +310,7 @@ impl Connection {
 
     /// Whether it is worth keeping for the next request.
     pub(super) const fn is_open(&self) -> bool {
-        matches!(&self.link, Link::Own { wheel, .. } if !wheel.ended)
+        matches!(&self.link, Link::Own { driver, .. } if !driver.protocol.ended)
     }
 
     /// The connection that this is a seat on.
@@ -321,9 +327,9 @@ impl Connection {
         // Nobody is to be woken: the request that is sent next would wake its own task, for nothing.
         let mut context = Context::from_waker(Waker::noop());
         match &mut self.link {
-            Link::Own { sender, wheel } => {
-                turn(&mut wheel.driver, &mut wheel.ended, &mut context);
-                !wheel.ended && matches!(sender.poll_ready(&mut context), Poll::Ready(Ok(())))
+            Link::Own { sender, driver: Driver { protocol, .. } } => {
+                protocol.drive(&mut context);
+                !protocol.ended && matches!(sender.poll_ready(&mut context), Poll::Ready(Ok(())))
             },
             Link::Seat(seat) => !seat.0.sender.is_closed(),
         }
@@ -336,11 +342,11 @@ impl Connection {
         endpoint: &Endpoint,
     ) -> Result<Response<Incoming>, Lost> {
         match &mut self.link {
-            Link::Own { sender, wheel } => {
+            Link::Own { sender, driver } => {
                 own_form(&mut request, endpoint);
                 let mut answer = std::pin::pin!(sender.try_send_request(*request));
                 let answered = std::future::poll_fn(|context| {
-                    wheel.bring(context, |context| answer.as_mut().poll(context))
+                    driver.bring(context, |context| answer.as_mut().poll(context))
                 });
                 answered.await.map_err(lost)
             },
@@ -460,7 +466,7 @@ impl Body for Driven {
         let Self { incoming, connection } = self.get_mut();
         let mut look = |context: &mut Context<'_>| Pin::new(&mut *incoming).poll_frame(context);
         match &mut connection.link {
-            Link::Own { wheel, .. } => wheel.bring(context, look),
+            Link::Own { driver, .. } => driver.bring(context, look),
             Link::Seat(_) => look(context),
         }
     }

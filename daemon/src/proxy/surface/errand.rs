@@ -78,13 +78,12 @@ pub(super) async fn serve(
         return respond::too_large();
     }
     let bounds = &launch.bounds;
-    let named = headers::session(&parts.headers)
-        .or_else(|| headers::name(&parts.headers, &headers::THREAD));
+    let told = headers::Told::by(&parts.headers);
+    let named = told.session().or_else(|| told.thread());
     // Without a session: what upstream keeps stays where the launch's first one of that kind went.
     let own = || Some(format!("{}/{}", launch.name(), errand.family()?).into());
     let session = named.or_else(|| errand.stays().then(own).flatten());
-    let model =
-        errand.family().map(Arc::from).or_else(|| headers::Told::by(&parts.headers).model());
+    let model = errand.family().map(Arc::from).or_else(|| told.model());
     parts.headers = headers::upwards(parts.headers, &proxy.host);
     let key = bounds.session(session.as_ref());
     // What upstream keeps has a thread of its own within the session; all else goes where the session is,

@@ -54,14 +54,9 @@ impl Standings {
     }
 }
 
-/// The standing of a launch's accounts as it was a moment ago.
-pub(crate) fn known(proxy: &Proxy, launch: &Launch) -> Option<Standing> {
-    proxy.surface.standings.get(launch.id)
-}
-
 /// The standing of a launch's accounts.
 pub(crate) async fn of(proxy: &Proxy, launch: &Launch) -> Standing {
-    if let Some(known) = known(proxy, launch) {
+    if let Some(known) = proxy.surface.standings.get(launch.id) {
         return known;
     }
     let members = Box::pin(members::of(proxy, launch.bounds.need())).await;
@@ -72,12 +67,14 @@ pub(crate) async fn of(proxy: &Proxy, launch: &Launch) -> Standing {
     standing
 }
 
-/// [`Standing::instead`], where the standing isn't known.
+/// What the head of a turn's answer is to say in the place of the windows that it told of its account:
+/// the pool's.
 pub(crate) async fn instead(
     proxy: &Proxy,
     launch: &Launch,
     account: &AccountId,
-    (told, headers): (&[Window], &HeaderMap),
+    told: &[Window],
+    headers: &HeaderMap,
 ) -> Instead {
     if told.is_empty() {
         return Instead::default();
@@ -103,10 +100,6 @@ impl Instead {
 impl Standing {
     /// For each window that an account just told the pool's, where that has more left.
     fn pooled(&self, account: &AccountId, told: &[Window]) -> Vec<Option<Pooled>> {
-        // Nothing is less than nothing used.
-        if told.iter().all(|told| pooled::whole(told.used_percent) == 0) {
-            return vec![None; told.len()];
-        }
         let own = self.0.iter().find(|(id, _share)| id == account);
         let own = own.map(|(_id, share)| share.with(told));
         let shares: Vec<&Share> = self
@@ -123,15 +116,8 @@ impl Standing {
         told.iter().map(more).collect()
     }
 
-    /// What the head of a turn's answer is to say in the place of the windows that it told of its account:
-    /// the pool's.
-    pub(crate) fn instead(
-        &self,
-        account: &AccountId,
-        told: &[Window],
-        headers: &HeaderMap,
-    ) -> Instead {
-        if self.0.is_empty() || told.is_empty() {
+    fn instead(&self, account: &AccountId, told: &[Window], headers: &HeaderMap) -> Instead {
+        if self.0.is_empty() {
             return Instead::default();
         }
         let mut instead = Vec::new();
