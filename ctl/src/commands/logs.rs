@@ -46,7 +46,9 @@ pub(super) fn logs(
     };
     loop {
         if let Some(tail) = &mut tail {
-            while let Some(lines) = tail.read().map_err(failed)? {
+            // What is written from here on is for who follows.
+            let end = if follow { u64::MAX } else { tail.end };
+            while let Some(lines) = tail.read(end).map_err(failed)? {
                 lines.iter().try_for_each(|line| shown(line, screen, &clock))?;
             }
             if !follow {
@@ -70,6 +72,8 @@ struct Tail {
     path: PathBuf,
     file: File,
     position: u64,
+    /// The file's length when it was opened, which the last lines are counted from.
+    end: u64,
     /// The beginning of a line whose end is not written yet.
     pending: Vec<u8>,
 }
@@ -77,14 +81,16 @@ struct Tail {
 impl Tail {
     fn open(path: &Path, lines: usize) -> io::Result<Self> {
         let mut file = File::open(path)?;
-        let position = start_of_last(&mut file, lines)?;
+        let end = file.metadata()?.len();
+        let position = start_of_last(&mut file, end, lines)?;
         file.seek(SeekFrom::Start(position))?;
-        Ok(Self { path: path.to_owned(), file, position, pending: Vec::new() })
+        Ok(Self { path: path.to_owned(), file, position, end, pending: Vec::new() })
     }
 
-    /// The next whole lines; none at the end of what is written.
-    fn read(&mut self) -> io::Result<Option<Vec<String>>> {
-        let read = (&mut self.file).take(BLOCK).read_to_end(&mut self.pending)?;
+    /// The next whole lines before `end`; none at the end of what is written.
+    fn read(&mut self, end: u64) -> io::Result<Option<Vec<String>>> {
+        let left = end.saturating_sub(self.position).min(BLOCK);
+        let read = (&mut self.file).take(left).read_to_end(&mut self.pending)?;
         if read == 0 {
             return Ok(None);
         }
@@ -136,8 +142,7 @@ fn same_file(a: &Metadata, b: &Metadata) -> bool {
 }
 
 /// Where the last `lines` lines begin.
-fn start_of_last(file: &mut File, lines: usize) -> io::Result<u64> {
-    let end = file.metadata()?.len();
+fn start_of_last(file: &mut File, end: u64, lines: usize) -> io::Result<u64> {
     match lines {
         0 => return Ok(end),
         usize::MAX => return Ok(0),

@@ -3,7 +3,7 @@ use std::{fs, io::Write as _};
 
 fn lines(tail: &mut Tail) -> Vec<String> {
     let mut all = Vec::new();
-    while let Some(lines) = tail.read().unwrap() {
+    while let Some(lines) = tail.read(u64::MAX).unwrap() {
         all.extend(lines);
     }
     all
@@ -24,6 +24,18 @@ fn the_last_lines_are_found_across_blocks() {
     check(3, &[&long, "three", "four"]);
     check(4, &["one", &long, "three", "four"]);
     check(99, &["one", &long, "three", "four"]);
+}
+
+#[test]
+fn so_many_lines_are_no_more_while_another_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    fs::write(&path, "one\ntwo\n").unwrap();
+    let mut tail = Tail::open(&path, 1).unwrap();
+    fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"three\n").unwrap();
+    let end = tail.end;
+    assert_eq!(tail.read(end).unwrap().unwrap(), ["two"]);
+    assert_eq!(tail.read(end).unwrap(), None);
 }
 
 #[test]
