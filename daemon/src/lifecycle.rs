@@ -168,6 +168,9 @@ fn listen(at: SocketAddr) -> io::Result<TcpListener> {
     // on one port stay impossible. On Windows it would allow just that, so it stays off there.
     #[cfg(unix)]
     socket.set_reuseaddr(true)?;
+    if at.ip().is_loopback() {
+        sys::unpaced(&socket);
+    }
     socket.bind(at)?;
     socket.listen(BACKLOG)
 }

@@ -192,6 +192,7 @@ fn run(how: &Run) -> Result<(), Fault> {
         // consists of. Disk work runs on threads of its own. Measured: docs/performance.md.
         _ => tokio::runtime::Builder::new_current_thread(),
     };
+    gather::in_rounds(&mut builder);
     let runtime = builder
         .enable_all()
         .max_blocking_threads(4)
@@ -214,6 +215,7 @@ fn run(how: &Run) -> Result<(), Fault> {
         built.run().await;
         Ok::<_, Fault>(app)
     })?;
+    gather::end_round();
     // Connections that were cut and idle ones go with the runtime.
     runtime.shutdown_background();
     let property = app.doors.take();

@@ -206,6 +206,20 @@ pub(crate) fn port_holder(_port: u16) -> Option<String> {
     None
 }
 
+/// Has a loopback socket sent on as fast as it is read: nothing is lost there and no link fills, so a system's own
+/// way of measuring a link and of pacing what is sent (BBR) is time spent for nothing, a twentieth of a
+/// request's (docs/performance.md). A listener's sockets have it from the listener. "reno" is the one way that every
+/// kernel has and that needs no right.
+#[cfg(target_os = "linux")]
+pub(crate) fn unpaced(socket: impl std::os::fd::AsFd) {
+    // A kernel that refuses it goes its own way.
+    let _refused = rustix::net::sockopt::set_tcp_congestion(socket, "reno");
+}
+
+/// Other systems don't let a socket choose.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn unpaced<T>(_socket: &T) {}
+
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;

@@ -187,7 +187,7 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream) {
             .max_buf_size(MAX_HEAD)
             .writev(false)
             .keep_alive(proxy.phases.now() < Phase::Draining)
-            .serve_connection(TokioIo::new(Gather(stream)), service)
+            .serve_connection(TokioIo::new(Gather::new(stream)), service)
             .with_upgrades()
     ));
     // While draining, a new connection is for `whoami` (or for being told to try again): it gets its

@@ -403,7 +403,7 @@ impl Upstream {
             self.http1_only.store(true, Ordering::Relaxed);
             let account = account.clone();
             return match wire {
-                Wire::Plain(stream) => Connection::greet(Gather(stream), account).await,
+                Wire::Plain(stream) => Connection::greet(Gather::new(stream), account).await,
                 Wire::Tls(stream) => Connection::greet(stream, account).await,
                 Wire::Nested(stream) => Connection::greet(stream, account).await,
             }
