@@ -8,7 +8,7 @@ use std::{fs, path::Path};
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 17] = [
+const TARGETS: [Target; 18] = [
     ("frame", targets::frame),
     ("hello", targets::hello),
     ("message", targets::message),
@@ -26,6 +26,7 @@ const TARGETS: [Target; 17] = [
     ("models", targets::models),
     ("skim", targets::skim),
     ("plain", targets::plain),
+    ("chunks", targets::chunks),
 ];
 
 #[test]

@@ -21,6 +21,7 @@ pub mod account;
 pub mod affinity;
 pub mod bound;
 pub mod budget;
+pub mod chunks;
 pub mod cooldown;
 pub mod event;
 #[cfg(test)]

@@ -5,7 +5,10 @@
 //! What became of an attempt is told as far as the protocol tells it: a stream that the host refused,
 //! or that a GOAWAY left out, was never processed (RFC 9113, sections 6.8 and 8.7).
 
-use super::Outbound;
+use super::{
+    Outbound,
+    joined::{Begins, Joined},
+};
 use crate::{app::Tasks, clock, config::Endpoint, proxy::body::UpBody};
 use bytes::Bytes;
 use cma_core::identity::AccountId;
@@ -76,7 +79,7 @@ pub(crate) struct Connection {
 }
 
 enum Link {
-    Own { sender: SendRequest<UpBody>, driver: Driver },
+    Own { sender: SendRequest<UpBody>, driver: Driver, begins: Begins },
     Seat(Seat),
 }
 
@@ -294,9 +297,10 @@ impl Connection {
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         account: AccountId,
     ) -> hyper::Result<Self> {
+        let (stream, begins) = Joined::new(stream);
         let (sender, driver) =
             http1::Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(stream)).await?;
-        let link = Link::Own { sender, driver: Driver::new(driver) };
+        let link = Link::Own { sender, driver: Driver::new(driver), begins };
         Ok(Self { account, born: Instant::now(), other: false, link })
     }
 
@@ -327,7 +331,7 @@ impl Connection {
         // Nobody is to be woken: the request that is sent next would wake its own task, for nothing.
         let mut context = Context::from_waker(Waker::noop());
         match &mut self.link {
-            Link::Own { sender, driver: Driver { protocol, .. } } => {
+            Link::Own { sender, driver: Driver { protocol, .. }, .. } => {
                 protocol.drive(&mut context);
                 !protocol.ended && matches!(sender.poll_ready(&mut context), Poll::Ready(Ok(())))
             },
@@ -342,8 +346,9 @@ impl Connection {
         endpoint: &Endpoint,
     ) -> Result<Response<Incoming>, Lost> {
         match &mut self.link {
-            Link::Own { sender, driver } => {
+            Link::Own { sender, driver, begins } => {
                 own_form(&mut request, endpoint);
+                begins.tell();
                 let mut answer = std::pin::pin!(sender.try_send_request(*request));
                 let answered = std::future::poll_fn(|context| {
                     driver.bring(context, |context| answer.as_mut().poll(context))

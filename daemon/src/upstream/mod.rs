@@ -15,6 +15,7 @@
 
 mod connection;
 mod dial;
+mod joined;
 
 use crate::{
     app::Tasks, clock, config::Endpoint, fault, gather::Gather, names::Names, network::Network,

@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use cma_core::{
     bound::{self, Leave, Mark as Sealed, Without},
+    chunks::Joiner,
     cooldown::Cause,
     event::{self, Fault, Kind},
     frame as turn,
@@ -531,4 +532,53 @@ pub fn bound_strip(bytes: &[u8]) {
     assert!(serde_json::from_slice::<Value>(&stripped.json).is_ok());
     assert!(again.dropped.is_nothing() && again.json == stripped.json);
     assert!(stripped.dropped.is_nothing() == (stripped.json == json) || how & 15 != 0);
+}
+
+/// The first byte says where the rest, an answer in chunks, is read in two: its body is the same joined and not, and
+/// so is what is wrong with it.
+pub fn chunks(bytes: &[u8]) {
+    const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+    let Some((first, body)) = bytes.split_first() else { return };
+    let joined = |parts: &[&[u8]]| {
+        let mut joiner = Joiner::default();
+        joiner.begins();
+        let mut all = Vec::new();
+        for part in parts {
+            let mut part = part.to_vec();
+            let left = joiner.join(&mut part);
+            assert!(left <= part.len() && (left > 0 || part.is_empty()));
+            all.extend_from_slice(&part[..left]);
+        }
+        all
+    };
+    let expected = unchunked(body);
+    let (left, right) = body.split_at(usize::from(*first).min(body.len()));
+    let single: Vec<&[u8]> = std::iter::once(HEAD).chain(body.chunks(1)).collect();
+    for parts in
+        [&[HEAD, body][..], &[&[HEAD, left].concat(), right], &[HEAD, left, right], &single]
+    {
+        let all = joined(parts);
+        assert_eq!(unchunked(all.strip_prefix(HEAD).expect("a head is left alone")), expected);
+    }
+    // A head of whatever bytes.
+    joined(&[body]);
+}
+
+/// A body as far as it can be read, and what kept it from being read on: nothing, the last chunk with what comes
+/// behind it, something that is no size, or no line's end behind a chunk.
+fn unchunked(mut bytes: &[u8]) -> (Vec<u8>, Option<Vec<u8>>) {
+    let mut body = Vec::new();
+    loop {
+        let digits = bytes.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+        let (size, rest) = bytes.split_at(digits);
+        let size =
+            std::str::from_utf8(size).ok().and_then(|size| u32::from_str_radix(size, 16).ok());
+        let (Some(size @ 1..), Some(rest)) = (size, rest.strip_prefix(b"\r\n")) else {
+            return (body, Some(bytes.to_vec()));
+        };
+        let (data, rest) = rest.split_at(rest.len().min(size as usize));
+        body.extend_from_slice(data);
+        let Some(rest) = rest.strip_prefix(b"\r\n") else { return (body, None) };
+        bytes = rest;
+    }
 }
